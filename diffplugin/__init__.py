@@ -1,0 +1,65 @@
+"""Diff-Plugin (arXiv:2403.00644) for production.
+
+import diffplugin
+
+with diffplugin.load() as restorer:
+    restorer.restore("photo.jpg", "remove the blur").image.save("sharp.png")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from diffplugin.errors import DiffPluginError
+
+if TYPE_CHECKING:
+    import os
+
+    from diffplugin.bundle import Bundle
+    from diffplugin.runtime.restoration import Restoration
+    from diffplugin.runtime.restorer import Restorer
+
+__version__ = "0.1.0"
+__all__ = ["DiffPluginError", "Restoration", "Restorer", "__version__", "load"]
+
+_LAZY = {"Restoration": "diffplugin.runtime.restoration", "Restorer": "diffplugin.runtime.restorer"}
+
+
+def load(
+    bundle: str | os.PathLike[str] | Bundle | None = None,
+    engine: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+) -> Restorer:
+    """Load a bundle. Reads its manifest only; engines are loaded when first needed, or by ``Restorer.prepare``.
+
+    Args:
+        bundle: a bundle's folder; None: the small model that comes with the package.
+        engine: "auto" (the fastest usable one), "onnxruntime" or "openvino".
+        precision: "auto" (the engine's best here), "fp32", "bf16" or "fp16".
+        threads: processor cores to use; None: all that this process may use.
+
+    Raises:
+        BundleError: the folder is no bundle, or one of a newer format.
+        EngineUnavailable: the engine or precision asked for cannot run here; the message names the remedy.
+    """
+    from diffplugin.bundle import Bundle, cache_folder, default_bundle, open_bundle
+    from diffplugin.engines import choose
+    from diffplugin.runtime.restorer import Restorer
+
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(default_bundle() if bundle is None else bundle)
+    builder, chosen, reason = choose(engine, precision)
+    return Restorer(opened, builder, chosen, reason=reason, threads=threads, cache=cache_folder())
+
+
+def __getattr__(name: str) -> Any:
+    """The classes of ``__all__``, imported when first named: ``import diffplugin`` stays quick."""
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,149 @@
+"""``dp-export``: checkpoints in, a bundle of engines out; and the care of bundles."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffplugin.errors import DiffPluginError, MissingDependency
+
+BASE_FILES = (
+    "model_index.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.*",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.*",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "text_encoder/pytorch_model.bin",
+    "tokenizer/*",
+    "scheduler/*",
+)
+CLIP_FILES = ("config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dp-export",
+        description="Turn a Stable Diffusion 1.x base, CLIP and Task-Plugins into a bundle that dp-infer runs.",
+        epilog="Without arguments: the embedded model, into the user's cache folder.",
+    )
+    model = parser.add_argument_group("checkpoints")
+    model.add_argument("--plugin", action="append", default=[], metavar="ID", help="Task-Plugin to export; repeatable")
+    model.add_argument("--base", metavar="DIR|HUB-ID", help="diffusers Stable Diffusion 1.x")
+    model.add_argument("--clip", metavar="DIR|HUB-ID", help="CLIP with its vision encoder")
+    model.add_argument("--plugins", type=Path, metavar="DIR", help="the released pre-trained/ tree")
+    model.add_argument("--cards", type=Path, metavar="DIR", help="folder of plugin cards that replace or add to the shipped ones")
+    model.add_argument("--offline", action="store_true", help="take hub ids from the local cache only")
+    made = parser.add_argument_group("bundle")
+    made.add_argument("--out", type=Path, metavar="BUNDLE", help="folder to write")
+    made.add_argument("--engine", default="auto", metavar="NAME", help="auto, onnxruntime or openvino (default: auto)")
+    made.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
+    made.add_argument(
+        "--size", default="512", metavar="N|HxW|MIN:MAX", help="picture size that engines are prepared for (default: 512)"
+    )
+    made.add_argument("--no-validate", action="store_true", help="skip the comparison with the PyTorch reference")
+    care = parser.add_argument_group("care of bundles").add_mutually_exclusive_group()
+    care.add_argument("--list", action="store_true", help="list the bundles in the cache folder, or in --out")
+    care.add_argument("--verify", type=Path, metavar="BUNDLE", help="check every file against the manifest")
+    care.add_argument("--prune", type=Path, metavar="BUNDLE", help="remove stale and foreign engines and left-overs")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``dp-export``; returns the exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.list:
+            return _list(args.out)
+        if args.verify:
+            return _verify(args.verify)
+        if args.prune:
+            return _prune(args.prune)
+        return _export(args)
+    except DiffPluginError as error:
+        print(f"dp-export: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"dp-export: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("dp-export: interrupted; no bundle was written", file=sys.stderr)
+        return 130
+
+
+def _list(folder: Path | None) -> int:
+    from diffplugin.bundle import cache_folder, list_bundles
+
+    where = folder or cache_folder()
+    bundles = list_bundles(where)
+    for bundle in bundles:
+        manifest = bundle.manifest
+        engines = ", ".join(sorted({f"{e.engine} {e.precision}" for e in manifest.engines})) or "onnx"
+        print(f"{bundle.path}\t{', '.join(manifest.plugins)}\t{engines}")
+    if not bundles:
+        print(f"no bundles in {where}")
+    return 0
+
+
+def _verify(path: Path) -> int:
+    from diffplugin.bundle import verify
+
+    faults = verify(path)
+    for fault in faults:
+        print(f"dp-export: {fault}", file=sys.stderr)
+    if not faults:
+        print(f"{path}: sound")
+    return 1 if faults else 0
+
+
+def _prune(path: Path) -> int:
+    from diffplugin.bundle import prune
+
+    removed, freed = prune(path)
+    for name in removed:
+        print(f"removed {name}")
+    print(f"{path}: {freed / 2**20:.1f} MiB freed")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from diffplugin.bundle import cache_folder
+
+    try:
+        from diffplugin.export.checkpoints import find, local_folder
+        from diffplugin.export.exporter import embedded_checkpoint, export_bundle, parse_size
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"dp-export needs the package {error.name}: pip install 'diffplugin[export]'") from None
+
+    given = [name for name in ("base", "clip", "plugins") if getattr(args, name)]
+    if given and len(given) < 3:
+        missing = ", ".join(f"--{name}" for name in ("base", "clip", "plugins") if name not in given)
+        raise DiffPluginError(f"--{', --'.join(given)} given without {missing}: a model needs all three, or none for the embedded one")
+    if given:
+        base = local_folder(args.base, offline=args.offline, patterns=BASE_FILES)
+        clip = local_folder(args.clip, offline=args.offline, patterns=CLIP_FILES)
+        checkpoint, cards, name = find(base, clip, args.plugins, args.plugin), args.cards, args.plugins.resolve().parent.name
+    else:
+        checkpoint, cards, name = embedded_checkpoint(args.plugin)
+    started = time.monotonic()
+    path = export_bundle(
+        checkpoint,
+        args.out or cache_folder() / "bundles" / name,
+        name=name,
+        cards=cards,
+        engine=args.engine,
+        precision=args.precision,
+        sizes=parse_size(args.size),
+        validate=not args.no_validate,
+        report=lambda line: print(line, flush=True),
+    )
+    print(f"{path}: written in {time.monotonic() - started:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""Checkpoint -> bundle: trace every graph, prove it equal, prepare engines, and only then put the bundle in place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import diffplugin
+from diffplugin.bundle import ENGINES, Bundle, graph_files, list_files, sha256, write_manifest, writing
+from diffplugin.engines import choose
+from diffplugin.engines.base import shapes_text
+from diffplugin.errors import CheckpointError, RequestError
+from diffplugin.export.checkpoints import Checkpoint, find, weights_file
+from diffplugin.export.graphs import graph_keys, module_for
+from diffplugin.export.onnx import export_graph
+from diffplugin.export.parity import TENSOR_BUDGET, check, compare_graphs, compare_picture
+from diffplugin.export.reference import ReferenceBuilder
+from diffplugin.export.tokenizer import write_tokenizer
+from diffplugin.manifest import EngineEntry, GraphEntry, Manifest, fingerprint
+from diffplugin.plugins.cards import PluginCard, card_to_toml, registry
+from diffplugin.spec import graph_specs
+
+if TYPE_CHECKING:
+    from diffplugin.engines.base import EngineBuilder
+
+Report = Callable[[str], None]
+Sizes = tuple[tuple[int, int], ...]
+
+
+def embedded_folder() -> Path:
+    """The embedded model's checkpoint."""
+    import diffplugin.plugins
+
+    return Path(diffplugin.plugins.__path__[0]) / "embedded"
+
+
+def embedded_checkpoint(plugins: list[str]) -> tuple[Checkpoint, Path, str]:
+    """(checkpoint, folder of its cards, name) of the model that this project trained."""
+    root = embedded_folder()
+    if not root.is_dir():
+        raise CheckpointError(f"{root}: this installation has no embedded checkpoint; name --base, --clip and --plugins")
+    return find(root / "base", root / "clip", root / "pre-trained", plugins), root / "cards", "embedded"
+
+
+def parse_size(text: str) -> tuple[tuple[int, int], ...]:
+    """``512`` -> ((512, 512),); ``512x768`` -> ((512, 768),), height first; ``256:1024`` -> both ends.
+
+    Raises:
+        RequestError: not of these forms, or not positive.
+    """
+    number = r"([1-9]\d{0,4})"
+    if found := re.fullmatch(number, text):
+        return ((int(found[1]), int(found[1])),)
+    if found := re.fullmatch(f"{number}x{number}", text):
+        return ((int(found[1]), int(found[2])),)
+    if (found := re.fullmatch(f"{number}:{number}", text)) and int(found[1]) <= int(found[2]):
+        return ((int(found[1]),) * 2, (int(found[2]),) * 2)
+    raise RequestError(f"size {text!r}: expected N, HxW or MIN:MAX in pixels, such as 512, 512x768 or 256:1024")
+
+
+def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
+    """What the bundle was made from: file name and SHA-256 per part, without the machine's folders."""
+    files = {part: weights_file(checkpoint.base / part) for part in ("unet", "vae", "text_encoder")}
+    files["clip_vision"] = weights_file(checkpoint.clip)
+    for plugin, folder in checkpoint.plugins.items():
+        files[f"tpb/{plugin}"], files[f"scb/{plugin}"] = folder / "tpb.pt", weights_file(folder / "scb")
+    if checkpoint.selector is not None:
+        files["selector"] = checkpoint.selector
+    return {part: {"name": path.name, "sha256": sha256(path)} for part, path in files.items()}
+
+
+def _cards(checkpoint: Checkpoint, folder: Path | None) -> dict[str, PluginCard]:
+    """Cards of the checkpoint's plugins, in registry order; every plugin needs one."""
+    known = registry(folder) if folder is not None else registry()
+    lacking = [plugin for plugin in checkpoint.plugins if plugin not in known]
+    if lacking:
+        raise CheckpointError(
+            f"no card for {', '.join(lacking)}; write <id>.toml into a folder and name it with --cards "
+            f"(shipped: {', '.join(registry())})"
+        )
+    return {plugin: card for plugin, card in known.items() if plugin in checkpoint.plugins}
+
+
+def _export_graphs(checkpoint: Checkpoint, folder: Path, report: Report) -> dict[str, GraphEntry]:
+    """Trace every graph into ``folder``, one network in memory at a time."""
+    specs = graph_specs(checkpoint.dims)
+    keys = graph_keys(checkpoint)
+    entries = {}
+    for i, key in enumerate(keys, 1):
+        kind, _, plugin = key.partition("/")
+        name = f"plugins/{plugin}/{kind}.onnx" if plugin else f"onnx/{kind}.onnx"
+        report(f"[{i}/{len(keys)}] tracing {key}")
+        module = module_for(checkpoint, key)
+        export_graph(module, specs[kind], folder / name, factor=checkpoint.dims.factor)
+        weights = sum(p.numel() * 4 for p in module.parameters())
+        entries[key] = GraphEntry(file=name, sha256=sha256(*graph_files(folder / name)), weights_bytes=weights)
+    return entries
+
+
+def _manifest(checkpoint: Checkpoint, name: str, cards: Mapping[str, PluginCard], graphs: Mapping[str, GraphEntry]) -> Manifest:
+    unet, clip = checkpoint.config("unet"), checkpoint.preprocessor()
+    scheduler = {k: v for k, v in checkpoint.config("scheduler").items() if not k.startswith("_")}
+    return Manifest(
+        created_with=diffplugin.__version__,
+        name=name,
+        source=_sources(checkpoint),
+        dims=checkpoint.dims,
+        scheduler=scheduler,
+        time_embedding={k: unet.get(k, default) for k, default in (("flip_sin_to_cos", True), ("freq_shift", 0))},
+        clip={"mean": tuple(clip["image_mean"]), "std": tuple(clip["image_std"])},
+        graphs=graphs,
+        plugins=tuple(cards),
+        selector="selector" in graphs,
+        licences={plugin: card.licence for plugin, card in cards.items() if card.licence},
+    )
+
+
+def _build_engines(
+    bundle: Bundle, builder: EngineBuilder, precision: str, sizes: Sizes, report: Report
+) -> tuple[EngineEntry, ...]:
+    """Engines built ahead of time for every graph and size; none where the engine loads from ONNX."""
+    entries = []
+    factor = bundle.manifest.dims.factor
+    for key, graph in bundle.manifest.graphs.items():
+        for height, width in sizes:
+            latent = {"h": height // factor, "w": width // factor}
+            axes = latent | {"H": latent["h"] * factor, "W": latent["w"] * factor, "n": 1, "p": len(bundle.manifest.plugins)}
+            shapes = shapes_text(bundle.spec(key), axes)
+            print_ = fingerprint(graph.sha256, shapes, precision, builder.name, builder.version(), builder.device())
+            folder = bundle.path / ENGINES / print_
+            if any(entry.fingerprint == print_ for entry in entries):
+                continue  # a graph without free axes is built once
+            files = builder.build(bundle, key, precision=precision, sizes=axes, out=folder)
+            if not files:
+                continue
+            report(f"built {builder.name} {precision} engine of {key} for {shapes or 'its one shape'}")
+            entries.append(
+                EngineEntry(
+                    fingerprint=print_,
+                    engine=builder.name,
+                    version=builder.version(),
+                    precision=precision,
+                    device=builder.device(),
+                    shapes=shapes,
+                    graph=key,
+                    graph_sha256=graph.sha256,
+                    files=tuple(file.relative_to(bundle.path).as_posix() for file in files),
+                )
+            )
+    return tuple(entries)
+
+
+def _validate(
+    bundle: Bundle, checkpoint: Checkpoint, builder: EngineBuilder, precision: str, report: Report
+) -> dict[str, Any]:
+    """Compare with the reference; the report for the manifest. ParityError after all comparisons are printed."""
+    reference = ReferenceBuilder(checkpoint)
+    vocabulary = checkpoint.config("text_encoder")["vocab_size"]
+    comparisons = []
+    for comparison in compare_graphs(bundle, reference, builder, precision=precision, vocabulary=vocabulary):
+        report(comparison.describe())
+        comparisons.append(comparison)
+    picture = compare_picture(bundle, reference, builder, precision=precision)
+    report(f"whole picture      {picture[0]:.1f} dB against the reference (at least {picture[1]:g})")
+    check(comparisons, picture)
+    return {
+        "engine": builder.name,
+        "precision": precision,
+        "relative_error_budget": TENSOR_BUDGET[precision],
+        # rounded up to one digit: the last digits change with the processor, and a bundle should not
+        "relative_error": {c.key: {name: float(f"{error:.0e}") for name, error in c.errors.items()} for c in comparisons},
+        "picture_psnr_budget_db": picture[1],
+        "picture_psnr_db": round(picture[0]),
+    }
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    name: str,
+    cards: Path | None = None,
+    engine: str = "auto",
+    precision: str = "auto",
+    sizes: Sizes = ((512, 512),),
+    validate: bool = True,
+    report: Report = lambda line: None,
+) -> Path:
+    """Write the bundle ``out`` and return it.
+
+    Args:
+        name: the bundle's name, kept in its manifest.
+        cards: folder of plugin cards beyond the shipped ones.
+        engine, precision: what to prepare and to validate with (``diffplugin.engines.choose``).
+        sizes: (height, width) in pixels that engines are built for.
+        validate: compare every graph and one picture with the reference.
+        report: takes one line of progress.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit.
+        ParityError: a graph leaves its error budget; nothing is written then.
+        BundleError: ``out`` cannot be written.
+        EngineUnavailable: the engine cannot run here.
+    """
+    chosen = _cards(checkpoint, cards)
+    dims = checkpoint.dims  # reads all configs: faults show before any work
+    too_small = [size for size in sizes if min(size) < dims.factor]
+    if too_small:
+        raise RequestError(f"size {too_small[0]}: a side is under {dims.factor} pixels, one latent pixel")
+    builder, wanted, reason = choose(engine, precision)
+    report(f"engine {builder.name} {wanted} ({reason})")
+    with writing(out) as folder:
+        write_tokenizer(checkpoint.base / "tokenizer", folder / "tokenizer.json", dims.context)
+        for plugin, card in chosen.items():
+            path = folder / "plugins" / plugin / "card.toml"
+            path.parent.mkdir(parents=True)
+            path.write_text(card_to_toml(card), encoding="utf-8")
+        manifest = _manifest(checkpoint, name, chosen, _export_graphs(checkpoint, folder, report))
+        bundle = Bundle(folder, manifest)
+        if validate:
+            manifest = replace(manifest, parity=_validate(bundle, checkpoint, builder, wanted, report))
+        engines = _build_engines(bundle, builder, wanted, sizes, report)
+        write_manifest(folder, replace(manifest, engines=engines, files=list_files(folder)))
+    return out

@@ -1,0 +1,90 @@
+"""One tracing wrapper per graph kind: positional tensors in, the spec's outputs out.
+
+Each module below takes the inputs of its :class:`~diffplugin.spec.GraphSpec` in order. The reference runs the same
+modules, so what is exported is what was proved equal to the released model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from diffplugin.export.checkpoints import Checkpoint
+from diffplugin.plugins.networks.taskplugin import SpatialComplementBranch
+from diffplugin.plugins.networks.unet import UNet
+from diffplugin.plugins.networks.vae import Autoencoder
+
+
+class _UNet(nn.Module):
+    """The three residuals as inputs of their own."""
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, latents: Tensor, time: Tensor, tokens: Tensor, r0: Tensor, r1: Tensor, r2: Tensor) -> Tensor:
+        return self.unet(latents, time, tokens, (r0, r1, r2))  # type: ignore[no-any-return]
+
+
+class _Encoder(nn.Module):
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.scaling = autoencoder.scaling
+        self.encoder, self.quant_conv = autoencoder.encoder, autoencoder.quant_conv
+
+    def forward(self, image: Tensor) -> Tensor:
+        mean, _ = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
+        return mean * self.scaling  # type: ignore[no-any-return]
+
+
+class _Decoder(nn.Module):
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.scaling = autoencoder.scaling
+        self.decoder, self.post_quant_conv = autoencoder.decoder, autoencoder.post_quant_conv
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(latents / self.scaling))  # type: ignore[no-any-return]
+
+
+class _Scb(nn.Module):
+    def __init__(self, scb: SpatialComplementBranch) -> None:
+        super().__init__()
+        self.scb = scb
+
+    def forward(self, time: Tensor, tokens: Tensor, cond: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.scb(time, tokens, cond)  # type: ignore[no-any-return]
+
+
+_SHARED: dict[str, Callable[[Checkpoint], nn.Module]] = {
+    "clip_text": lambda checkpoint: checkpoint.text_encoder(),
+    "clip_vision": lambda checkpoint: checkpoint.vision_encoder(),
+    "selector": lambda checkpoint: checkpoint.selector_heads(),
+    "vae_encoder": lambda checkpoint: _Encoder(checkpoint.autoencoder()),
+    "unet": lambda checkpoint: _UNet(checkpoint.unet()),
+    "vae_decoder": lambda checkpoint: _Decoder(checkpoint.autoencoder()),
+}
+
+
+def graph_keys(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Graphs of a bundle, in the order of export: ``unet``, …, ``tpb/<id>``, ``scb/<id>``."""
+    shared = [kind for kind in _SHARED if kind != "selector" or checkpoint.selector is not None]
+    return (*shared, *(f"{branch}/{plugin}" for plugin in checkpoint.plugins for branch in ("tpb", "scb")))
+
+
+def kind_of(key: str) -> str:
+    """``scb/deblur`` -> ``scb``."""
+    return key.partition("/")[0]
+
+
+def module_for(checkpoint: Checkpoint, key: str) -> nn.Module:
+    """The network of one graph with its weights, float32, in evaluation mode."""
+    kind, _, plugin = key.partition("/")
+    with torch.no_grad():
+        if kind == "tpb":
+            return checkpoint.tpb(plugin)
+        if kind == "scb":
+            return _Scb(checkpoint.scb(plugin))
+        return _SHARED[kind](checkpoint).eval()

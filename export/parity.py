@@ -1,0 +1,160 @@
+"""Proof at export: every graph against the reference on the same inputs, then one whole picture.
+
+A graph's inputs are the reference's own tensors, made in the order of a restoration, so that activations are what
+they are in use. The error of a tensor is ||engine - reference|| / ||reference||.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffplugin.errors import ParityError
+from diffplugin.export.graphs import kind_of
+from diffplugin.export.onnx import example_inputs
+from diffplugin.spec import Array, GraphSpec
+
+if TYPE_CHECKING:
+    from diffplugin.engines.base import Engine, EngineBuilder
+    from diffplugin.bundle import Bundle
+
+# Largest relative error of one tensor, and smallest PSNR of the whole picture in dB, per precision.
+# fp32: the bound of the goldens. Half precisions: measured on full SD 1.4 widths (UNet 0.011 to 0.035 in bf16), with room.
+TENSOR_BUDGET = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2}
+PICTURE_BUDGET = {"fp32": 70.0, "fp16": 40.0, "bf16": 35.0}
+LATENT_SIDE = 24  # of the picture that is used; not a multiple of 16, and quick at full width
+
+
+def relative_error(found: Array, expected: Array) -> float:
+    """||found - expected|| / ||expected||, in double precision."""
+    reference = expected.astype(np.float64)
+    norm = float(np.linalg.norm(reference))
+    return float(np.linalg.norm(found.astype(np.float64) - reference)) / (norm or 1.0)
+
+
+def psnr(found: Array, expected: Array) -> float:
+    """Peak signal-to-noise ratio of two uint8 pictures in dB; 99 for identical ones."""
+    mse = float(np.mean((found.astype(np.float64) - expected.astype(np.float64)) ** 2))
+    return 99.0 if mse == 0 else min(99.0, 10 * np.log10(255**2 / mse))
+
+
+def test_picture(height: int, width: int, *, seed: int = 0) -> Array:
+    """A picture to compare on, uint8 [H, W, 3]: smooth shades, edges and fine grain, without a file."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    shade = np.stack([0.5 + 0.4 * np.sin(6 * x + 3 * y * k) for k in (1, 2, 3)], axis=-1)
+    shade[(np.floor(x * 8) + np.floor(y * 8)) % 2 == 0] *= 0.6
+    return np.clip((shade + 0.05 * random.standard_normal(shade.shape)) * 255, 0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Errors of one graph, per output tensor, and the budget they were held to."""
+
+    key: str
+    errors: Mapping[str, float]
+    budget: float
+
+    @property
+    def within(self) -> bool:
+        return all(np.isfinite(error) and error <= self.budget for error in self.errors.values())
+
+    def describe(self) -> str:
+        errors = "  ".join(f"{name} {error:.1e}" for name, error in self.errors.items())
+        return f"{self.key:<18} {errors}  (budget {self.budget:g})"
+
+
+class _Chain:
+    """Tensors of a restoration as far as it has come; what is not there yet is drawn at random."""
+
+    def __init__(self, *, factor: int, plugins: int, vocabulary: int) -> None:
+        side = LATENT_SIDE
+        self._sizes = {"h": side, "w": side, "H": side * factor, "W": side * factor, "n": 2, "p": plugins}
+        self._vocabulary = vocabulary
+        self._known: dict[str, Array] = {}
+        picture = test_picture(side * factor, side * factor).astype(np.float32).transpose(2, 0, 1)[None]
+        self._known["image"] = np.ascontiguousarray(picture / 127.5 - 1)
+
+    def inputs(self, spec: GraphSpec) -> dict[str, Array]:
+        known = dict(self._known)
+        if "tokens" in known:
+            known["plugin_tokens"] = np.concatenate([known["tokens"]] * self._sizes["p"])
+        if "pooled" in known:
+            known["text"] = known["null_text"] = known["pooled"]
+        drawn = example_inputs(spec, self._sizes, ids_below=self._vocabulary)
+        shapes = {name: array.shape for name, array in drawn.items()}
+        return {n: known[n] if n in known and known[n].shape == shapes[n] else a for n, a in drawn.items()}
+
+    def learn(self, outputs: Mapping[str, Array]) -> None:
+        for name, array in outputs.items():
+            # residuals of two timesteps were made at once; the UNet takes those of one
+            self._known[name] = array[:1] if name.startswith("residual") else array
+
+
+# Order in which a restoration makes its tensors.
+_ORDER = ("clip_vision", "tpb", "clip_text", "selector", "vae_encoder", "scb", "unet", "vae_decoder")
+
+
+def compare_graphs(
+    bundle: Bundle,
+    reference: EngineBuilder,
+    builder: EngineBuilder,
+    *,
+    precision: str,
+    vocabulary: int,
+    cache: Path | None = None,
+) -> Iterator[Comparison]:
+    """Each graph of the bundle, one at a time in memory, in the order of a restoration."""
+    chain = _Chain(factor=bundle.manifest.dims.factor, plugins=len(bundle.manifest.plugins), vocabulary=vocabulary)
+    keys = sorted(bundle.manifest.graphs, key=lambda key: _ORDER.index(kind_of(key)))
+    for key in keys:
+        inputs = chain.inputs(bundle.spec(key))
+        expected = _run_once(lambda key=key: _load(reference, bundle, key, "fp32", None), inputs)
+        found = _run_once(lambda key=key: _load(builder, bundle, key, precision, cache), inputs)
+        chain.learn(expected)
+        errors = {name: relative_error(found[name], value) for name, value in expected.items()}
+        yield Comparison(key=key, errors=errors, budget=TENSOR_BUDGET[precision])
+
+
+def _load(builder: EngineBuilder, bundle: Bundle, key: str, precision: str, cache: Path | None) -> Engine:
+    return builder.load(bundle, key, precision=precision, threads=None, cache=cache)
+
+
+def _run_once(load: Callable[[], Engine], inputs: Mapping[str, Array]) -> dict[str, Array]:
+    engine = load()
+    try:
+        return engine.run(inputs)
+    finally:
+        engine.close()
+
+
+def compare_picture(
+    bundle: Bundle, reference: EngineBuilder, builder: EngineBuilder, *, precision: str
+) -> tuple[float, float]:
+    """One whole picture with the first plugin and its own steps: (PSNR against the reference in dB, the budget)."""
+    from diffplugin.runtime.restorer import Restorer
+
+    side = LATENT_SIDE * bundle.manifest.dims.factor
+    picture = test_picture(side, side)
+    plugin = bundle.manifest.plugins[0]
+    made: list[Any] = []
+    for engines, wanted in ((reference, "fp32"), (builder, precision)):
+        with Restorer(bundle, engines, precision=wanted) as restorer:
+            made.append(np.asarray(restorer.restore(picture, plugins=[plugin]).image))
+    return psnr(made[1], made[0]), PICTURE_BUDGET[precision]
+
+
+def check(comparisons: list[Comparison], picture: tuple[float, float]) -> None:
+    """Raises:
+    ParityError: naming every graph over its budget, and the picture.
+    """
+    faults = [comparison.describe() for comparison in comparisons if not comparison.within]
+    found, budget = picture
+    if not found >= budget:
+        faults.append(f"whole picture {found:.1f} dB, expected at least {budget:g} dB")
+    if faults:
+        raise ParityError(f"the export does not match the reference: {'; '.join(faults)}")

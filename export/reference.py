@@ -1,0 +1,71 @@
+"""The released model in plain PyTorch, behind the engines' protocol: the oracle in our own words.
+
+The loop that runs it is the runtime's own; only the networks are PyTorch's. So a golden test of this engine proves
+networks and loop, and a comparison of another engine with it sees that engine alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from diffplugin.export.checkpoints import Checkpoint
+from diffplugin.export.graphs import module_for
+from diffplugin.spec import Array, GraphSpec, check_inputs
+
+if TYPE_CHECKING:
+    from diffplugin.bundle import Bundle
+
+
+class TorchEngine:
+    """One graph of the reference, float32 on the CPU."""
+
+    name = "pytorch"
+    precision = "fp32"
+
+    def __init__(self, spec: GraphSpec, module: torch.nn.Module) -> None:
+        self.spec, self._module = spec, module
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        check_inputs(self.spec, inputs)
+        # channels-last memory costs GroupNorm three digits on a CPU: a transposed picture arrives in that layout
+        tensors = [torch.from_numpy(inputs[t.name].copy(order="C")) for t in self.spec.inputs]
+        with torch.inference_mode():
+            outputs = self._module(*tensors)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return {t.name: out.numpy() for t, out in zip(self.spec.outputs, outputs, strict=True)}
+
+    def close(self) -> None:
+        self._module = torch.nn.Identity()
+
+
+class ReferenceBuilder:
+    """Engines of the reference. They read ``checkpoint``; a bundle gives them its specs only."""
+
+    name = "pytorch"
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def why_unavailable(self) -> str | None:
+        return None
+
+    def version(self) -> str:
+        return torch.__version__
+
+    def device(self) -> str:
+        return "cpu"
+
+    def precisions(self) -> tuple[str, ...]:
+        return ("fp32",)
+
+    def load(self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None) -> TorchEngine:
+        return TorchEngine(bundle.spec(key), module_for(self._checkpoint, key))
+
+    def build(
+        self, bundle: Bundle, key: str, *, precision: str, sizes: Mapping[str, int], out: Path
+    ) -> tuple[Path, ...]:
+        return ()

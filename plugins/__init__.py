@@ -1,0 +1,1 @@
+"""Task-Plugins as data (cards, registry, mapping of compound tasks), their networks and their training."""

@@ -1,0 +1,213 @@
+"""Task-Plugins as data: one card per task, and the registry that orders them.
+
+A card is a small TOML file. The eight released tasks ship with the package; a folder of the user's own may replace
+or add cards without touching the code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from diffplugin.errors import CheckpointError, RequestError
+
+START = ("noised_input", "noise")
+TRAIN_STEPS = 1000  # Stable Diffusion's training schedule
+LAST = 1000  # order of a card that names none: after the shipped ones
+NULL = "null"  # the selector's name for "no plugin"; no plugin may take it
+_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(("id", "title", "start", "licence"), str),
+    **dict.fromkeys(("aliases", "examples"), list),
+    **dict.fromkeys(("order", "renoise_from_t", "steps_first", "steps_chained"), int),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginCard:
+    """What the loop must know of one Task-Plugin (arXiv:2403.00644), and what a user should.
+
+    Attributes:
+        id: folder name, lower case; unique in a registry.
+        title: for people.
+        aliases: other names that ``--plugin`` understands.
+        examples: requests that should select the plugin.
+        start: the latents begin as the noised input picture, or as pure noise.
+        renoise_from_t: with ``noised_input``, the latents are replaced by the noised input at every step whose
+            timestep (0 to 999) is this or larger. Without meaning for ``noise``.
+        steps_first: default steps where the plugin is the only or the first one.
+        steps_chained: steps where it follows another plugin.
+        licence: note on the weights.
+        order: place in the registry and so in a chain.
+    """
+
+    id: str
+    title: str
+    aliases: tuple[str, ...]
+    examples: tuple[str, ...]
+    start: Literal["noised_input", "noise"]
+    renoise_from_t: int = 960
+    steps_first: int = 20
+    steps_chained: int = 3
+    licence: str = ""
+    order: int = LAST
+
+
+def parse_card(text: str, *, where: str, expected_id: str | None = None) -> PluginCard:
+    """A card from TOML text; ``where`` names the text in messages.
+
+    Raises:
+        CheckpointError: not TOML, or all faults of the card in one line.
+    """
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise CheckpointError(f"{where}: not a TOML file ({error}); see the shipped cards for an example") from None
+    faults = _faults(values)
+    if expected_id is not None and not faults and values["id"] != expected_id:
+        faults.append(f"id is {values['id']!r}, but its folder or file is named {expected_id!r}: make them the same")
+    if faults:
+        raise CheckpointError(f"{where}: {'; '.join(faults)}")
+    frozen: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return PluginCard(**frozen)
+
+
+def load_card(path: str | Path, *, expected_id: str | None = None) -> PluginCard:
+    """The card in one TOML file (see :func:`parse_card`).
+
+    Raises:
+        CheckpointError: the file cannot be read, is not TOML, or all faults of the card in one line.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{path}: the plugin card cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path}: the plugin card is not UTF-8 text") from None
+    return parse_card(text, where=str(path), expected_id=expected_id)
+
+
+def _faults(values: Mapping[str, Any]) -> list[str]:
+    """Every reason why ``values`` is no card."""
+    required = [field.name for field in fields(PluginCard) if field.default is MISSING]
+    faults = [f"{name} is missing" for name in required if name not in values]
+    faults += [f"{name} is unknown (known: {', '.join(_TYPES)})" for name in values if name not in _TYPES]
+    for name, value in values.items():
+        kind = _TYPES.get(name)
+        if kind is None:
+            continue
+        if type(value) is not kind or (isinstance(value, list) and not all(isinstance(item, str) for item in value)):
+            wanted = {str: "text", int: "a whole number", list: "a list of texts"}[kind]
+            faults.append(f"{name} is {value!r}, expected {wanted}")
+        else:
+            faults += _value_faults(name, value)
+    if values.get("start") == "noise" and "renoise_from_t" in values:
+        faults.append('renoise_from_t has no meaning with start = "noise": leave it out')
+    return faults
+
+
+def _value_faults(name: str, value: Any) -> list[str]:
+    if name == "id" and (not _ID.fullmatch(value) or value == NULL):
+        return [f"id is {value!r}, expected lower-case letters, digits, - and _ (and not {NULL!r})"]
+    if name == "start" and value not in START:
+        return [f"start is {value!r}, expected one of {', '.join(START)}"]
+    if name in ("steps_first", "steps_chained") and not 1 <= value <= TRAIN_STEPS:
+        return [f"{name} is {value}, expected 1 to {TRAIN_STEPS}"]
+    if name == "renoise_from_t" and not 0 <= value <= TRAIN_STEPS:
+        return [f"{name} is {value}, expected 0 to {TRAIN_STEPS}"]
+    if (name == "title" and not value.strip()) or (name == "examples" and not value):
+        return [f"{name} is empty"]
+    return []
+
+
+def card_to_toml(card: PluginCard) -> str:
+    """``card`` as TOML text that :func:`parse_card` reads back as the same card."""
+    lines = []
+    for name, value in asdict(card).items():
+        if name == "renoise_from_t" and card.start == "noise":
+            continue
+        text = f"[{', '.join(map(_toml, value))}]" if isinstance(value, tuple) else _toml(value)
+        lines.append(f"{name} = {text}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: str | int) -> str:
+    # A JSON string is a TOML basic string but for DEL, which TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+@functools.cache
+def _shipped() -> tuple[PluginCard, ...]:
+    folder = resources.files(__package__).joinpath("cards")
+    files = [file for file in folder.iterdir() if file.name.endswith(".toml") and file.name != "compounds.toml"]
+    cards = [parse_card(file.read_text("utf-8"), where=file.name, expected_id=file.name[:-5]) for file in files]
+    return tuple(sorted(cards, key=lambda card: (card.order, card.id)))
+
+
+def shipped_cards() -> dict[str, PluginCard]:
+    """The eight released tasks by id, in the released order of a chain."""
+    return {card.id: card for card in _shipped()}
+
+
+def registry(*folders: str | Path) -> dict[str, PluginCard]:
+    """Shipped cards, replaced or extended by those in ``folders`` (``<id>/card.toml`` or ``cards/<id>.toml``).
+
+    A card that replaces a shipped one keeps the shipped place; new ones follow by ``order``, then id. Where two
+    folders hold the same id, the later folder wins.
+
+    Raises:
+        RequestError: a folder does not exist.
+        CheckpointError: the faults of all cards at once.
+    """
+    missing = [str(folder) for folder in folders if not Path(folder).is_dir()]
+    if missing:
+        raise RequestError(f"no such plugin folder: {', '.join(missing)}")
+    found: dict[str, PluginCard] = {}
+    faults = []
+    for file, name in (entry for folder in folders for entry in card_files(Path(folder))):
+        try:
+            found[name] = load_card(file, expected_id=name)
+        except CheckpointError as error:
+            faults.append(str(error))
+    if faults:
+        raise CheckpointError(" | ".join(faults))
+    shipped = shipped_cards()
+    own = sorted((card for name, card in found.items() if name not in shipped), key=lambda card: (card.order, card.id))
+    return {name: found.get(name, card) for name, card in shipped.items()} | {card.id: card for card in own}
+
+
+def card_files(folder: Path) -> list[tuple[Path, str]]:
+    """(file, id that it must carry) of every card in a folder of plugins, sorted."""
+    nested = [(file, file.parent.name) for file in sorted(folder.glob("*/card.toml"))]
+    flat = [(file, file.stem) for file in sorted(folder.glob("cards/*.toml")) if file.name != "compounds.toml"]
+    return flat + nested
+
+
+def find_card(name: str, cards: Mapping[str, PluginCard]) -> PluginCard:
+    """The card that ``name`` means: an id or an alias, in any case.
+
+    Raises:
+        RequestError: unknown; the message lists what is known and the nearest names.
+    """
+    wanted = name.strip().casefold()
+    if wanted in cards:
+        return cards[wanted]
+    named = {alias.casefold(): card for card in reversed(list(cards.values())) for alias in card.aliases}
+    if wanted in named:
+        return named[wanted]
+    near = difflib.get_close_matches(wanted, [*cards, *named], n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise RequestError(f"unknown plugin {name!r}{hint} (known: {', '.join(cards) or 'none'})")
+
+
+def understood(cards: Iterable[PluginCard]) -> list[tuple[str, str]]:
+    """(id, first example request) of every card: what to tell a user whose request selected nothing."""
+    return [(card.id, card.examples[0]) for card in cards]

@@ -1,0 +1,68 @@
+"""Convolutional blocks shared by the UNet, the SCB and the autoencoder (names as in diffusers)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class TimeEmbedding(nn.Module):
+    """Two linear layers over the sinusoidal features: [n, C0] -> [n, 4 * C0]."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(features, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, time: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(time)))  # type: ignore[no-any-return]
+
+
+class ResnetBlock(nn.Module):
+    """norm, SiLU, 3x3 convolution, twice; the time embedding enters between. ``time_width=0``: without time."""
+
+    def __init__(self, inputs: int, outputs: int, *, time_width: int, groups: int, eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, inputs, eps=eps)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_width, outputs) if time_width else None
+        self.norm2 = nn.GroupNorm(groups, outputs, eps=eps)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        y = self.conv1(F.silu(self.norm1(x)))
+        if self.time_emb_proj is not None and time is not None:
+            y = y + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        y = self.conv2(F.silu(self.norm2(y)))
+        return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + y  # type: ignore[no-any-return]
+
+
+class Downsample(nn.Module):
+    """3x3 convolution of stride 2. The autoencoder pads right and below only, the UNet all around."""
+
+    def __init__(self, width: int, *, asymmetric: bool) -> None:
+        super().__init__()
+        self.asymmetric = asymmetric
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=0 if asymmetric else 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)  # type: ignore[no-any-return]
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour x 2, then a 3x3 convolution.
+
+    ``like`` gives the wanted size where a side was odd on the way down. The release resizes to 2n-1 by
+    nearest neighbour; floor(i * n / (2n - 1)) = floor(i / 2) for all i < 2n-1, so cutting off the last line is the same.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        if like is not None:
+            x = x[:, :, : like.shape[2], : like.shape[3]]
+        return self.conv(x)  # type: ignore[no-any-return]

@@ -1,0 +1,92 @@
+"""The small base: its configs in the released layouts, and its training together with one generic Task-Plugin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffplugin.plugins.train import autoencoder
+
+TOKEN_WIDTH = 96
+_DOWN = ["DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"]
+
+UNET: dict[str, Any] = {
+    "_class_name": "UNet2DConditionModel",
+    "act_fn": "silu",
+    "attention_head_dim": 2,
+    "block_out_channels": [48, 64, 96],
+    "center_input_sample": False,
+    "cross_attention_dim": TOKEN_WIDTH,
+    "down_block_types": _DOWN,
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-5,
+    "norm_num_groups": 4,
+    "only_cross_attention": True,
+    "out_channels": 4,
+    "sample_size": 64,
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
+}
+SCB: dict[str, Any] = {
+    "_class_name": "SCBNet",
+    "act_fn": "silu",
+    "attention_head_dim": 2,
+    "block_out_channels": UNET["block_out_channels"][:1],
+    "cross_attention_dim": TOKEN_WIDTH,
+    "down_block_types": ["CrossAttnDownBlock2D"],
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-5,
+    "norm_num_groups": 4,
+    "only_cross_attention": True,
+}
+VISION: dict[str, Any] = {
+    "architectures": ["CLIPVisionModel"],
+    "model_type": "clip_vision_model",
+    "attention_dropout": 0.0,
+    "hidden_act": "quick_gelu",
+    "hidden_size": 96,
+    "image_size": 224,
+    "intermediate_size": 384,
+    "layer_norm_eps": 1e-5,
+    "num_attention_heads": 4,
+    "num_channels": 3,
+    "num_hidden_layers": 4,
+    "patch_size": 14,
+    "projection_dim": TOKEN_WIDTH,
+}
+SCHEDULER: dict[str, Any] = {
+    "_class_name": "PNDMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction",
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "unet": UNET,
+    "scb": SCB,
+    "vision": VISION,
+    "scheduler": SCHEDULER,
+    "vae": autoencoder.CONFIG,
+}
+# card defaults of the embedded plugins: where sampling starts and how many steps scored best (docs/embedded-model.md)
+CARDS: dict[str, dict[str, Any]] = {
+    "derain": {"start": "noised_input", "steps_first": 4, "steps_chained": 3},
+    "desnow": {"start": "noised_input", "steps_first": 4, "steps_chained": 3},
+    "lowlight": {"start": "noise", "steps_first": 4, "steps_chained": 3},
+    "dehaze": {"start": "noised_input", "steps_first": 4, "steps_chained": 3},
+    "highlight": {"start": "noise", "steps_first": 4, "steps_chained": 3},
+}
+LICENCE = "Embedded default model, trained by this project on freely licensed photographs: docs/embedded-model.md."

@@ -1,0 +1,67 @@
+"""What all trainings share: photo crops, checkpoints that survive a kill, and a learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from diffplugin.plugins.train import photos
+
+Pixels = NDArray[np.uint8]
+
+
+def load_photos(folder: Path, split: str) -> list[Pixels]:
+    """Photos of one split as uint8 [H, W, 3], short side at most 512."""
+    return [np.asarray(Image.open(folder / "photos" / p.file).convert("RGB")) for p in photos.load(folder, split)]
+
+
+def random_view(photo: Pixels, side: int, rng: np.random.Generator, smallest: float = 0.5) -> Pixels:
+    """A random square of the photo at a random scale, mirrored half of the time: [side, side, 3]."""
+    height, width = photo.shape[:2]
+    largest = min(height, width)
+    wanted = int(round(side / rng.uniform(min(smallest, 1.0), 1.0)))
+    cut = max(min(wanted, largest), 1)
+    top, left = rng.integers(0, height - cut + 1), rng.integers(0, width - cut + 1)
+    view = photo[top : top + cut, left : left + cut]
+    if cut != side:
+        view = np.asarray(Image.fromarray(view).resize((side, side), Image.Resampling.BICUBIC))
+    return np.ascontiguousarray(view[:, ::-1] if rng.random() < 0.5 else view)
+
+
+def to_tensor(pixels: Pixels | NDArray[np.float32]) -> Tensor:
+    """[n, H, W, 3] in 0..255 -> contiguous float32 [n, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32)) / 127.5 - 1.0
+
+
+def rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
+    """Linear warm-up, then a cosine to 2 % of the peak."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a training state so that a kill leaves either the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """A state written by :func:`save_state`, or None where there is none yet."""
+    return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of two tensors in [-1, 1]."""
+    return float(10 * torch.log10(4.0 / (a.clamp(-1, 1) - b.clamp(-1, 1)).square().mean()))

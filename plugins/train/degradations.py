@@ -1,0 +1,196 @@
+"""Synthetic degradations for the eight tasks: what a Task-Plugin learns to undo.
+
+Each function takes a clean picture, float32 [H, W, 3] in 0..1, and a NumPy generator, and returns the degraded
+picture in the same form. Equal generator state, equal picture. Sizes are relative to the short side, so that
+the look does not depend on the resolution. The forms are published ones; the ranges are ours unless stated.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage, signal
+
+Picture = NDArray[np.float32]
+Degradation = Callable[[Picture, np.random.Generator], Picture]
+
+
+def _field(shape: tuple[int, int], cells: int, rng: np.random.Generator) -> Picture:
+    """A smooth random field [H, W] in 0..1: coarse uniform noise, enlarged bicubically."""
+    coarse = Image.fromarray(rng.random((cells, cells)).astype(np.float32))
+    return np.clip(np.asarray(coarse.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)), 0, 1)
+
+
+def _blur(image: Picture, kernel: Picture) -> Picture:
+    """Convolution with reflected borders; ``image`` [H, W] or [H, W, 3], ``kernel`` [k, k] (odd side)."""
+    pad = kernel.shape[0] // 2
+    widths = ((pad, pad), (pad, pad)) + ((0, 0),) * (image.ndim - 2)
+    padded = np.pad(image, widths, mode="symmetric")
+    full = kernel if image.ndim == 2 else kernel[..., None]
+    return signal.fftconvolve(padded, full, mode="valid", axes=(0, 1)).astype(np.float32)
+
+
+def _line_kernel(length: float, angle: float, width: float = 0.6) -> Picture:
+    """An anti-aliased line segment of unit sum; ``angle`` in radians from the x axis."""
+    half = int(np.ceil(length / 2)) + 2
+    y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
+    along, across = x * np.cos(angle) + y * np.sin(angle), -x * np.sin(angle) + y * np.cos(angle)
+    kernel = np.clip(length / 2 + 0.5 - np.abs(along), 0, 1) * np.exp(-0.5 * (across / width) ** 2)
+    return (kernel / kernel.sum()).astype(np.float32)
+
+
+def lowlight(image: Picture, rng: np.random.Generator) -> Picture:
+    """Gain, gamma and signal-dependent noise: beta * (alpha * x) ** gamma (arXiv:1908.00682, section 3),
+    noise variance a * x + b (Foi et al., IEEE TIP 17(10), 2008)."""
+    dark = rng.uniform(0.25, 0.7) * (rng.uniform(0.9, 1.0) * image) ** rng.uniform(1.4, 2.6)
+    shot, read = rng.uniform(0, 0.002), rng.uniform(0.001, 0.012)
+    noise = rng.normal(size=image.shape) * np.sqrt(shot * dark + read**2)
+    return np.clip(dark + noise, 0, 1).astype(np.float32)
+
+
+def haze(image: Picture, rng: np.random.Generator) -> Picture:
+    """Atmospheric scattering J * t + A * (1 - t), t = exp(-beta * d) (Narasimhan & Nayar, IJCV 48(3), 2002;
+    ranges of A and beta as in RESIDE, arXiv:1712.04143). The depth d is a proxy: far above, near below, uneven."""
+    height, width = image.shape[:2]
+    ramp = np.linspace(1, 0, height, dtype=np.float32)[:, None] * np.ones((1, width), np.float32)
+    mix = rng.uniform(0.2, 0.8)
+    depth = 0.25 + 0.75 * (mix * ramp + (1 - mix) * _field((height, width), int(rng.integers(2, 6)), rng))
+    transmission = np.exp(-rng.uniform(0.7, 2.2) * depth)[..., None]
+    light = np.clip(rng.uniform(0.7, 1.0) + rng.uniform(-0.03, 0.03, 3), 0, 1)
+    return np.clip(image * transmission + light * (1 - transmission), 0, 1).astype(np.float32)
+
+
+def rain(image: Picture, rng: np.random.Generator) -> Picture:
+    """Layers of motion-blurred sparse noise, blended as screens, over a thin veil (the heavy-rain model of
+    arXiv:1609.07769 Eq. 3; streaks as motion blur: Garg & Nayar, ACM TOG 25(3), 2006)."""
+    height, width = image.shape[:2]
+    unit = min(height, width) / 256
+    lean = rng.uniform(-0.5, 0.5)
+    out = image
+    for _ in range(int(rng.integers(1, 4))):
+        seeds = (rng.random((height, width)) < rng.uniform(0.002, 0.012)) * rng.uniform(0.4, 1.0, (height, width))
+        length = rng.uniform(10, 34) * unit
+        kernel = _line_kernel(length, np.pi / 2 + lean + rng.normal(0, 0.06), rng.uniform(0.5, 0.9) * unit)
+        streaks = _blur(seeds.astype(np.float32), kernel / kernel.max())
+        streaks = np.clip(streaks, 0, 1)[..., None] * rng.uniform(0.35, 0.85)
+        out = out + streaks * (rng.uniform(0.85, 1.0) - out)
+    veil = rng.uniform(0, 0.15)
+    return np.clip(out * (1 - veil) + veil * 0.75, 0, 1).astype(np.float32)
+
+
+def snow(image: Picture, rng: np.random.Generator) -> Picture:
+    """Flakes of three sizes, softly masked, some in motion, over a thin veil: x * (1 - m) + A * m
+    (DesnowNet, arXiv:1708.04512 Eq. 1)."""
+    height, width = image.shape[:2]
+    unit = min(height, width) / 256
+    mask = np.zeros((height, width), np.float32)
+    fall = np.pi / 2 + rng.uniform(-0.6, 0.6)
+    for radius, density in ((0.8, 0.006), (1.7, 0.002), (3.2, 0.0004)):
+        radius, share = radius * rng.uniform(0.8, 1.3) * unit, density * rng.uniform(0.3, 1.6) / unit**2
+        seeds = ((rng.random((height, width)) < share) * rng.uniform(0.4, 1.0, (height, width))).astype(np.float32)
+        half = int(3 * radius) + 2
+        y, x = np.mgrid[-half : half + 1, -half : half + 1]
+        flake = 1 / (1 + np.exp(2.5 / unit * (np.hypot(x, y) - radius)))
+        layer = _blur(seeds, (flake / flake.max()).astype(np.float32))
+        if rng.random() < 0.5:
+            line = _line_kernel(radius * rng.uniform(1, 4), fall)
+            layer = _blur(layer, line) * 1.5
+        mask = np.maximum(mask, np.clip(layer, 0, 1))
+    mask = mask[..., None] * rng.uniform(0.7, 0.98)
+    veil = rng.uniform(0, 0.12)
+    out = image * (1 - veil) + 0.85 * veil
+    return np.clip(out * (1 - mask) + rng.uniform(0.88, 1.0) * mask, 0, 1).astype(np.float32)
+
+
+def blur(image: Picture, rng: np.random.Generator) -> Picture:
+    """Camera shake: the picture convolved with a random walk of the camera (Boracchi & Foi, IEEE TIP 21(8), 2012,
+    as simplified in DeblurGAN, arXiv:1711.07064, section 4.1), a little noise."""
+    unit = min(image.shape[:2]) / 256
+    steps, reach = 48, rng.uniform(4, 11) * unit
+    turn = np.cumsum(rng.normal(0, 0.12, steps)) + rng.uniform(0, 2 * np.pi)
+    path = np.cumsum(np.stack((np.cos(turn), np.sin(turn))), axis=1) * reach / steps
+    path -= path.mean(axis=1, keepdims=True)
+    half = int(np.ceil(np.abs(path).max())) + 2
+    kernel = np.zeros((2 * half + 1, 2 * half + 1), np.float32)
+    for dx, dy in path.T:
+        x, y = dx + half, dy + half
+        i, j = int(y), int(x)
+        kernel[i : i + 2, j : j + 2] += np.outer((1 - y + i, y - i), (1 - x + j, x - j)).astype(np.float32)
+    out = _blur(image, kernel / kernel.sum())
+    return np.clip(out + rng.normal(0, rng.uniform(0, 0.008), out.shape), 0, 1).astype(np.float32)
+
+
+def moire(image: Picture, rng: np.random.Generator) -> Picture:
+    """Beats of a display's grid with a sensor's: warped gratings, one per colour, multiplied into the picture
+    (the effect simulated for LCDMoire, arXiv:1911.02498; here directly as low-frequency beats)."""
+    height, width = image.shape[:2]
+    unit = min(height, width)
+    y, x = np.mgrid[:height, :width].astype(np.float32) / unit
+    warp = rng.uniform(0.05, 0.3)
+    wx, wy = (x + warp * _field((height, width), 3, rng), y + warp * _field((height, width), 3, rng))
+    out = image.copy()
+    for _ in range(int(rng.integers(1, 3))):
+        angle, waves = rng.uniform(0, np.pi), rng.uniform(8, 42)
+        phase = 2 * np.pi * waves * (wx * np.cos(angle) + wy * np.sin(angle))
+        shift = rng.uniform(0, 2 * np.pi / 3)
+        strength = rng.uniform(0.08, 0.22) * (0.5 + 0.5 * _field((height, width), 3, rng))
+        for c in range(3):
+            out[..., c] *= 1 + strength * np.sin(phase + c * shift)
+    gain = rng.uniform(0.85, 1.0)
+    return np.clip(out * gain, 0, 1).astype(np.float32)
+
+
+def highlight(image: Picture, rng: np.random.Generator) -> Picture:
+    """Specular lobes of the light's colour added to the diffuse picture (dichromatic model: Shafer, Color Res. Appl.
+    10(4), 1985), stronger where the picture is bright; clipped as a sensor clips."""
+    height, width = image.shape[:2]
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    unit = min(height, width)
+    light = 1 + rng.uniform(-0.05, 0.05, 3).astype(np.float32)
+    shine = np.zeros((height, width), np.float32)
+    for _ in range(int(rng.integers(2, 7))):
+        cx, cy, angle = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0, np.pi)
+        long, short = np.sort(rng.uniform(0.02, 0.14, 2))[::-1] * unit
+        u = ((x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)) / long
+        v = (-(x - cx) * np.sin(angle) + (y - cy) * np.cos(angle)) / short
+        shine = np.maximum(shine, rng.uniform(0.4, 1.0) * np.exp(-((u**2 + v**2) ** rng.uniform(0.7, 1.5))))
+    shading = 0.6 + 0.4 * ndimage.gaussian_filter(image.mean(axis=2), 0.01 * unit)
+    return np.clip(image + (shine * shading)[..., None] * light, 0, 1).astype(np.float32)
+
+
+def face(image: Picture, rng: np.random.Generator) -> Picture:
+    """Blind restoration: blur, down-sampling, noise, JPEG, back to size (GFP-GAN, arXiv:2101.04061 Eq. 8)."""
+    height, width = image.shape[:2]
+    unit = min(height, width) / 256
+    out = ndimage.gaussian_filter(image, (rng.uniform(0.3, 1.6) * unit,) * 2 + (0,))
+    factor = rng.uniform(1.3, 3.2)
+    small = (max(int(width / factor), 8), max(int(height / factor), 8))
+    picture = Image.fromarray((np.clip(out, 0, 1) * 255).astype(np.uint8)).resize(small, Image.Resampling.BILINEAR)
+    values = np.asarray(picture, dtype=np.float32) + rng.normal(0, rng.uniform(0, 10), (small[1], small[0], 3))
+    buffer = io.BytesIO()
+    Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=int(rng.integers(35, 90)))
+    out = np.asarray(Image.open(buffer).resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32) / 255
+    return out.astype(np.float32)
+
+
+DEGRADATIONS: dict[str, Degradation] = {
+    "derain": rain,
+    "desnow": snow,
+    "lowlight": lowlight,
+    "dehaze": haze,
+    "deblur": blur,
+    "highlight": highlight,
+    "face": face,
+    "demoire": moire,
+}
+"""Task id -> the degradation that it undoes, in the released order."""
+
+
+def degrade(pixels: NDArray[np.uint8], task: str, seed: int) -> NDArray[np.uint8]:
+    """Degrade an 8-bit picture [H, W, 3] for ``task``; the seed fixes everything."""
+    out = DEGRADATIONS[task](pixels.astype(np.float32) / 255, np.random.default_rng(seed))
+    return (out * 255 + 0.5).astype(np.uint8)

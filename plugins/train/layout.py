@@ -1,0 +1,136 @@
+"""Write trained networks in the released layouts: a diffusers folder, a CLIP folder, the ``pre-trained`` tree, cards.
+
+Weights are float16. Every file is written beside its place and renamed, so that a reader never meets half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffplugin.plugins.networks.vae import Autoencoder
+
+MODEL_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": "0.17.1",
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+PREPROCESSOR = {
+    "crop_size": {"height": 224, "width": 224},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_processor_type": "CLIPImageProcessor",
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"shortest_edge": 224},
+}
+Tensors = Mapping[str, Tensor]
+
+
+def half(tensors: Tensors) -> dict[str, Tensor]:
+    """Contiguous float16 copies, as shipped."""
+    return {name: value.detach().to(torch.float16).contiguous() for name, value in tensors.items()}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Pretty JSON, atomically."""
+    _place(path, lambda part: part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"))
+
+
+def write_text(path: Path, text: str) -> None:
+    """UTF-8 text, atomically."""
+    _place(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_tensors(path: Path, tensors: Tensors) -> None:
+    """``.safetensors`` as such; ``.bin`` and ``.pt`` as torch pickles of tensors alone."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        _place(path, lambda part: save_file(half(tensors), part, metadata={"format": "pt"}))
+    elif path.suffix == ".pt":
+        _place(path, lambda part: torch.save({"model": half(tensors)}, part))
+    else:
+        _place(path, lambda part: torch.save(half(tensors), part))
+
+
+def _place(path: Path, write: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    write(part)
+    os.replace(part, path)
+
+
+def autoencoder_tensors(model: Autoencoder, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The autoencoder's tensors; where its middle attention was skipped in training, with one whose output is zero."""
+    tensors = dict(model.state_dict())
+    for name, value in Autoencoder(config).state_dict().items():
+        if name not in tensors:
+            tensors[name] = torch.ones_like(value) if name.endswith("norm.weight") else torch.zeros_like(value)
+    return tensors
+
+
+def write_base(folder: Path, configs: Mapping[str, Mapping[str, Any]], *, unet: Tensors, vae: Autoencoder,
+               vision: Tensors, text: Tensors) -> None:  # fmt: skip
+    """``base/`` (without its tokenizer) and ``clip/``."""
+    base, clip = folder / "base", folder / "clip"
+    write_json(base / "model_index.json", MODEL_INDEX)
+    write_json(base / "scheduler/scheduler_config.json", configs["scheduler"])
+    for name, tensors in (("unet", unet), ("vae", autoencoder_tensors(vae, configs["vae"]))):
+        write_json(base / name / "config.json", configs[name])
+        write_tensors(base / name / "diffusion_pytorch_model.safetensors", tensors)
+    write_json(base / "text_encoder/config.json", configs["text"])
+    write_tensors(base / "text_encoder/model.safetensors", text)
+    write_json(clip / "config.json", configs["vision"])
+    write_json(clip / "preprocessor_config.json", PREPROCESSOR)
+    write_tensors(clip / "model.safetensors", vision)
+
+
+def write_plugin(folder: Path, task: str, config: Mapping[str, Any], *, tpb: Tensors, scb: Tensors, card: str) -> None:
+    """``pre-trained/<task>/`` and ``cards/<task>.toml``."""
+    place = folder / "pre-trained" / task
+    write_tensors(place / "tpb.pt", tpb)
+    write_json(place / "scb/config.json", config)
+    write_tensors(place / "scb/diffusion_pytorch_model.bin", scb)
+    write_text(folder / "cards" / f"{task}.toml", card)
+
+
+def write_selector(folder: Path, heads: Tensors) -> None:
+    """``pre-trained/plugin_selector/PromptTunner.pt`` (the release's own spelling)."""
+    write_tensors(folder / "pre-trained/plugin_selector/PromptTunner.pt", heads)
+
+
+def write_tokenizer(folder: Path, vocab: Mapping[str, int], merges: list[str]) -> None:
+    """``base/tokenizer/``: CLIP's byte-level BPE."""
+    place = folder / "base/tokenizer"
+
+    def token(content: str) -> dict[str, Any]:
+        return {"__type": "AddedToken", "content": content, "lstrip": False, "normalized": True, "rstrip": False,
+                "single_word": False}  # fmt: skip
+
+    begin, end = "<|startoftext|>", "<|endoftext|>"
+    roles = {"bos_token": begin, "eos_token": end, "unk_token": end, "pad_token": end}
+    write_json(place / "vocab.json", vocab)
+    write_text(place / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
+    write_json(
+        place / "tokenizer_config.json",
+        {**{role: token(content) for role, content in roles.items()}, "pad_token": end, "errors": "replace",
+         "do_lower_case": True, "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"},
+    )  # fmt: skip
+    special = {role: {k: v for k, v in token(c).items() if k != "__type"} for role, c in roles.items()}
+    write_json(place / "special_tokens_map.json", {**special, "pad_token": end})

@@ -1,0 +1,215 @@
+"""Freely licensed photographs for training, from Debian packages, with a licence list and a split by photo.
+
+``apt-get download`` and ``dpkg-deb -x`` only: nothing is installed. Needs a Debian or Ubuntu machine.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import io
+import json
+import re
+import struct
+import subprocess
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from diffplugin.errors import CheckpointError, ImageError
+
+# package -> path patterns of its photographs (the rest is drawings, rendered wallpapers, scans of paintings)
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "gcompris-qt-data": (
+        "*/categorization/*", "*/explore_monuments/*", "*/explore_world_animals/*", "*/explore_farm_animals/*",
+        "*/explore_world_music/*", "*/erase/*", "*/details/*",
+    ),
+    "lomiri-wallpapers-16.04": ("*.jpg",),
+    "lomiri-wallpapers-20.04": ("*Fossa*", "*Infinite-Sea*", "*Kleiber*"),
+    "plasma-workspace-wallpapers": tuple(
+        f"*/{name}/contents/images/2560x1600.jpg"
+        for name in ("Autumn", "BytheWater", "ColorfulCups", "EveningGlow", "FallenLeaf", "Grey", "Kite",
+                     "OneStandsOut", "Path", "summer_1am", "DarkestHour")
+    ),
+    "mate-backgrounds": ("*/nature/*.jpg", "*/abstract/Elephants.jpg"),
+    "palapeli-data": ("*/collection/*.jpg",),
+}  # fmt: skip
+PAINTINGS = ("*van*gogh*", "*gogh*", "*arles*", "*painting*", "*pere*tanguy*", "*analogpattern*")
+# kept out of training by name, beside the hashed share: their licence (CC-BY) lets them stand in the documents
+HELD_OUT = ("picosdeeuropa", "sunset_by", "friends_by", "aitzgorri", "castle-maintenon", "cincinnati-bridge")
+SHORT_SIDE = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photo:
+    """One photograph: ``file`` under the photo folder, where it came from, its licence, and its split."""
+
+    file: str
+    package: str
+    source: str
+    licence: str
+    holder: str
+    split: str  # "train", "val" or "test"
+
+
+def read_rcc(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Files of a Qt resource file, as (path, content); zstd-compressed entries (no photographs) are skipped.
+
+    Layout: header of magic and offsets; tree nodes of name offset, flags and either children or data offset.
+    """
+    if data[:4] != b"qres":
+        raise CheckpointError(f"not a Qt resource file: starts with {data[:4]!r}, expected b'qres'")
+    version, tree, payload, names = struct.unpack(">4I", data[4:20])
+    size = 14 if version == 1 else 22
+
+    def name(offset: int) -> str:
+        (length,) = struct.unpack_from(">H", data, names + offset)
+        return data[names + offset + 6 : names + offset + 6 + 2 * length].decode("utf-16-be")
+
+    def walk(node: int, path: str) -> Iterator[tuple[str, bytes]]:
+        name_offset, flags = struct.unpack_from(">IH", data, tree + node * size)
+        path = f"{path}/{name(name_offset)}" if node else ""
+        if flags & 2:
+            count, first = struct.unpack_from(">II", data, tree + node * size + 6)
+            for child in range(first, first + count):
+                yield from walk(child, path)
+            return
+        (offset,) = struct.unpack_from(">I", data, tree + node * size + 10)
+        (length,) = struct.unpack_from(">I", data, payload + offset)
+        content = data[payload + offset + 4 : payload + offset + 4 + length]
+        if flags & 1:
+            content = zlib.decompress(content[4:])
+        if not flags & 4:
+            yield path, content
+
+    yield from walk(0, "")
+
+
+def licences(copyright_file: str) -> list[tuple[str, str, str]]:
+    """(file pattern, licence, holder) of a machine-readable Debian copyright file, in order."""
+    found = []
+    for stanza in re.split(r"\n\s*\n", copyright_file):
+        fields = dict(re.findall(r"^(Files|License|Copyright):((?:.*)(?:\n[ \t]+.*)*)", stanza, re.M))
+        if "Files" in fields:
+            licence = fields.get("License", "").strip().split("\n")[0]
+            holder = " ".join(fields.get("Copyright", "").split())
+            found += [(pattern, licence, holder) for pattern in fields["Files"].split()]
+    return found
+
+
+def licence_of(path: str, table: list[tuple[str, str, str]]) -> tuple[str, str]:
+    """The last stanza that names the file (by stem: packages re-encode pictures) or, failing that, ``*``."""
+    stem, folder = PurePosixPath(path).stem.lower(), path.rstrip("/")
+    best = next(((lic, who) for pattern, lic, who in table if pattern == "*"), ("see the package", ""))
+    for pattern, licence, holder in table:
+        pure = PurePosixPath(pattern)
+        activity = pattern.split("src/activities/")[-1].split("/")[0] if "src/activities/" in pattern else ""
+        if pattern != "*" and fnmatch.fnmatch(stem, pure.stem.lower()) and pure.stem != "*" and activity in folder:
+            best = (licence or best[0], holder)
+    return best
+
+
+def split_of(name: str) -> str:
+    """Split by photo, from its name alone: about 84 % train, 6 % validation, 10 % test."""
+    if any(part in name for part in HELD_OUT):
+        return "test"
+    share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
+    return "test" if share < 0.10 else "val" if share < 0.16 else "train"
+
+
+def _pictures(root: Path, package: str) -> Iterator[tuple[str, bytes]]:
+    for path in sorted(root.rglob("*")):
+        if path.suffix == ".rcc":
+            yield from read_rcc(path.read_bytes())
+        elif path.suffix.lower() in (".jpg", ".jpeg") and "screenshot" not in path.name:
+            yield str(path.relative_to(root)), path.read_bytes()
+
+
+def _photograph(content: bytes) -> Image.Image | None:
+    """The picture as RGB with its short side at most 512, or None where it is no opaque photograph."""
+    if content[:3] != b"\xff\xd8\xff" and content[8:12] != b"WEBP":
+        return None
+    try:
+        picture = Image.open(io.BytesIO(content))
+        picture.load()
+    except OSError:
+        return None
+    if "A" in picture.mode or min(picture.size) < 200:
+        return None
+    scale = SHORT_SIDE / min(picture.size)
+    picture = picture.convert("RGB")
+    if scale < 1:
+        picture = picture.resize(
+            (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS
+        )
+    return picture
+
+
+def unpacked(folder: Path, package: str) -> Path:
+    """Where the files of a Debian package are, after downloading and unpacking it (not installing)."""
+    root = folder / "packages" / package
+    if not root.exists():
+        subprocess.run(["apt-get", "download", package], cwd=folder, check=True)
+        (archive,) = folder.glob(f"{package}_*.deb")
+        subprocess.run(["dpkg-deb", "-x", str(archive), str(root)], check=True)
+    return root
+
+
+def english_words(folder: Path) -> list[str]:
+    """The word list of the package ``wamerican`` (public domain), without possessives."""
+    text = (unpacked(folder, "wamerican") / "usr/share/dict/american-english").read_text(encoding="utf-8")
+    return [word for word in text.split() if "'" not in word]
+
+
+def fetch(folder: Path) -> list[Photo]:
+    """Download, unpack and list all photographs under ``folder`` (``photos/*.png``, ``photos.json``, ``LICENCES.txt``).
+
+    Raises:
+        ImageError: no photograph was found.
+        subprocess.CalledProcessError: apt-get or dpkg-deb failed (run ``apt-get update`` first).
+    """
+    photos: list[Photo] = []
+    (folder / "photos").mkdir(parents=True, exist_ok=True)
+    for package, patterns in PACKAGES.items():
+        root = unpacked(folder, package)
+        table = licences((root / "usr/share/doc" / package / "copyright").read_text())
+        for source, content in _pictures(root, package):
+            wanted = any(fnmatch.fnmatch(source, p) for p in patterns)
+            if not wanted or any(fnmatch.fnmatch(source.lower(), p) for p in PAINTINGS):
+                continue
+            picture = _photograph(content)
+            if picture is None:
+                continue
+            pure = PurePosixPath(source)
+            title = pure.parents[2].name if "contents/images" in source else f"{pure.parent.name}_{pure.stem}"
+            name = f"{package.split('-')[0]}_{title}"
+            licence, holder = licence_of(source, table)
+            if package == "palapeli-data":
+                licence, holder = _desktop(root / source)
+            picture.save(folder / "photos" / f"{name}.png")
+            photos.append(
+                Photo(file=f"{name}.png", package=package, source=source, licence=licence, holder=holder,
+                      split=split_of(name))
+            )  # fmt: skip
+    if not photos:
+        raise ImageError(f"{folder}: no photograph found in {', '.join(PACKAGES)}; run apt-get update and try again")
+    (folder / "photos.json").write_text(json.dumps([asdict(p) for p in photos], indent=1))
+    lines = [f"{p.split:5} {p.file} | {p.licence} | {p.holder} | {p.package}: {p.source}" for p in photos]
+    (folder / "LICENCES.txt").write_text("\n".join(lines) + "\n")
+    return photos
+
+
+def _desktop(picture: Path) -> tuple[str, str]:
+    """Palapeli states licence and author in a .desktop file beside the picture."""
+    entry = picture.with_suffix(".desktop")
+    text = entry.read_text() if entry.exists() else ""
+    fields = dict(re.findall(r"^X-KDE-PluginInfo-(License|Author)=(.*)$", text, re.M))
+    return fields.get("License", "see the package"), fields.get("Author", "")
+
+
+def load(folder: Path, split: str) -> list[Photo]:
+    """Photos of one split, as :func:`fetch` left them."""
+    return [p for p in (Photo(**row) for row in json.loads((folder / "photos.json").read_text())) if p.split == split]

@@ -1,0 +1,185 @@
+"""What will run, decided before it runs: sizes, tiles, chain, engine, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from diffplugin.errors import RequestError
+from diffplugin.plugins.cards import TRAIN_STEPS, PluginCard
+from diffplugin.runtime.image import Size, working_size
+from diffplugin.runtime.memory import Footprint
+from diffplugin.runtime.tiles import Tile, plan_tiles
+from diffplugin.spec import ModelDims
+
+Tiling = Literal["auto", "off"] | int
+OutputSize = Literal["input", "working"]
+
+ONE_PIECE = 1.5  # largest area of a picture that runs whole, in native areas: beyond it attention explodes
+MULTIPLE = 8  # sides of tiles, in latent pixels: the UNet halves them three times
+LEAST_TILE = 16  # smallest side of a tile, in latent pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a caller may choose for one picture, complete (``Restorer.restore`` explains each)."""
+
+    prompt: str | None = None
+    plugins: tuple[str, ...] = ()
+    seed: int = 42
+    steps: int | None = None
+    sampler: str = "unipc"
+    size: Size = "native"
+    tile: Tiling = "auto"
+    output_size: OutputSize = "input"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One plugin's run over the picture."""
+
+    plugin: str
+    steps: int
+    start: Literal["noised_input", "noise"]
+    renoise_from_t: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run. Sizes are (width, height).
+
+    Attributes:
+        input_size: of the picture that came, px.
+        working_size: in which it is restored, px.
+        padded_size: the working size grown to multiples of the autoencoder's factor, px.
+        latent_size: padded size / factor.
+        output_size: of the picture that leaves, px.
+        tiles: pieces in latent pixels, in the order in which they run; one: the whole picture.
+        tiling: why it runs whole or in pieces, for people.
+        chain: plugins in order; empty: the picture stays untouched.
+        sampler, seed, engine, precision: as they will run ("auto" resolved).
+        memory: estimate; ``memory.total(largest piece)`` against ``available`` bytes (None: unknown).
+    """
+
+    input_size: tuple[int, int]
+    working_size: tuple[int, int]
+    padded_size: tuple[int, int]
+    latent_size: tuple[int, int]
+    output_size: tuple[int, int]
+    tiles: tuple[Tile, ...]
+    tiling: str
+    chain: tuple[Stage, ...]
+    sampler: str
+    seed: int
+    engine: str
+    precision: str
+    memory: Footprint
+    available: int | None
+
+    @property
+    def estimated_bytes(self) -> int:
+        """Estimated peak memory."""
+        return self.memory.total(self.tiles[0].height * self.tiles[0].width)
+
+    @property
+    def unet_runs(self) -> int:
+        """How often the UNet will run: steps x tiles, over the chain."""
+        return sum(stage.steps for stage in self.chain) * len(self.tiles)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers, texts, lists and tables."""
+        return asdict(self) | {"estimated_bytes": self.estimated_bytes, "unet_runs": self.unet_runs}
+
+
+def plan_chain(chosen: Sequence[str], cards: Mapping[str, PluginCard], steps: int | None) -> tuple[Stage, ...]:
+    """The stages of a chain, as released: all steps for the first plugin, few for those that follow.
+
+    Args:
+        chosen: plugin ids in order.
+        steps: of the first plugin; those that follow take ``min(steps, card.steps_chained)``. None: the cards'.
+
+    Raises:
+        RequestError: ``steps`` is not 1 to 1000.
+    """
+    if steps is not None and not 1 <= steps <= TRAIN_STEPS:
+        raise RequestError(f"steps is {steps}, expected 1 to {TRAIN_STEPS}")
+    stages = []
+    for i, card in enumerate(cards[plugin] for plugin in chosen):
+        own = card.steps_chained if i else card.steps_first
+        count = own if steps is None else min(steps, own) if i else steps
+        stages.append(Stage(plugin=card.id, steps=count, start=card.start, renoise_from_t=card.renoise_from_t))
+    return tuple(stages)
+
+
+def make_plan(
+    input_size: tuple[int, int],
+    chain: tuple[Stage, ...],
+    options: Options,
+    *,
+    dims: ModelDims,
+    memory: Footprint,
+    available: int | None,
+    engine: str,
+    precision: str,
+) -> Plan:
+    """Decide sizes and tiles.
+
+    ``options.tile="auto"``: one piece where the padded picture's area is at most 1.5 x ``dims.native_size``^2 and the
+    estimate fits into ``available`` bytes; else overlapping pieces of the native side, or of the largest smaller one
+    that fits. An int is the side of a piece in pixels. Neighbours overlap by at least a quarter of the side.
+
+    Raises:
+        RequestError: a size, tile or output size that is not understood.
+        ImageError: the working size is larger than pictures may be.
+    """
+    if options.output_size not in ("input", "working"):
+        raise RequestError(f"output size {options.output_size!r} is not understood; expected input or working")
+    working = working_size(*input_size, options.size)
+    factor = dims.factor
+    latent = (-(-working[0] // factor), -(-working[1] // factor))
+    side, why = _tile_side(latent, dims, memory, available, options.tile)
+    tiles = plan_tiles(latent[1], latent[0], side, side // 4, multiple=MULTIPLE)
+    return Plan(
+        input_size=input_size,
+        working_size=working,
+        padded_size=(latent[0] * factor, latent[1] * factor),
+        latent_size=latent,
+        output_size=input_size if options.output_size == "input" else working,
+        tiles=tiles,
+        tiling=why if len(tiles) > 1 or isinstance(options.tile, str) else "one piece: it fits into one tile",
+        chain=chain,
+        sampler=options.sampler,
+        seed=options.seed,
+        engine=engine,
+        precision=precision,
+        memory=memory,
+        available=available,
+    )
+
+
+def _tile_side(
+    latent: tuple[int, int], dims: ModelDims, memory: Footprint, available: int | None, tile: Tiling
+) -> tuple[int, str]:
+    """(longest side of a piece in latent pixels, why)."""
+    whole, factor = max(latent), dims.factor
+    if tile == "off":
+        return whole, "one piece: tiles are off"
+    if tile != "auto":
+        least = LEAST_TILE * factor
+        if isinstance(tile, bool) or not isinstance(tile, int) or tile < least:
+            raise RequestError(
+                f"tile {tile!r} is not understood; expected auto, off or a side of at least {least} pixels"
+            )
+        side = tile // factor // MULTIPLE * MULTIPLE
+        return side, f"pieces of {side * factor} px, as asked"
+    native = max(dims.native_latent // MULTIPLE * MULTIPLE, LEAST_TILE)
+    area = latent[0] * latent[1]
+    small = area <= ONE_PIECE * dims.native_latent**2
+    if small and (available is None or memory.total(area) <= available):
+        return whole, "one piece"
+    side = native
+    while side > LEAST_TILE and available is not None and memory.total(side * side) > available:
+        side -= MULTIPLE
+    reason = "memory" if small or side < native else f"it is larger than the model's native {dims.native_size} px"
+    return side, f"pieces of {side * factor} px: {reason}"

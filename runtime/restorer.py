@@ -1,0 +1,286 @@
+"""The main job: a photo and a request in, the restored photo out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from diffplugin.errors import RequestError
+from diffplugin.plugins.mapping import mapping_table
+from diffplugin.runtime.image import (
+    Photo,
+    Pixels,
+    Size,
+    crop,
+    from_tensor,
+    pad_to,
+    photo_from,
+    resize,
+    to_tensor,
+    with_rgb,
+    working_photo,
+)
+from diffplugin.runtime.memory import Footprint, available_memory, footprint
+from diffplugin.runtime.noise import normal
+from diffplugin.runtime.perception import Perception
+from diffplugin.runtime.plan import Options, OutputSize, Plan, Stage, Tiling, make_plan, plan_chain
+from diffplugin.runtime.pool import Clock, EnginePool
+from diffplugin.runtime.restoration import Restoration
+from diffplugin.runtime.schedule import NoiseSchedule, StepTable, sinusoidal, step_table
+from diffplugin.runtime.select import Selection, named_selection, select
+from diffplugin.runtime.stage import Observer, Run, restore_stage
+from diffplugin.runtime.tiles import Tile
+from diffplugin.runtime.tokenizer import checked_request
+from diffplugin.spec import Array
+
+if TYPE_CHECKING:
+    import os
+
+    from diffplugin.bundle import Bundle
+    from diffplugin.engines.base import EngineBuilder
+    from PIL import Image
+
+    Picture = Photo | Image.Image | Pixels | str | os.PathLike[str]
+
+Progress = Callable[[int, int, str], None]  # (UNet runs done, in all, the plugin at work)
+
+_VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+
+
+class Restorer:
+    """A loaded bundle. Made by :func:`diffplugin.load`; engines are loaded when first needed and stay.
+
+    One restorer may serve several threads: a run keeps all its state to itself.
+
+    Attributes:
+        bundle: what was loaded.
+        engine, precision, reason: what runs it ("onnxruntime", "fp32"), and why that one.
+        cards: the installed plugins by id, in the order of a chain.
+        dims: the model's widths.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        builder: EngineBuilder,
+        precision: str,
+        *,
+        reason: str = "",
+        threads: int | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.engine, self.precision, self.reason = builder.name, precision, reason
+        self.cards = bundle.cards()
+        self.dims = bundle.manifest.dims
+        self._schedule = NoiseSchedule.from_config(bundle.manifest.scheduler)
+        self._table = mapping_table(bundle.path / "plugins")
+        self._pool = EnginePool(bundle, builder, precision, threads=threads, cache=cache)
+        self._perception = Perception(self._pool)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the engines; the restorer cannot be used again."""
+        self._pool.close()
+
+    def restore(
+        self,
+        image: Picture,
+        prompt: str | None = None,
+        *,
+        plugins: Sequence[str] | None = None,
+        seed: int = 42,
+        steps: int | None = None,
+        sampler: str = "unipc",
+        size: Size = "native",
+        tile: Tiling = "auto",
+        output_size: OutputSize = "input",
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        observe: Observer | None = None,
+    ) -> Restoration:
+        """Restore a photo as ``prompt`` asks, or with ``plugins``.
+
+        Args:
+            image: a path, Pillow image, uint8 array [H,W], [H,W,3] or [H,W,4], or Photo.
+            prompt: the request; the selector chooses plugins for it. Not read where ``plugins`` are named.
+            plugins: ids or aliases, run in this order.
+            seed: of the start noise; the same numbers as ``torch.Generator("cpu").manual_seed(seed)``.
+            steps: of the first plugin; None: its card's (20 as released). Plugins that follow take at most 3.
+            sampler: unipc (released), ddim, dpmpp_2m or euler.
+            size: working size: "native", "released", N or (width, height) (``runtime.image.working_size``).
+            tile: "auto", "off" or the side of a piece in pixels (``runtime.plan.make_plan``).
+            output_size: "input": the input's size; "working": the size in which it was restored.
+            progress: called before the first and after every UNet run.
+            cancelled: asked before every graph of the loop; the run then ends with Cancelled.
+            observe: sees intermediate tensors (``runtime.stage.Run``); for parity checks.
+
+        Raises:
+            ImageError: the picture cannot be used.
+            RequestError: no such plugin, sampler, size or tile, or neither request nor plugins.
+            NotFinite: the engine made no picture.
+            Cancelled: ``cancelled`` said so.
+            EngineError, BundleError: the bundle cannot run.
+        """
+        options = Options(
+            prompt=prompt,
+            plugins=_names(plugins),
+            seed=seed,
+            steps=steps,
+            sampler=sampler,
+            size=size,
+            tile=tile,
+            output_size=output_size,
+        )
+        clock = Clock()
+        with clock("prepare"):
+            photo = photo_from(image)
+            plan, selection, tokens = self._decide(photo, options, clock)
+        if not plan.chain:
+            return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=True)
+        ticks = _Ticks(plan.unet_runs, progress)
+        run = Run(
+            pool=self._pool,
+            clock=clock,
+            tiles=plan.tiles,
+            factor=self.dims.factor,
+            noise=self._noise(plan.seed, plan.latent_size),
+            tick=ticks.tick,
+            cancelled=cancelled,
+            observe=observe,
+        )
+        with clock("prepare"):
+            picture, inner = pad_to(to_tensor(working_photo(photo, options.size)), self.dims.factor)
+        for stage in plan.chain:
+            ticks.begin(stage.plugin)
+            picture = self._stage(run, stage, picture, plan.sampler, tokens)
+        with clock("finish"):
+            photo = with_rgb(photo, resize(from_tensor(crop(picture, inner)), plan.output_size))
+        return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=False)
+
+    def plan(
+        self, image: Picture, prompt: str | None = None, *, plugins: Sequence[str] | None = None, **options: Any
+    ) -> tuple[Plan, Selection]:
+        """What :meth:`restore` would run with the same arguments. Runs the selector if it is needed, and no more."""
+        complete = Options(prompt=prompt, plugins=_names(plugins), **options)
+        plan, selection, _ = self._decide(photo_from(image), complete, Clock())
+        return plan, selection
+
+    def prepare(self, height: int, width: int, *, plugins: Sequence[str] | None = None) -> Plan:
+        """Load the engines and run them once as for a picture of ``height`` x ``width`` pixels, so that the first
+        restoration takes no longer than those that follow.
+
+        Args:
+            plugins: whose engines to load; None: all of the bundle's.
+
+        Returns:
+            The plan that such a picture would have with the first of them.
+
+        Raises:
+            RequestError: no such plugin.
+            BundleError, EngineError: an engine cannot be loaded.
+        """
+        chosen = named_selection(list(self.cards) if plugins is None else plugins, self.cards).chosen
+        photo = Photo(rgb=np.zeros((height, width, 3), np.uint8))
+        clock = Clock()
+        plan, _, _ = self._decide(photo, Options(plugins=chosen[:1], steps=1), clock)
+        if self.bundle.manifest.selector and plugins is None:
+            tokens = self._perception.tokens(photo, self.cards, clock)
+            self._perception.scores("prepare", tokens, list(self.cards), clock)
+        else:
+            tokens = self._perception.tokens(photo, chosen, clock)
+        piece = Tile(0, 0, plan.tiles[0].height, plan.tiles[0].width)
+        run = Run(
+            pool=self._pool,
+            clock=clock,
+            tiles=(piece,),
+            factor=self.dims.factor,
+            noise=self._noise(0, (piece.width, piece.height)),
+        )
+        picture = np.zeros((1, 3, piece.height * self.dims.factor, piece.width * self.dims.factor), np.float32)
+        self._stage(run, plan.chain[0], picture, plan.sampler, tokens)
+        for plugin in chosen:
+            self._pool.get(f"scb/{plugin}")
+        return plan
+
+    def _decide(self, photo: Photo, options: Options, clock: Clock) -> tuple[Plan, Selection, dict[str, Array]]:
+        """(plan, selection, prompt tokens by plugin). Every fault of the request shows up here, before any work."""
+        known = list(self.cards)
+        named = named_selection(options.plugins, self.cards) if options.plugins else None
+        prompt = "" if named else checked_request(options.prompt or "")
+        step_table(options.sampler, self._schedule, options.steps or 1)
+        normal(options.seed, (0,))
+        self._plan(photo, options, named.chosen if named else known)
+        if named:
+            tokens = self._perception.tokens(photo, named.chosen, clock)
+            return self._plan(photo, options, named.chosen), named, tokens
+        tokens = self._perception.tokens(photo, known, clock)
+        scores = self._perception.scores(prompt, tokens, known, clock)
+        selection = select(scores, known, prompt, self._table)
+        return self._plan(photo, options, selection.chosen), selection, tokens
+
+    def _plan(self, photo: Photo, options: Options, chosen: Sequence[str]) -> Plan:
+        return make_plan(
+            photo.size,
+            plan_chain(chosen, self.cards, options.steps),
+            options,
+            dims=self.dims,
+            memory=self._footprint(chosen),
+            available=available_memory(),
+            engine=self.engine,
+            precision=self.precision,
+        )
+
+    def _footprint(self, chosen: Sequence[str]) -> Footprint:
+        """What a run of these plugins needs beyond the engines that are loaded already."""
+        graphs = self.bundle.manifest.graphs
+        keys = ["clip_vision", "vae_encoder", "unet", "vae_decoder"]
+        keys += [f"{kind}/{plugin}" for plugin in chosen for kind in ("tpb", "scb")]
+        weights = {key: graphs[key].weights_bytes for key in keys}
+        return footprint(self.dims, weights, bytes_per_value=_VALUE_BYTES.get(self.precision, 4))
+
+    def _noise(self, seed: int, latent_size: tuple[int, int]) -> Array:
+        return normal(seed, (1, self.dims.latent_channels, latent_size[1], latent_size[0]))
+
+    def _stage(self, run: Run, stage: Stage, picture: Array, sampler: str, tokens: Mapping[str, Array]) -> Array:
+        table = step_table(sampler, self._schedule, stage.steps)
+        time = self._time(table)
+        return restore_stage(run, stage, picture, table=table, time=time, tokens=tokens[stage.plugin])
+
+    def _time(self, table: StepTable) -> Array:
+        """Sinusoidal features [n, F] of a sampler's steps."""
+        settings = self.bundle.manifest.time_embedding
+        flip, shift = bool(settings["flip_sin_to_cos"]), float(settings["freq_shift"])
+        return sinusoidal(table.t, self.dims.time_features, flip_sin_to_cos=flip, freq_shift=shift)
+
+
+class _Ticks:
+    """Counts UNet runs for a progress callback."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._done, self._total, self._progress = 0, total, progress
+
+    def begin(self, plugin: str) -> None:
+        if self._progress is not None:
+            self._progress(self._done, self._total, plugin)
+
+    def tick(self, plugin: str) -> None:
+        self._done += 1
+        self.begin(plugin)
+
+
+def _names(plugins: Sequence[str] | None) -> tuple[str, ...]:
+    if plugins is not None and not plugins:
+        raise RequestError("plugins is empty: name at least one, or leave it out and give a request")
+    return (plugins,) if isinstance(plugins, str) else tuple(plugins or ())

@@ -1,0 +1,166 @@
+"""One plugin over one picture, whole or in pieces: encode, denoise, decode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffplugin.errors import Cancelled, NotFinite
+from diffplugin.runtime.plan import Stage
+from diffplugin.runtime.pool import Clock, EnginePool
+from diffplugin.runtime.sampler import sample
+from diffplugin.runtime.schedule import StepTable
+from diffplugin.runtime.tiles import Tile, blend, blend_weights
+from diffplugin.spec import RESIDUALS, Array
+
+Observer = Callable[[str, str, int, Array], None]  # (plugin, tensor, step, value): for parity checks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What all stages of one request share.
+
+    Attributes:
+        tiles: pieces in latent pixels.
+        factor: picture pixels per latent pixel.
+        noise: standard normal [1,4,h,w], the same for every plugin.
+        tick: called after every UNet run with the plugin's name.
+        observe: sees what the oracle keeps: tokens, cond, residual_0..2, latents and eps per step, z0.
+    """
+
+    pool: EnginePool
+    clock: Clock
+    tiles: tuple[Tile, ...]
+    factor: int
+    noise: Array
+    tick: Callable[[str], None] = lambda plugin: None
+    cancelled: Callable[[], bool] | None = None
+    observe: Observer | None = None
+
+    def check_cancelled(self) -> None:
+        if self.cancelled is not None and self.cancelled():
+            raise Cancelled("cancelled by the caller")
+
+    def seen(self, plugin: str, name: str, value: Array, step: int = 0) -> None:
+        if self.observe is not None:
+            self.observe(plugin, name, step, value)
+
+
+def restore_stage(run: Run, stage: Stage, image: Array, *, table: StepTable, time: Array, tokens: Array) -> Array:
+    """One plugin: picture [1,3,H,W] in [-1, 1] in, picture out (nominally in that range).
+
+    UNet and SCB see one piece of the global latents at a time; the model outputs are blended and the sampler updates
+    the whole latent, so that pieces never drift apart (arXiv:2302.08113).
+
+    Args:
+        table: of ``stage.steps`` steps.
+        time: sinusoidal features of the steps [n, F].
+        tokens: the plugin's TPB output for the original picture [1,256,D].
+
+    Raises:
+        Cancelled: the caller stopped the run.
+        NotFinite: a model output, or the picture, has a NaN or an infinity, or the picture is empty.
+    """
+    plugin = stage.plugin
+    cond = encode(run, image)
+    run.seen(plugin, "tokens", tokens)
+    run.seen(plugin, "cond", cond)
+
+    def on_step(i: int, latents: Array, output: Array) -> None:
+        run.seen(plugin, "latents", latents, i)
+        run.seen(plugin, "eps", output, i)
+
+    with run.clock("sampler"):
+        latents = sample(
+            table,
+            _denoiser(run, plugin, time, tokens, cond),
+            run.noise,
+            cond,
+            start=stage.start,
+            renoise_from_t=stage.renoise_from_t,
+            cancelled=run.cancelled,
+            on_step=on_step,
+        )
+    run.seen(plugin, "z0", latents)
+    restored = decode(run, latents)
+    check_picture(restored, image, f"{plugin}, {run.pool.builder.name} at {run.pool.precision}")
+    return restored
+
+
+def encode(run: Run, image: Array) -> Array:
+    """Scaled latent [1,4,h,w] of a picture [1,3,H,W] in [-1, 1], piece by piece."""
+    return _piecewise(run, "vae_encoder", image, run.factor, 1)
+
+
+def decode(run: Run, latents: Array) -> Array:
+    """Picture [1,3,H,W] of scaled latents [1,4,h,w], piece by piece."""
+    return _piecewise(run, "vae_decoder", latents, 1, run.factor)
+
+
+def _piecewise(run: Run, key: str, array: Array, scale_in: int, scale_out: int) -> Array:
+    """A graph of one input and one output over the pieces of ``array``; its sides are latent sides x ``scale_in``."""
+    spec = run.pool.bundle.spec(key)
+    entering, leaving = spec.inputs[0], spec.outputs[0]
+
+    def one(tile: Tile) -> Array:
+        run.check_cancelled()
+        piece = np.ascontiguousarray(tile.scaled(scale_in).cut(array))
+        return run.pool.run(key, {entering.name: piece}, run.clock)[leaving.name]
+
+    if len(run.tiles) == 1:
+        return one(run.tiles[0])
+    h, w = (side // scale_in * scale_out for side in array.shape[-2:])
+    placed = [tile.scaled(scale_out) for tile in run.tiles]
+    shape = (1, int(leaving.axes[1]), h, w)
+    return blend((one(tile) for tile in run.tiles), placed, blend_weights(placed, h, w), shape)
+
+
+def _denoiser(run: Run, plugin: str, time: Array, tokens: Array, cond: Array) -> Callable[[int, Array], Array]:
+    """The model as the sampler calls it: (step, latents [1,4,h,w]) -> output [1,4,h,w].
+
+    The SCB reads no latents, so all its steps could run at once; one by one needs the least memory, and on a CPU a
+    batch saves no operations.
+    """
+    weights = blend_weights(run.tiles, *cond.shape[-2:]) if len(run.tiles) > 1 else []
+
+    def one(i: int, tile: Tile, latents: Array) -> Array:
+        run.check_cancelled()
+        step_time = time[i : i + 1]
+        scb = {"time": step_time, "tokens": tokens, "cond": np.ascontiguousarray(tile.cut(cond))}
+        residuals = run.pool.run(f"scb/{plugin}", scb, run.clock)
+        for name in RESIDUALS:
+            run.seen(plugin, name, residuals[name], i)
+        unet = {"latents": np.ascontiguousarray(tile.cut(latents)), "time": step_time, "tokens": tokens, **residuals}
+        output = run.pool.run("unet", unet, run.clock)["eps"]
+        run.tick(plugin)
+        return output
+
+    def denoise(i: int, latents: Array) -> Array:
+        if not weights:
+            return one(i, run.tiles[0], latents)
+        return blend((one(i, tile, latents) for tile in run.tiles), run.tiles, weights, latents.shape)
+
+    return denoise
+
+
+LEAST_SPREAD = 1e-3  # standard deviation in [-1, 1]: an eighth of one 8-bit level
+
+
+def check_picture(image: Array, source: Array, where: str) -> None:
+    """The guard between the sampler and the user: never a silent black picture.
+
+    Args:
+        image: restored picture [1,3,H,W].
+        source: the picture it was made from; a flat one may stay flat.
+        where: plugin, engine and precision, for the message.
+
+    Raises:
+        NotFinite: a value is NaN or infinite, or the picture is constant though its source is not.
+    """
+    bad = image.size - int(np.isfinite(image).sum())
+    if bad:
+        raise NotFinite(f"{where}: {bad} of {image.size} values of the picture are NaN or infinite; try precision fp32")
+    if image.std() < LEAST_SPREAD <= source.std():
+        raise NotFinite(f"{where}: the picture is constant ({image.mean():.3f} everywhere); try precision fp32")

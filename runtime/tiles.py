@@ -1,0 +1,159 @@
+"""Overlapping tiles over a picture or a latent, and their seamless sum.
+
+A tile plan is made once, in latent pixels; the same plan scaled by the autoencoder's factor serves the pixels.
+Blended predictions of overlapping windows: arXiv:2302.08113 (MultiDiffusion), with smooth weights instead of a mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffplugin.errors import RequestError, ShapeMismatch
+
+Tensor = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A rectangle, in pixels of the array it is cut from."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def scaled(self, factor: int) -> Tile:
+        """The same rectangle where every pixel has become ``factor x factor`` (latent -> picture)."""
+        return Tile(self.top * factor, self.left * factor, self.height * factor, self.width * factor)
+
+    def cut(self, array: NDArray[Any]) -> NDArray[Any]:
+        """This rectangle of [..., h, w], as a view."""
+        return array[..., self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+def plan_tiles(h: int, w: int, tile: int, overlap: int, *, multiple: int = 1, shrink: bool = False) -> tuple[Tile, ...]:
+    """As few tiles of one size as cover ``h x w``, spread evenly, row by row.
+
+    A side that fits into ``tile`` is not cut (nor rounded: the tile is the side). Neighbours overlap by at least
+    ``overlap``, by more where the spread leaves room.
+
+    Args:
+        tile: longest side of a tile; rounded down to ``multiple`` where the picture is cut.
+        overlap: least overlap of neighbours, under the tile's side.
+        multiple: sides of cut tiles are multiples of it.
+        shrink: take the smallest side (a multiple of ``multiple``) that covers with as few tiles. Less work, at most
+            down to about half a tile; but pictures of different sizes then run at different tile shapes.
+
+    Raises:
+        RequestError: all faults of the arguments at once.
+    """
+    side = tile // multiple * multiple if multiple > 0 else 0
+    faults = [f"{name} is {value}, expected at least 1" for name, value in (("h", h), ("w", w)) if value < 1]
+    if multiple < 1:
+        faults.append(f"multiple is {multiple}, expected at least 1")
+    elif side < 1:
+        faults.append(f"tile is {tile}, expected at least {multiple}")
+    if overlap < 0 or (side >= 1 and overlap >= side):
+        faults.append(f"overlap is {overlap}, expected at least 0 and less than the tile's side, {side}")
+    if faults:
+        raise RequestError(f"tiles: {'; '.join(faults)}")
+    rows, columns = (_spans(length, tile, side, overlap, multiple if shrink else None) for length in (h, w))
+    return tuple(Tile(top, left, height, width) for top, height in rows for left, width in columns)
+
+
+def _spans(length: int, tile: int, side: int, overlap: int, shrink_to: int | None) -> list[tuple[int, int]]:
+    """(start, length) of each tile along one axis."""
+    if length <= tile:
+        return [(0, length)]
+    count = -(-(length - overlap) // (side - overlap))
+    if shrink_to is not None:
+        least = -(-(length + (count - 1) * overlap) // count)
+        side = -(-least // shrink_to) * shrink_to
+    return [(i * (length - side) // (count - 1), side) for i in range(count)]
+
+
+def blend_weights(tiles: Sequence[Tile], h: int, w: int) -> list[Tensor]:
+    """One float32 [height, width] per tile: their sum over ``h x w`` is 1 at every pixel.
+
+    Along an overlap the weight rises from 0 to 1 as a raised cosine, which is 1 minus its neighbour's; where nothing
+    overlaps, and so at the picture's borders, it is 1.
+
+    Raises:
+        ShapeMismatch: the tiles are not a grid that covers ``h x w``, as :func:`plan_tiles` makes it, or its
+            multiple (:meth:`Tile.scaled`).
+    """
+    rows = sorted({(tile.top, tile.height) for tile in tiles})
+    columns = sorted({(tile.left, tile.width) for tile in tiles})
+    grid = {Tile(top, left, height, width) for top, height in rows for left, width in columns}
+    if set(tiles) != grid or len(tiles) != len(grid):
+        raise ShapeMismatch(f"tiles: {len(tiles)} tiles are no grid of {len(rows)} rows and {len(columns)} columns")
+    vertical, horizontal = _axis_weights(rows, h, "rows"), _axis_weights(columns, w, "columns")
+    return [
+        np.outer(vertical[tile.top, tile.height], horizontal[tile.left, tile.width]).astype(np.float32)
+        for tile in tiles
+    ]
+
+
+def _axis_weights(spans: list[tuple[int, int]], length: int, what: str) -> dict[tuple[int, int], NDArray[np.float64]]:
+    """Weights of each span along one axis, float64, summing to 1."""
+    ends = [start + size for start, size in spans]
+    gaps = any(start > end for (start, _), end in zip(spans[1:], ends, strict=False))
+    if not spans or spans[0][0] != 0 or ends[-1] != length or gaps:
+        raise ShapeMismatch(f"tiles: {what} {spans} do not cover 0 to {length} and end there")
+    ramps = []
+    total = np.zeros(length)
+    for i, (start, size) in enumerate(spans):
+        weight = np.ones(size)
+        if i > 0:
+            weight[: ends[i - 1] - start] *= _rise(ends[i - 1] - start)
+        if i + 1 < len(spans):
+            shared = ends[i] - spans[i + 1][0]
+            weight[size - shared :] *= _rise(shared)[::-1]
+        ramps.append(weight)
+        total[start : start + size] += weight
+    # the sum is 1 already unless three tiles meet in one place
+    return {span: weight / total[span[0] : span[0] + span[1]] for span, weight in zip(spans, ramps, strict=True)}
+
+
+def _rise(count: int) -> NDArray[np.float64]:
+    """Raised cosine from 0 to 1 at the centres of ``count`` pixels, never 0 itself."""
+    phase: NDArray[np.float64] = (np.arange(count) + 0.5) / max(count, 1)
+    return (1 - np.cos(np.pi * phase)) / 2
+
+
+def blend(
+    outputs: Iterable[NDArray[Any]], tiles: Sequence[Tile], weights: Sequence[Tensor], shape: Sequence[int]
+) -> Tensor:
+    """Weighted sum of the tiles' results.
+
+    Args:
+        outputs: one array [..., height, width] per tile, in the order of ``tiles``; may be a generator, so that one
+            result at a time is in memory.
+        tiles, weights: as from :func:`plan_tiles` and :func:`blend_weights`.
+        shape: of the result, [..., h, w].
+
+    Returns:
+        float32 array of ``shape``.
+
+    Raises:
+        ShapeMismatch: a result does not fit its tile, or there are more or fewer results than tiles.
+    """
+    total = np.zeros(tuple(shape), np.float32)
+    done = 0
+    for output in outputs:
+        if done == len(tiles):
+            raise ShapeMismatch(f"tiles: more than {len(tiles)} results came")
+        tile, place = tiles[done], tiles[done].cut(total)
+        if output.shape != place.shape:
+            came, expected = ("x".join(map(str, s)) for s in (output.shape, place.shape))
+            raise ShapeMismatch(f"tiles: result {done} for {tile} is {came}, expected {expected}")
+        place += output * weights[done]
+        done += 1
+    if done != len(tiles):
+        raise ShapeMismatch(f"tiles: {done} results came, expected {len(tiles)}")
+    return total

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Set up the runtime (no PyTorch) in .venv and restore a photograph with the embedded model.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "needs Python 3.11 or newer; set PYTHON=…" >&2; exit 1; }
+[ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+echo "installing diffplugin and its runtime dependencies …"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check .
+.venv/bin/dp-infer "${1:-docs/examples/demo.jpg}" "${2:-brighten this dark photo}" --compare -o before-after.png
+echo "before and after: $PWD/before-after.png"

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Set up everything for development in .venv-test, then lint, type-check and run the quick tests.
+# Arguments go to pytest: scripts/test.sh -m slow
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+[ -x .venv-test/bin/python ] || "$PYTHON" -m venv .venv-test
+. .venv-test/bin/activate
+# Pinned before the rest: any newer release would be fetched with gigabytes of CUDA libraries.
+python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
+python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+ruff check .
+ruff format --check .
+mypy
+# Tests that need their own process pool are few; two workers' worth of threads is what the engines use already.
+OMP_WAIT_POLICY=passive python -m pytest -q "$@"

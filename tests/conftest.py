@@ -1,0 +1,40 @@
+"""Fixtures that several folders of tests share."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKED = ROOT / "tests" / "data" / "oracle.tar.xz"
+
+
+@pytest.fixture(scope="session")
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random-weight model in the released layouts, and what the released scripts computed from it.
+
+    The whole set where it lies beside the repository (or in ``DIFFPLUGIN_ORACLE``); else the copy in the repository,
+    which has the same files with fewer tensors in them. A test compares every tensor that a golden file holds.
+    """
+    beside = Path(os.environ.get("DIFFPLUGIN_ORACLE", ROOT.parent / "shared" / "oracle"))
+    if (beside / "golden").is_dir():
+        return beside
+    folder = tmp_path_factory.mktemp("oracle")
+    with tarfile.open(PACKED) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def oracle_bundle(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The oracle's checkpoint exported without validation: the goldens are its validation."""
+    pytest.importorskip("torch", reason="needs the extra [export]")
+    from diffplugin.export.checkpoints import find
+    from diffplugin.export.exporter import export_bundle
+
+    root = oracle / "checkpoint"
+    checkpoint = find(root / "stable-diffusion", root / "clip", root / "pre-trained")
+    return export_bundle(checkpoint, tmp_path_factory.mktemp("bundle") / "oracle", name="oracle", validate=False)
