@@ -162,8 +162,10 @@ class Restorer:
         )
         with clock("prepare"):
             picture, inner = pad_to(to_tensor(working_photo(photo, options.size)), self.dims.factor)
-        for stage in plan.chain:
+        for i, stage in enumerate(plan.chain):
             ticks.begin(stage.plugin)
+            if i:  # the release hands an 8-bit picture from plugin to plugin
+                picture = to_tensor(from_tensor(picture))
             picture = self._stage(run, stage, picture, plan.sampler, tokens)
         with clock("finish"):
             photo = with_rgb(photo, resize(from_tensor(crop(picture, inner)), plan.output_size))

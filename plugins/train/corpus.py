@@ -195,15 +195,16 @@ def sample(kind: str, rng: np.random.Generator, *, held: bool) -> Request:
     if kind == "none":
         return Request(_edit(rng, held), ())
     a, b = (str(t) for t in rng.choice(TASKS, 2, replace=False))
+    tasks: tuple[str, ...] = (a,)
     if kind == "multi":
         text, tasks = _multi((a, b), rng, held), (a, b)
     elif kind == "mixed":
         parts = [_single(a, rng, held), _edit(rng, held) or "hello"]
         if rng.random() < 0.5:
             parts.reverse()
-        text, tasks = str(rng.choice(HELD_JOIN if held else JOIN)).format(*parts), (a,)
+        text = str(rng.choice(HELD_JOIN if held else JOIN)).format(*parts)
     else:
-        text, tasks = _single(a, rng, held), (a,)
+        text = _single(a, rng, held)
         if not held:
             text = str(rng.choice(OPENERS)) + text + str(rng.choice(CLOSERS))
     if rng.random() < 0.3:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +20,15 @@ Picture = NDArray[np.float32]
 Degradation = Callable[[Picture, np.random.Generator], Picture]
 
 
+def _picture(values: Any) -> Picture:
+    """Clipped to 0..1, float32."""
+    return np.asarray(np.clip(values, 0, 1), dtype=np.float32)
+
+
 def _field(shape: tuple[int, int], cells: int, rng: np.random.Generator) -> Picture:
     """A smooth random field [H, W] in 0..1: coarse uniform noise, enlarged bicubically."""
     coarse = Image.fromarray(rng.random((cells, cells)).astype(np.float32))
-    return np.clip(np.asarray(coarse.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)), 0, 1)
+    return _picture(coarse.resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
 
 
 def _blur(image: Picture, kernel: Picture) -> Picture:
@@ -31,7 +37,7 @@ def _blur(image: Picture, kernel: Picture) -> Picture:
     widths = ((pad, pad), (pad, pad)) + ((0, 0),) * (image.ndim - 2)
     padded = np.pad(image, widths, mode="symmetric")
     full = kernel if image.ndim == 2 else kernel[..., None]
-    return signal.fftconvolve(padded, full, mode="valid", axes=(0, 1)).astype(np.float32)
+    return np.asarray(signal.fftconvolve(padded, full, mode="valid", axes=(0, 1)), dtype=np.float32)
 
 
 def _line_kernel(length: float, angle: float, width: float = 0.6) -> Picture:
@@ -40,7 +46,7 @@ def _line_kernel(length: float, angle: float, width: float = 0.6) -> Picture:
     y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
     along, across = x * np.cos(angle) + y * np.sin(angle), -x * np.sin(angle) + y * np.cos(angle)
     kernel = np.clip(length / 2 + 0.5 - np.abs(along), 0, 1) * np.exp(-0.5 * (across / width) ** 2)
-    return (kernel / kernel.sum()).astype(np.float32)
+    return np.asarray(kernel / kernel.sum(), dtype=np.float32)
 
 
 def lowlight(image: Picture, rng: np.random.Generator) -> Picture:
@@ -49,7 +55,7 @@ def lowlight(image: Picture, rng: np.random.Generator) -> Picture:
     dark = rng.uniform(0.25, 0.7) * (rng.uniform(0.9, 1.0) * image) ** rng.uniform(1.4, 2.6)
     shot, read = rng.uniform(0, 0.002), rng.uniform(0.001, 0.012)
     noise = rng.normal(size=image.shape) * np.sqrt(shot * dark + read**2)
-    return np.clip(dark + noise, 0, 1).astype(np.float32)
+    return _picture(dark + noise)
 
 
 def haze(image: Picture, rng: np.random.Generator) -> Picture:
@@ -61,7 +67,7 @@ def haze(image: Picture, rng: np.random.Generator) -> Picture:
     depth = 0.25 + 0.75 * (mix * ramp + (1 - mix) * _field((height, width), int(rng.integers(2, 6)), rng))
     transmission = np.exp(-rng.uniform(0.7, 2.2) * depth)[..., None]
     light = np.clip(rng.uniform(0.7, 1.0) + rng.uniform(-0.03, 0.03, 3), 0, 1)
-    return np.clip(image * transmission + light * (1 - transmission), 0, 1).astype(np.float32)
+    return _picture(image * transmission + light * (1 - transmission))
 
 
 def rain(image: Picture, rng: np.random.Generator) -> Picture:
@@ -79,7 +85,7 @@ def rain(image: Picture, rng: np.random.Generator) -> Picture:
         streaks = np.clip(streaks, 0, 1)[..., None] * rng.uniform(0.35, 0.85)
         out = out + streaks * (rng.uniform(0.85, 1.0) - out)
     veil = rng.uniform(0, 0.15)
-    return np.clip(out * (1 - veil) + veil * 0.75, 0, 1).astype(np.float32)
+    return _picture(out * (1 - veil) + veil * 0.75)
 
 
 def snow(image: Picture, rng: np.random.Generator) -> Picture:
@@ -103,7 +109,7 @@ def snow(image: Picture, rng: np.random.Generator) -> Picture:
     mask = mask[..., None] * rng.uniform(0.7, 0.98)
     veil = rng.uniform(0, 0.12)
     out = image * (1 - veil) + 0.85 * veil
-    return np.clip(out * (1 - mask) + rng.uniform(0.88, 1.0) * mask, 0, 1).astype(np.float32)
+    return _picture(out * (1 - mask) + rng.uniform(0.88, 1.0) * mask)
 
 
 def blur(image: Picture, rng: np.random.Generator) -> Picture:
@@ -121,7 +127,7 @@ def blur(image: Picture, rng: np.random.Generator) -> Picture:
         i, j = int(y), int(x)
         kernel[i : i + 2, j : j + 2] += np.outer((1 - y + i, y - i), (1 - x + j, x - j)).astype(np.float32)
     out = _blur(image, kernel / kernel.sum())
-    return np.clip(out + rng.normal(0, rng.uniform(0, 0.008), out.shape), 0, 1).astype(np.float32)
+    return _picture(out + rng.normal(0, rng.uniform(0, 0.008), out.shape))
 
 
 def moire(image: Picture, rng: np.random.Generator) -> Picture:
@@ -141,7 +147,7 @@ def moire(image: Picture, rng: np.random.Generator) -> Picture:
         for c in range(3):
             out[..., c] *= 1 + strength * np.sin(phase + c * shift)
     gain = rng.uniform(0.85, 1.0)
-    return np.clip(out * gain, 0, 1).astype(np.float32)
+    return _picture(out * gain)
 
 
 def highlight(image: Picture, rng: np.random.Generator) -> Picture:
@@ -159,7 +165,7 @@ def highlight(image: Picture, rng: np.random.Generator) -> Picture:
         v = (-(x - cx) * np.sin(angle) + (y - cy) * np.cos(angle)) / short
         shine = np.maximum(shine, rng.uniform(0.4, 1.0) * np.exp(-((u**2 + v**2) ** rng.uniform(0.7, 1.5))))
     shading = 0.6 + 0.4 * ndimage.gaussian_filter(image.mean(axis=2), 0.01 * unit)
-    return np.clip(image + (shine * shading)[..., None] * light, 0, 1).astype(np.float32)
+    return _picture(image + (shine * shading)[..., None] * light)
 
 
 def face(image: Picture, rng: np.random.Generator) -> Picture:
@@ -173,8 +179,8 @@ def face(image: Picture, rng: np.random.Generator) -> Picture:
     values = np.asarray(picture, dtype=np.float32) + rng.normal(0, rng.uniform(0, 10), (small[1], small[0], 3))
     buffer = io.BytesIO()
     Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=int(rng.integers(35, 90)))
-    out = np.asarray(Image.open(buffer).resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32) / 255
-    return out.astype(np.float32)
+    restored = Image.open(buffer).resize((width, height), Image.Resampling.BICUBIC)
+    return _picture(np.asarray(restored, dtype=np.float32) / 255)
 
 
 DEGRADATIONS: dict[str, Degradation] = {
@@ -193,4 +199,4 @@ DEGRADATIONS: dict[str, Degradation] = {
 def degrade(pixels: NDArray[np.uint8], task: str, seed: int) -> NDArray[np.uint8]:
     """Degrade an 8-bit picture [H, W, 3] for ``task``; the seed fixes everything."""
     out = DEGRADATIONS[task](pixels.astype(np.float32) / 255, np.random.default_rng(seed))
-    return (out * 255 + 0.5).astype(np.uint8)
+    return np.asarray(out * 255 + 0.5, dtype=np.uint8)

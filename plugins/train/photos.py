@@ -39,7 +39,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 PAINTINGS = ("*van*gogh*", "*gogh*", "*arles*", "*painting*", "*pere*tanguy*", "*analogpattern*")
 # kept out of training by name, beside the hashed share: their licence (CC-BY) lets them stand in the documents
-HELD_OUT = ("picosdeeuropa", "sunset_by", "friends_by", "aitzgorri", "castle-maintenon", "cincinnati-bridge")
+HELD_OUT = ("animals_moose", "picosdeeuropa", "sunset_by", "friends_by", "aitzgorri", "castle-maintenon", "cincinnati-bridge")
 SHORT_SIDE = 512
 
 
@@ -133,18 +133,17 @@ def _photograph(content: bytes) -> Image.Image | None:
     if content[:3] != b"\xff\xd8\xff" and content[8:12] != b"WEBP":
         return None
     try:
-        picture = Image.open(io.BytesIO(content))
-        picture.load()
+        file = Image.open(io.BytesIO(content))
+        file.load()
     except OSError:
         return None
-    if "A" in picture.mode or min(picture.size) < 200:
+    if "A" in file.mode or min(file.size) < 200:
         return None
-    scale = SHORT_SIDE / min(picture.size)
-    picture = picture.convert("RGB")
+    scale = SHORT_SIDE / min(file.size)
+    picture = file.convert("RGB")
     if scale < 1:
-        picture = picture.resize(
-            (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS
-        )
+        size = round(picture.width * scale), round(picture.height * scale)
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
     return picture
 
 

@@ -59,17 +59,18 @@ class Denoiser(nn.Module):
         return self.tpb(self.vision(pixels)).repeat_interleave(crops, dim=0)  # type: ignore[no-any-return]
 
 
-def draw_times(count: int, rng: np.random.Generator) -> Tensor:
-    """Timesteps biased towards those that samplers of few steps visit: half at the start, half below it."""
+def draw_times(count: int, rng: np.random.Generator, first: float = 0.5) -> Tensor:
+    """Timesteps biased towards those that samplers of few steps visit: a share ``first`` at the start."""
     high, low = rng.integers(940, 1000, count), rng.integers(150, 940, count)
-    return torch.from_numpy(np.where(rng.random(count) < 0.5, high, low))
+    return torch.from_numpy(np.where(rng.random(count) < first, high, low))
 
 
-def denoising_loss(model: Denoiser, batch: Batch, rng: np.random.Generator, drop: float = 0.0) -> Tensor:
+def denoising_loss(model: Denoiser, batch: Batch, rng: np.random.Generator, drop: float = 0.0,
+                   first: float = 0.5) -> Tensor:  # fmt: skip
     """Paper Eq. 3. At t >= 960 the noisy latent is made from the clean latent, from the input or is pure noise, since
     the runtime starts so; the target always leads to the clean latent: v = (alpha * x_t - x_0) / sigma."""
     count = len(batch.clean)
-    t = draw_times(count, rng)
+    t = draw_times(count, rng, first)
     alpha, sigma = model.levels(t)
     noise = torch.from_numpy(rng.standard_normal(batch.clean.shape, dtype=np.float32))
     kind = torch.from_numpy(rng.random(count))[:, None, None, None]
@@ -78,11 +79,8 @@ def denoising_loss(model: Denoiser, batch: Batch, rng: np.random.Generator, drop
     noisy = alpha * source + sigma * noise
     tokens = model.tokens(batch.pixels, batch.crops)
     output = model(noisy, t, tokens, None if rng.random() < drop else batch.cond)
-    if model.prediction == "v_prediction":
-        target, weight = (alpha * noisy - batch.clean) / sigma, torch.ones(())
-    else:
-        target, weight = (noisy - alpha * batch.clean) / sigma, torch.ones(())
-    return (weight * F.mse_loss(output, target, reduction="none")).mean()
+    toward_clean = alpha * noisy - batch.clean if model.prediction == "v_prediction" else noisy - alpha * batch.clean
+    return F.mse_loss(output, toward_clean / sigma)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +94,7 @@ class Stage:
 
 
 def fit(model: Denoiser, pool: Pool, path: Path, stages: tuple[Stage, ...], *, peak: float, train_base: bool,
-        drop: float = 0.0, seed: int = 0, decay: float = 0.995, every: int = 25, name: str = "base") -> Denoiser:  # fmt: skip
+        drop: float = 0.0, first_share: float = 0.5, seed: int = 0, decay: float = 0.995, every: int = 50, name: str = "base") -> Denoiser:  # fmt: skip
     """Train (or go on training from ``path``) and return the model with averaged weights.
 
     With ``train_base`` everything learns; without it, the TPB and the SCB alone (the paper's setting).
@@ -120,7 +118,7 @@ def fit(model: Denoiser, pool: Pool, path: Path, stages: tuple[Stage, ...], *, p
         stage = next(s for s in stages if step < s.until)
         for group in optimiser.param_groups:
             group["lr"] = rate(step, steps, peak, warmup=60)
-        loss = denoising_loss(model, pool.draw(rng, stage.pictures, stage.crops, stage.side), rng, drop)
+        loss = denoising_loss(model, pool.draw(rng, stage.pictures, stage.crops, stage.side), rng, drop, first_share)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -143,10 +141,11 @@ def fit(model: Denoiser, pool: Pool, path: Path, stages: tuple[Stage, ...], *, p
 
 def freeze_self_attention(unet: UNet) -> None:
     """Silence the middle block's self-attention: trained on small crops it would meet far more pixels at run time."""
-    out = unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_out[0]  # type: ignore[index, union-attr]
-    nn.init.zeros_(out.weight)  # type: ignore[arg-type]
-    nn.init.zeros_(out.bias)  # type: ignore[arg-type]
-    unet.mid_block.attentions[0].transformer_blocks[0].attn1.requires_grad_(False)  # type: ignore[index, union-attr]
+    attention: Any = unet.mid_block.attentions[0]
+    attention = attention.transformer_blocks[0].attn1
+    nn.init.zeros_(attention.to_out[0].weight)
+    nn.init.zeros_(attention.to_out[0].bias)
+    attention.requires_grad_(False)
 
 
 def load_averaged(model: Denoiser, base: Path, plugin: Path | None = None) -> Denoiser:

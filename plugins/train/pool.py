@@ -49,18 +49,26 @@ def write_shard(folder: Path, number: int, photos: Sequence[Pixels], tasks: Sequ
                 side: int = 256) -> None:  # fmt: skip
     """Make shard ``number`` (its number seeds views and degradations) and move it into place when complete."""
     rng = np.random.default_rng(number)
+    # Degradations scale with the picture, the denoiser does not: show it both small and large pictures (their crops).
+    wholes = [random_view(p, 2 * side if rng.random() < 0.5 and min(p.shape[:2]) > 1.5 * side else side, rng, smallest=0.4)
+              for p in photos]  # fmt: skip
+    corners = [rng.integers(0, len(whole) - side + 1, 2) for whole in wholes]
     part, final = folder / f".shard{number:03d}", folder / f"shard{number:03d}"
     part.mkdir(parents=True, exist_ok=True)
-    views = [random_view(photo, side, rng, smallest=0.4) for photo in photos]
 
-    def latent(pixels: Pixels) -> NDArray[np.float16]:
-        return vae.encode(to_tensor(pixels[None]))[0].numpy().astype(np.float16)
+    def latent(pixels: Pixels, corner: NDArray[np.int64]) -> NDArray[np.float16]:
+        top, left = corner
+        crop = pixels[None, top : top + side, left : left + side]
+        return vae.encode(to_tensor(crop))[0].numpy().astype(np.float16)
 
-    np.save(part / "clean.npy", np.stack([latent(view) for view in views]))
+    def latents(pictures: list[Pixels]) -> NDArray[np.float16]:
+        return np.stack([latent(*pair) for pair in zip(pictures, corners, strict=True)])
+
+    np.save(part / "clean.npy", latents(wholes))
     conds, smalls = [], []
     for k, task in enumerate(tasks):
-        bad = [degrade(view, task, (number * 1000 + i) * 16 + k) for i, view in enumerate(views)]
-        conds.append(np.stack([latent(b) for b in bad]))
+        bad = [degrade(whole, task, (number * 1000 + i) * 16 + k) for i, whole in enumerate(wholes)]
+        conds.append(latents(bad))
         smalls.append(np.stack([shrink(b) for b in bad]))
     np.save(part / "cond.npy", np.stack(conds))
     np.save(part / "small.npy", np.stack(smalls))
