@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,15 +19,44 @@ class TimeEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(time)))  # type: ignore[no-any-return]
 
 
+class PictureNorm(nn.GroupNorm):
+    """Group normalisation of maps as large as the picture.
+
+    Engines sum a group's squares in one float32: over the million values of a 512x512 map that costs three digits
+    (2.5e-4 after ONNX Runtime's encoder). Exported, it is taken in two levels, lines first, which keeps them.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.onnx.is_in_onnx_export():
+            return super().forward(x)
+        batch, channels, height, width = x.shape
+        lines = x.reshape(batch, self.num_groups, channels // self.num_groups * height, width)
+        mean = lines.mean(-1, keepdim=True).mean(-2, keepdim=True)
+        norms = torch.linalg.vector_norm(lines - mean, dim=-1, keepdim=True)
+        variance = (norms * norms).mean(-2, keepdim=True) / width
+        scale = (variance + self.eps).rsqrt().repeat_interleave(channels // self.num_groups, 1) * self.weight[:, None, None]
+        shift = self.bias[:, None, None] - mean.repeat_interleave(channels // self.num_groups, 1) * scale
+        return x * scale + shift
+
+
 class ResnetBlock(nn.Module):
     """norm, SiLU, 3x3 convolution, twice; the time embedding enters between. ``time_width=0``: without time."""
 
-    def __init__(self, inputs: int, outputs: int, *, time_width: int, groups: int, eps: float) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        time_width: int,
+        groups: int,
+        eps: float,
+        norm: type[nn.GroupNorm] = nn.GroupNorm,
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, inputs, eps=eps)
+        self.norm1 = norm(groups, inputs, eps=eps)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.time_emb_proj = nn.Linear(time_width, outputs) if time_width else None
-        self.norm2 = nn.GroupNorm(groups, outputs, eps=eps)
+        self.norm2 = norm(groups, outputs, eps=eps)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
 

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffplugin.plugins.networks.attention import PixelAttention
-from diffplugin.plugins.networks.blocks import Downsample, ResnetBlock, Upsample
+from diffplugin.plugins.networks.blocks import Downsample, PictureNorm, ResnetBlock, Upsample
 
 Config = Mapping[str, Any]
 _EPS = 1e-6
 
 
 def _resnet(inputs: int, outputs: int, groups: int) -> ResnetBlock:
-    return ResnetBlock(inputs, outputs, time_width=0, groups=groups, eps=_EPS)
+    return ResnetBlock(inputs, outputs, time_width=0, groups=groups, eps=_EPS, norm=PictureNorm)
 
 
 class _Level(nn.Module):
@@ -65,7 +65,7 @@ class _Encoder(nn.Module):
             for i, width in enumerate(widths)
         )
         self.mid_block = _Mid(widths[-1], groups)
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=_EPS)
+        self.conv_norm_out = PictureNorm(groups, widths[-1], eps=_EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config["latent_channels"], 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class _Decoder(nn.Module):
             )
             for i, width in enumerate(widths)
         )
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=_EPS)
+        self.conv_norm_out = PictureNorm(groups, widths[-1], eps=_EPS)
         self.conv_out = nn.Conv2d(widths[-1], config["out_channels"], 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
