@@ -11,23 +11,23 @@ A bundle is written beside its place and renamed into it, so a reader never sees
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from diffplugin.errors import BundleDamaged, BundleError, ForeignEngine
+from diffplugin.errors import BundleDamaged, BundleError, EngineUnavailable, ForeignEngine
 from diffplugin.manifest import MANIFEST, EngineEntry, FileEntry, GraphEntry, Manifest
 from diffplugin.plugins.cards import PluginCard, load_card
 from diffplugin.spec import GraphSpec, graph_specs
+from diffplugin.writing import TEMPORARY, in_use
+from diffplugin.writing import writing as writing  # noqa: PLC0414  part of this module's interface
 
 ENGINES = "engines"
-_TEMPORARY = ".writing-"  # marks what an interrupted export may have left
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,15 @@ class Bundle:
         return graph_specs(self.manifest.dims)
 
     def spec(self, key: str) -> GraphSpec:
-        """Contract of a graph by key, such as ``unet`` or ``tpb/deblur``."""
-        return self._specs[key.partition("/")[0]]
+        """Contract of a graph by key, such as ``unet`` or ``tpb/deblur``.
+
+        Raises:
+            BundleError: no such kind of graph.
+        """
+        kind = key.partition("/")[0]
+        if kind not in self._specs:
+            raise BundleError(f"no kind of graph is called {kind!r}; expected one of {', '.join(self._specs)}")
+        return self._specs[kind]
 
     def graph(self, key: str) -> GraphEntry:
         """Raises:
@@ -77,7 +84,11 @@ class Bundle:
         Raises:
             ForeignEngine: there are some, but for another device or version; named before anything is loaded.
         """
-        kin = [e for e in self.manifest.engines if (e.graph, e.engine, e.precision, e.shapes) == (key, engine, precision, shapes)]
+        kin = [
+            e
+            for e in self.manifest.engines
+            if (e.graph, e.engine, e.precision, e.shapes) == (key, engine, precision, shapes)
+        ]
         for entry in kin:
             if (entry.version, entry.device, entry.graph_sha256) == (version, device, self.graph(key).sha256):
                 return entry
@@ -136,134 +147,17 @@ def list_files(folder: Path) -> dict[str, FileEntry]:
     return {name: FileEntry(sha256=sha256(p), bytes=p.stat().st_size) for name, p in sorted(found.items())}
 
 
-@contextmanager
-def writing(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` to write a bundle into; it takes the place of ``out`` on success only.
-
-    On any exception, an interrupt too, it is removed and an older bundle at ``out`` stays as it was. Two writers have
-    folders of their own; the last one to finish wins.
-
-    Raises:
-        BundleError: ``out`` exists and is no bundle, or cannot be written.
-    """
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise BundleError(f"{out}: exists and is no bundle; name another folder with --out")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{out.name}{_TEMPORARY}", dir=out.parent))
-    except OSError as error:
-        raise BundleError(f"{out}: cannot be written ({error.strerror}); name another folder with --out") from None
-    folder.chmod(0o755)
-    try:
-        yield folder
-        _replace(folder, out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _replace(folder: Path, out: Path) -> None:
-    """Swap two folders with two renames; the old one goes last."""
-    old = folder.with_name(folder.name + ".old")
-    if out.exists():
-        out.rename(old)
-    try:
-        folder.rename(out)
-    except OSError:
-        if old.exists():
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def verify(path: str | os.PathLike[str]) -> list[str]:
-    """Every fault of a bundle, one line each; empty: sound.
-
-    Finds a missing, changed or unlisted file, an engine whose fingerprint is not that of its manifest entry or whose
-    graph has changed, and engines that this machine would refuse.
-    """
-    folder = Path(path).expanduser()
-    try:
-        bundle = open_bundle(folder)
-    except BundleError as error:
-        return [str(error)]
-    manifest, faults = bundle.manifest, []
-    for name, entry in manifest.files.items():
-        file = folder / name
-        if not file.is_file():
-            faults.append(f"{file}: missing")
-        elif file.stat().st_size != entry.bytes:
-            faults.append(f"{file}: {file.stat().st_size} bytes, expected {entry.bytes}")
-        elif sha256(file) != entry.sha256:
-            faults.append(f"{file}: contents changed (SHA-256 differs)")
-    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
-    faults += [f"{folder / name}: not in the manifest" for name in sorted(there - set(manifest.files))]
-    for key, graph in manifest.graphs.items():
-        if graph.file not in manifest.files:
-            faults.append(f"graph {key}: {graph.file} is not among the files")
-    for engine in manifest.engines:
-        faults += [f"engine {engine.fingerprint} ({engine.engine}, {engine.graph}): {f}" for f in _engine_faults(bundle, engine)]
-    return faults
-
-
-def _engine_faults(bundle: Bundle, engine: EngineEntry) -> Iterator[str]:
-    if engine.fingerprint != engine.expected_fingerprint():
-        yield f"fingerprint does not fit its entry ({engine.expected_fingerprint()})"
-    if engine.graph not in bundle.manifest.graphs or bundle.graph(engine.graph).sha256 != engine.graph_sha256:
-        yield "built from another graph"
-    if reason := _foreign(engine):
-        yield f"foreign: {reason}"
-
-
-def _foreign(engine: EngineEntry) -> str | None:
-    """Why this machine would refuse an engine."""
-    from diffplugin.engines import builder_named
-
-    builder = builder_named(engine.engine)
-    if reason := builder.why_unavailable():
-        return reason
-    here = (builder.version(), builder.device())
-    if (engine.version, engine.device) != here:
-        return f"built for version {engine.version} on {engine.device}; here are {here[0]} and {here[1]}"
-    return None
-
-
 def list_bundles(folder: Path) -> list[Bundle]:
     """Bundles in ``folder`` and one level of folders below it, by path; unreadable ones are left out."""
     found = []
     for manifest in sorted({*folder.glob(f"*/{MANIFEST}"), *folder.glob(f"*/*/{MANIFEST}"), *folder.glob(MANIFEST)}):
-        if _TEMPORARY in manifest.parent.name:
+        if TEMPORARY in manifest.parent.name:
             continue
         try:
             found.append(open_bundle(manifest.parent))
         except BundleError:
             continue
     return found
-
-
-def prune(path: str | os.PathLike[str]) -> tuple[list[str], int]:
-    """Remove stale and foreign engines, unlisted engine folders and what interrupted exports left beside the bundle.
-
-    Returns:
-        (names of what went, bytes freed).
-    """
-    bundle = open_bundle(path)
-    folder = bundle.path
-    keep = tuple(e for e in bundle.manifest.engines if not list(_engine_faults(bundle, e)))
-    kept = {e.fingerprint for e in keep}
-    gone = [p for p in sorted((folder / ENGINES).glob("*")) if p.name not in kept]
-    gone += sorted(folder.parent.glob(f"{folder.name}{_TEMPORARY}*"))
-    freed = sum(f.stat().st_size for p in gone for f in p.rglob("*") if f.is_file())
-    from dataclasses import replace
-
-    files = {n: e for n, e in bundle.manifest.files.items() if not _below(n, gone, folder)}
-    write_manifest(folder, replace(bundle.manifest, engines=keep, files=files))
-    for p in gone:
-        shutil.rmtree(p)
-    return [str(p) for p in gone], freed
-
-
-def _below(name: str, folders: list[Path], root: Path) -> bool:
-    return any((root / name).is_relative_to(folder) for folder in folders)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -273,3 +167,118 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     temporary.replace(folder / MANIFEST)
 
 
+def verify(path: str | os.PathLike[str]) -> list[str]:
+    """Every fault of a bundle, one line each; empty: sound.
+
+    Finds a missing, changed or unlisted file, a plugin without its graphs, an engine whose fingerprint is not that of
+    its manifest entry or whose graph has changed, and engines that this machine would refuse.
+    """
+    folder = Path(path).expanduser()
+    try:
+        bundle = open_bundle(folder)
+    except BundleError as error:
+        return [str(error)]
+    manifest = bundle.manifest
+    faults = [
+        f"{folder / name}: {fault}"
+        for name, entry in manifest.files.items()
+        if (fault := _changed(folder / name, entry))
+    ]
+    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()} - {MANIFEST}
+    faults += [f"{folder / name}: not in the manifest" for name in sorted(there - set(manifest.files))]
+    faults += [f"{folder / MANIFEST}: {fault}" for fault in _incomplete(manifest)]
+    for engine in manifest.engines:
+        faults += [
+            f"{folder}: engine {engine.fingerprint} ({engine.engine}, {engine.graph}): {fault}"
+            for fault in _engine_faults(bundle, engine)
+        ]
+    return faults
+
+
+def _changed(file: Path, entry: FileEntry) -> str | None:
+    try:
+        if not file.is_file():
+            return "missing"
+        if file.stat().st_size != entry.bytes:
+            return f"{file.stat().st_size} bytes, expected {entry.bytes}"
+        return None if sha256(file) == entry.sha256 else "contents changed (SHA-256 differs)"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+
+
+def _incomplete(manifest: Manifest) -> Iterator[str]:
+    """What a bundle needs in order to run and the manifest does not list."""
+    kinds = graph_specs(manifest.dims)
+    needed = ["clip_vision", "vae_encoder", "unet", "vae_decoder"]
+    needed += ["clip_text", "selector"] if manifest.selector else []
+    needed += [f"{kind}/{plugin}" for plugin in manifest.plugins for kind in ("tpb", "scb")]
+    yield from (f"graph {key} is missing" for key in needed if key not in manifest.graphs)
+    yield from (f"graph {key} is of no known kind" for key in manifest.graphs if key.partition("/")[0] not in kinds)
+    files = {f"graph {key}": graph.file for key, graph in manifest.graphs.items()}
+    files |= {f"plugin {plugin}": f"plugins/{plugin}/card.toml" for plugin in manifest.plugins}
+    files |= {"tokenizer": manifest.tokenizer} if manifest.selector else {}
+    yield from (f"{what}: {file} is not among the files" for what, file in files.items() if file not in manifest.files)
+    for key, graph in manifest.graphs.items():
+        entry = manifest.files.get(graph.file)
+        if entry and f"{graph.file}.data" not in manifest.files and entry.sha256 != graph.sha256:
+            yield f"graph {key}: SHA-256 is not that of its file"
+
+
+def _engine_faults(bundle: Bundle, engine: EngineEntry) -> Iterator[str]:
+    manifest = bundle.manifest
+    if engine.fingerprint != engine.expected_fingerprint():
+        yield f"fingerprint does not fit its entry ({engine.expected_fingerprint()})"
+    if engine.graph not in manifest.graphs or bundle.graph(engine.graph).sha256 != engine.graph_sha256:
+        yield "built from another graph"
+    place = f"{ENGINES}/{engine.fingerprint}/"
+    yield from (f"{f} is not in {place}" for f in engine.files if not f.startswith(place))
+    yield from (f"{f} is not among the files" for f in engine.files if f not in manifest.files)
+    if reason := _foreign(engine):
+        yield f"foreign: {reason}"
+
+
+def _foreign(engine: EngineEntry) -> str | None:
+    """Why this machine would refuse an engine."""
+    from diffplugin.engines import builder_named
+
+    try:
+        builder = builder_named(engine.engine)
+    except EngineUnavailable as error:
+        return str(error)
+    if reason := builder.why_unavailable():
+        return reason
+    here = (builder.version(), builder.device())
+    if (engine.version, engine.device) != here:
+        return f"built for version {engine.version} on {engine.device}; here are {here[0]} and {here[1]}"
+    return None
+
+
+def prune(path: str | os.PathLike[str]) -> tuple[list[str], int]:
+    """Remove stale and foreign engines, unlisted engine folders and what interrupted exports left beside the bundle.
+
+    An export that is still running keeps its folder.
+
+    Returns:
+        (names of what went, bytes freed).
+
+    Raises:
+        BundleError: as :func:`open_bundle` says, or the bundle is read-only.
+    """
+    bundle = open_bundle(path)
+    folder = bundle.path
+    keep = tuple(e for e in bundle.manifest.engines if not list(_engine_faults(bundle, e)))
+    kept = {e.fingerprint for e in keep}
+    gone = [p for p in sorted((folder / ENGINES).glob("*")) if p.name not in kept]
+    resolved = folder.resolve()
+    gone += [p for p in sorted(resolved.parent.glob(f"{glob.escape(resolved.name + TEMPORARY)}*")) if not in_use(p)]
+    gone += [p for p in (folder / f"{MANIFEST}.tmp",) if p.is_file()]
+    freed = sum(f.stat().st_size for p in gone for f in (p, *p.rglob("*")) if f.is_file())
+    files = {n: e for n, e in bundle.manifest.files.items() if not any((folder / n).is_relative_to(p) for p in gone)}
+    try:
+        if (keep, files) != (bundle.manifest.engines, bundle.manifest.files):
+            write_manifest(folder, replace(bundle.manifest, engines=keep, files=files))
+        for p in gone:
+            shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
+    except OSError as error:
+        raise BundleError(f"{error.filename}: cannot be removed ({error.strerror})") from None
+    return [str(p) for p in gone], freed

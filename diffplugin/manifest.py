@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from diffplugin.errors import BundleDamaged, BundleError, BundleTooNew
 from diffplugin.spec import ModelDims
@@ -99,8 +99,9 @@ class Manifest:
     engines: tuple[EngineEntry, ...] = ()
 
     def to_json(self) -> str:
-        """Deterministic: the same manifest is the same bytes."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        """Deterministic: the same manifest is the same bytes. ``digest`` is the SHA-256 of all the rest."""
+        value = asdict(self)
+        return _dump(value | {"digest": _digest(value)})
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -113,41 +114,92 @@ class Manifest:
         try:
             text = path.read_text(encoding="utf-8")
         except (FileNotFoundError, NotADirectoryError):
-            raise BundleError(f"{folder}: no {MANIFEST}, so no bundle; make one with dp-export --out {folder}") from None
+            raise BundleError(
+                f"{folder}: no {MANIFEST}, so no bundle; make one with dp-export --out {folder}"
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise BundleDamaged(f"{path}: cannot be read ({error}); export again") from None
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BundleDamaged(f"{path}: not JSON ({error}); export again") from None
         found = value.get("format") if isinstance(value, dict) else None
-        if isinstance(found, int) and found > FORMAT:
+        if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+            raise BundleDamaged(f"{path}: has no format number; export again")
+        if found > FORMAT:
             raise BundleTooNew(
                 f"{path}: format {found}, this version reads up to {FORMAT}. Upgrade diffplugin or export again."
             )
-        if not isinstance(value, dict) or not isinstance(found, int):
-            raise BundleDamaged(f"{path}: has no format number; export again")
-        try:
-            return cls(**_typed(value))
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise BundleDamaged(f"{path}: {error}; export again") from None
+        digest, faults = value.pop("digest", None), list[str]()
+        manifest = _decode(cls, value, "", faults)
+        if manifest is not None:
+            faults += _unsafe(manifest)
+        if digest != _digest(value):
+            faults.append("digest does not fit the contents: the manifest was changed after it was written")
+        if manifest is None or faults:
+            raise BundleDamaged(f"{path}: {'; '.join(faults)}; export again")
+        return manifest  # type: ignore[no-any-return]
 
 
-def _typed(value: dict[str, Any]) -> dict[str, Any]:
-    """JSON -> constructor arguments. ValueError names all missing and unknown keys."""
-    known = {f.name: f for f in fields(Manifest)}
-    required = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
-    faults = [f"{name} is missing" for name in sorted(required - set(value))]
-    faults += [f"{name} is unknown" for name in sorted(set(value) - set(known))]
-    if faults:
-        raise ValueError("; ".join(faults))
-    return value | {
-        "dims": ModelDims(**value["dims"]),
-        "clip": {name: tuple(numbers) for name, numbers in value["clip"].items()},
-        "graphs": {key: GraphEntry(**entry) for key, entry in value["graphs"].items()},
-        "plugins": tuple(value["plugins"]),
-        "files": {name: FileEntry(**entry) for name, entry in value.get("files", {}).items()},
-        "engines": tuple(
-            EngineEntry(**(entry | {"files": tuple(entry["files"])})) for entry in value.get("engines", ())
-        ),
-    }
+def _dump(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    try:
+        return hashlib.sha256(_dump(value).encode()).hexdigest()
+    except ValueError:  # NaN and infinity are no JSON: a manifest that was written has none
+        return ""
+
+
+def _decode(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
+    """JSON -> ``kind`` (a dataclass, a mapping or tuple of kinds, a plain type); ``faults`` takes what does not fit."""
+    if kind is Any:
+        return value
+    if is_dataclass(kind):
+        return _decode_fields(kind, value, where, faults)
+    inner = get_args(kind)
+    if get_origin(kind) is Mapping:
+        if isinstance(value, dict):
+            return {key: _decode(inner[1], item, f"{where}.{key}", faults) for key, item in value.items()}
+    elif get_origin(kind) is tuple:
+        if isinstance(value, list):
+            return tuple(_decode(inner[0], item, f"{where}[{i}]", faults) for i, item in enumerate(value))
+    elif type(value) is kind or (kind is float and type(value) is int):
+        return value
+    faults.append(f"{where} is {_short(value)}, expected {getattr(kind, '__name__', kind)}")
+    return None
+
+
+def _decode_fields(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
+    if not isinstance(value, dict):
+        faults.append(f"{where} is {_short(value)}, expected an object")
+        return None
+    at = f"{where}." if where else ""
+    hints = get_type_hints(kind)
+    known = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(kind)}
+    before = len(faults)
+    faults += [f"{at}{name} is missing" for name, required in known.items() if required and name not in value]
+    faults += [f"{at}{name} is unknown" for name in value if name not in known]
+    given = {n: _decode(hints[n], item, f"{at}{n}", faults) for n, item in value.items() if n in known}
+    return kind(**given) if len(faults) == before else None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _unsafe(manifest: Manifest) -> list[str]:
+    """Names that lead out of the bundle: a bundle may come from anywhere."""
+    names = {f"graphs.{key}.file": graph.file for key, graph in manifest.graphs.items()}
+    names |= {f"files.{name}": name for name in manifest.files} | {"tokenizer": manifest.tokenizer}
+    names |= {f"engines.{e.fingerprint}": name for e in manifest.engines for name in e.files}
+    names |= {f"plugins.{plugin}": plugin for plugin in manifest.plugins}
+    return [f"{where}: {name!r} leads out of the bundle" for where, name in names.items() if not _inside(name)]
+
+
+def _inside(name: str) -> bool:
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    absolute = posix.is_absolute() or bool(windows.drive or windows.root)
+    return bool(name) and not absolute and ".." not in posix.parts and "\\" not in name

@@ -82,7 +82,8 @@ def graph_specs(dims: ModelDims) -> dict[str, GraphSpec]:
 
     ``time`` is the sinusoidal embedding of the timestep, made by the caller in float32
     (``runtime.schedule.sinusoidal``): inside a bf16 graph it would cost three times the error.
-    The SCB takes ``n`` timesteps at once; its ``residual_0`` depends on none of them. ``cond`` and ``latents`` are scaled (x 0.18215 in SD).
+    The SCB takes ``n`` timesteps at once; its ``residual_0`` depends on none of them. ``cond`` and ``latents`` are
+    scaled (x 0.18215 in SD).
     """
     c, r, d = dims.latent_channels, dims.residual_channels, dims.token_width
     ids = _tensor("ids", "i64", 1, dims.context)
@@ -109,7 +110,7 @@ def graph_specs(dims: ModelDims) -> dict[str, GraphSpec]:
         GraphSpec(
             "scb",
             (_tensor("time", "f32", "n", dims.time_features), tokens, cond),
-            tuple(_tensor(name, "f32", batch, r, "h", "w") for name, batch in zip(RESIDUALS, (1, "n", "n"), strict=True)),
+            tuple(_tensor(name, "f32", "n" if i else 1, r, "h", "w") for i, name in enumerate(RESIDUALS)),
         ),
         GraphSpec(
             "unet",

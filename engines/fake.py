@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from diffplugin.errors import EngineError
 from diffplugin.spec import Array, GraphSpec, check_inputs
 
 
@@ -27,4 +28,4 @@ class FakeEngine:
 
 
 def _closed(inputs: Mapping[str, Array]) -> dict[str, Array]:
-    raise RuntimeError("this engine is closed")
+    raise EngineError("this engine is closed")

@@ -2,54 +2,68 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import cache as cached
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffplugin.engines.base import shapes_text, usable_cores
-from diffplugin.errors import EngineError
+from diffplugin.bundle import graph_files
+from diffplugin.engines.base import check_names, check_precision, one_line, shapes_text, thread_count
+from diffplugin.engines.blobs import read_blob, trim, write_blob
+from diffplugin.engines.pages import release_pages
+from diffplugin.errors import EngineError, EngineUnavailable, ForeignEngine
+from diffplugin.manifest import fingerprint
 from diffplugin.spec import Array, GraphSpec, check_inputs
 
 if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
 
+_log = logging.getLogger("diffplugin")
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
-# Static shapes run attention 1.5 times as fast as dynamic ones. Pieces of a picture share a shape, so few are needed.
-_KEPT_SHAPES = 2
+# A model compiled for one shape runs a full-width step a tenth faster than one with free axes, for 2.4 s more at
+# first. It also has weights of its own, so large graphs keep one shape; the pieces of a picture share theirs.
+_KEPT_SHAPES = 4
+_KEPT_WEIGHTS = 2**30
 _BLOB = "model.blob"
 
 
-def _properties(precision: str, threads: int, cache: Path | None) -> dict[str, Any]:
-    properties: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": _HINTS[precision],
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": threads,
-    }
-    return properties | ({"CACHE_DIR": str(cache)} if cache is not None else {})
-
-
 class OpenVinoEngine:
-    """One graph; compiled at first use of a shape, or taken from the bundle's engines or from the cache."""
+    """One graph; compiled at first use of a shape, or taken from the bundle's engines or from the cache.
+
+    Raises:
+        EngineError: the file cannot be loaded (when a shape is first used).
+        BundleDamaged: its tensors are not the contract's.
+    """
 
     name = "openvino"
 
     def __init__(
-        self, bundle: Bundle, key: str, builder: OpenVinoBuilder, precision: str, threads: int, cache: Path | None
+        self,
+        bundle: Bundle,
+        key: str,
+        builder: OpenVinoBuilder,
+        *,
+        precision: str,
+        threads: int,
+        cache: Path | None,
     ) -> None:
         self.spec: GraphSpec = bundle.spec(key)
         self.precision = precision
         self._bundle, self._key, self._builder = bundle, key, builder
-        self._properties = _properties(precision, threads, cache / "openvino" if cache else None)
         self._path = bundle.graph_file(key)
-        self._requests: OrderedDict[str, Any] = OrderedDict()
+        self._properties = _properties(self._path, precision, threads)
+        self._cache = cache / self.name if cache is not None else None
+        self._kept = max(1, min(_KEPT_SHAPES, _KEPT_WEIGHTS // max(1, bundle.graph(key).weights_bytes)))
+        self._requests: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = self._warned = False
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         sizes = check_inputs(self.spec, inputs)
@@ -58,42 +72,67 @@ class OpenVinoEngine:
             if self._closed:
                 raise EngineError(f"{self.spec.graph}: this engine is closed")
             request = self._request(sizes)
-            arrays = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
             try:
-                request.infer(arrays, share_inputs=True)
+                # views of the arrays; only one that is not contiguous is copied
+                request.infer({name: np.ascontiguousarray(array) for name, array in inputs.items()}, share_inputs=True)
             except RuntimeError as error:
-                raise EngineError(f"{self.spec.graph}: OpenVINO failed ({_reason(error)})") from None
+                raise EngineError(f"{self.spec.graph}: OpenVINO failed ({one_line(error, last=True)})") from None
             return {t.name: request.get_tensor(t.name).data.copy() for t in self.spec.outputs}
 
     def _request(self, sizes: Mapping[str, int]) -> Any:
         shapes = shapes_text(self.spec, sizes)
-        if shapes in self._requests:
-            self._requests.move_to_end(shapes)
-            return self._requests[shapes]
-        while len(self._requests) >= _KEPT_SHAPES:
-            self._requests.popitem(last=False)
+        if shapes not in self._requests:
+            while len(self._requests) >= self._kept:
+                self._requests.popitem(last=False)
+            try:
+                self._requests[shapes] = self._load(shapes, sizes)
+            except RuntimeError as error:
+                raise EngineError(f"{self._path}: OpenVINO cannot load it ({one_line(error, last=True)})") from None
+        self._requests.move_to_end(shapes)
+        return self._requests[shapes][0]
+
+    def _load(self, shapes: str, sizes: Mapping[str, int]) -> tuple[Any, Any]:
+        """(infer request, what must live as long): from the bundle, else from the cache, else compiled."""
+        built, cached_file = self._built(shapes), self._cache_file(shapes)
+        for file in (built, cached_file):
+            if file is not None and (found := _import(file, self._path, self._properties)):
+                compiled, blob = found
+                break
+            if file is not None and file.is_file():
+                _log.warning("%s: damaged or unreadable compiled model; compiling %s again", file, self._key)
+        else:
+            compiled, blob = compile_graph(self._path, self.spec, sizes, self._properties), None
+            if cached_file is not None:
+                _store(compiled, cached_file)
+        _check_hint(compiled, self.precision)
+        for path in graph_files(self._path):
+            release_pages(path)  # the compiled model has its own copy of the weights, in its own order
+        return compiled.create_infer_request(), blob
+
+    def _built(self, shapes: str) -> Path | None:
+        """File of the bundle's engine for this shape and machine. A foreign one is named, once, and not used."""
         try:
-            compiled = self._imported(shapes) or compile_graph(self._path, self.spec, sizes, self._properties)
-        except RuntimeError as error:
-            raise EngineError(f"{self._path}: OpenVINO cannot load it ({_reason(error)})") from None
-        self._requests[shapes] = compiled.create_infer_request()
-        return self._requests[shapes]
-
-    def _imported(self, shapes: str) -> Any:
-        entry = self._bundle.engine(
-            self._key,
-            engine=self.name,
-            precision=self.precision,
-            shapes=shapes,
-            version=self._builder.version(),
-            device=self._builder.device(),
-        )
-        if entry is None:
+            entry = self._bundle.engine(
+                self._key,
+                engine=self.name,
+                precision=self.precision,
+                shapes=shapes,
+                version=self._builder.version(),
+                device=self._builder.device(),
+            )
+        except ForeignEngine as error:
+            if not self._warned:
+                _log.warning("%s Compiling again for this machine.", error)
+            self._warned = True
             return None
-        import openvino
+        return self._bundle.path / entry.files[0] if entry is not None and entry.files else None
 
-        path = self._bundle.path / entry.files[0]
-        return openvino.Core().import_model(path.read_bytes(), "CPU", self._properties)
+    def _cache_file(self, shapes: str) -> Path | None:
+        if self._cache is None:
+            return None
+        graph, builder = self._bundle.graph(self._key), self._builder
+        name = fingerprint(graph.sha256, shapes, self.precision, self.name, builder.version(), builder.device())
+        return self._cache / f"{name}.blob"
 
     def close(self) -> None:
         with self._lock:
@@ -101,20 +140,70 @@ class OpenVinoEngine:
             self._requests.clear()
 
 
+def _properties(path: Path, precision: str, threads: int) -> dict[str, Any]:
+    """How to compile or import the graph in ``path``."""
+    properties: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+    }
+    files = graph_files(path)
+    if len(files) > 1:  # weights beside the graph: a compiled model names them instead of repeating gigabytes per shape
+        properties |= {"CACHE_MODE": "OPTIMIZE_SIZE", "WEIGHTS_PATH": str(files[1])}
+    return properties
+
+
 def compile_graph(path: Path, spec: GraphSpec, sizes: Mapping[str, int], properties: Mapping[str, Any]) -> Any:
-    """A compiled model with static shapes."""
+    """A compiled model with static shapes.
+
+    Raises:
+        RuntimeError: OpenVINO cannot read or compile the file.
+        BundleDamaged: the file's tensors are not the contract's.
+    """
+    core = _core()
+    model = core.read_model(path)
+    check_names(spec, path, (i.any_name for i in model.inputs), (o.any_name for o in model.outputs))
+    model.reshape({t.name: [sizes[a] if isinstance(a, str) else a for a in t.axes] for t in spec.inputs})
+    return core.compile_model(model, "CPU", {k: v for k, v in properties.items() if k != "WEIGHTS_PATH"})
+
+
+def _import(file: Path, graph: Path, properties: Mapping[str, Any]) -> tuple[Any, Any] | None:
+    """(compiled model, what must live as long) of a blob; None: there is none, or it cannot be used."""
+    blob = read_blob(file)
+    if blob is None:
+        return None
     import openvino
 
-    core = openvino.Core()
-    model = core.read_model(path)
-    model.reshape({t.name: [sizes[a] if isinstance(a, str) else a for a in t.axes] for t in spec.inputs})
-    return core.compile_model(model, "CPU", dict(properties))
+    try:
+        tensor = openvino.Tensor(blob, shared_memory=True)
+        return _core().import_model(tensor, "CPU", dict(properties)), tensor
+    except RuntimeError as error:
+        _log.debug("%s does not fit %s: %s", file, graph, error)
+        return None
 
 
-def _reason(error: Exception) -> str:
-    """The last line that says something: OpenVINO begins with its own source files."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _store(compiled: Any, file: Path) -> None:
+    """Into the cache; a cache that cannot be written costs time, not the run."""
+    try:
+        write_blob(file, compiled.export_model().getbuffer())
+        trim(file.parent)
+    except OSError as error:
+        _log.warning("%s: compiled model not kept (%s)", file.parent, error.strerror or error)
+
+
+def _check_hint(compiled: Any, precision: str) -> None:
+    """OpenVINO accepts a hint that the processor cannot follow, and computes in float32 without a word."""
+    used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if used != _HINTS[precision]:
+        raise EngineUnavailable(f"engine openvino: asked for {precision}, it computes in {used}; use --precision fp32")
+
+
+@cached
+def _core() -> Any:
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVinoBuilder:
@@ -122,7 +211,7 @@ class OpenVinoBuilder:
 
     def why_unavailable(self) -> str | None:
         try:
-            import openvino  # noqa: F401
+            importlib.import_module("openvino")
         except ImportError as error:
             return f"the package openvino cannot be imported ({error}); pip install 'diffplugin[openvino]'"
         return None
@@ -132,31 +221,28 @@ class OpenVinoBuilder:
 
     def device(self) -> str:
         """Compiled models hold code for the processor's instruction set: the capabilities name it."""
-        import openvino
-
-        core = openvino.Core()
-        abilities = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-        return f"{core.get_property('CPU', 'FULL_DEVICE_NAME')} [{' '.join(abilities)}]"
+        abilities = sorted(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        return f"{_core().get_property('CPU', 'FULL_DEVICE_NAME')} [{' '.join(abilities)}]"
 
     def precisions(self) -> tuple[str, ...]:
-        """Without native bf16 the hint is accepted and silently computed in fp32: it is not offered then."""
-        import openvino
-
-        native = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        """Without native bf16 (AVX512-BF16 or AVX2-VNNI-2) it is not offered; see :func:`_check_hint`."""
+        native = "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return ("bf16", "fp32") if native else ("fp32",)
 
     def load(
         self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None
     ) -> OpenVinoEngine:
-        return OpenVinoEngine(bundle, key, self, precision, threads or usable_cores(), cache)
+        check_precision(self, precision)
+        return OpenVinoEngine(bundle, key, self, precision=precision, threads=thread_count(threads), cache=cache)
 
     def build(
         self, bundle: Bundle, key: str, *, precision: str, sizes: Mapping[str, int], out: Path
     ) -> tuple[Path, ...]:
-        compiled = compile_graph(
-            bundle.graph_file(key), bundle.spec(key), sizes, _properties(precision, usable_cores(), None)
-        )
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / _BLOB
-        path.write_bytes(compiled.export_model())
-        return (path,)
+        check_precision(self, precision)
+        path = bundle.graph_file(key)
+        try:
+            compiled = compile_graph(path, bundle.spec(key), sizes, _properties(path, precision, thread_count(None)))
+        except RuntimeError as error:
+            raise EngineError(f"{path}: OpenVINO cannot compile it ({one_line(error, last=True)})") from None
+        write_blob(out / _BLOB, compiled.export_model().getbuffer())
+        return (out / _BLOB,)

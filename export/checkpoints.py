@@ -75,7 +75,9 @@ def read_tensors(path: Path) -> Tensors:
         raise CheckpointError(f"{path}: missing") from None
     except Exception as error:  # torch and safetensors raise many kinds for one fact: the file is not usable
         reason = str(error).split("\n")[0]
-        raise CheckpointError(f"{path}: not a readable weights file, or one with more than tensors in it ({reason})") from None
+        raise CheckpointError(
+            f"{path}: not a readable weights file, or one with more than tensors in it ({reason})"
+        ) from None
     if isinstance(found, Mapping) and isinstance(found.get("model"), Mapping):
         found = found["model"]
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
@@ -155,7 +157,12 @@ class Checkpoint:
     @cached_property
     def dims(self) -> ModelDims:
         """Widths that the configs give; CheckpointError where they contradict each other or miss a key."""
-        unet, vae, text, vision = self.config("unet"), self.config("vae"), self.config("text_encoder"), self.vision_config
+        unet, vae, text, vision = (
+            self.config("unet"),
+            self.config("vae"),
+            self.config("text_encoder"),
+            self.vision_config,
+        )
         try:
             dims = ModelDims(
                 factor=2 ** (len(vae["block_out_channels"]) - 1),
@@ -170,7 +177,9 @@ class Checkpoint:
                 native_latent=unet["sample_size"],
             )
         except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{self.base}: a config has no usable {error}; is this a Stable Diffusion 1.x folder?") from None
+            raise CheckpointError(
+                f"{self.base}: a config has no usable {error}; is this a Stable Diffusion 1.x folder?"
+            ) from None
         pairs = [
             ("unet in_channels", unet["in_channels"], "vae latent_channels", dims.latent_channels),
             ("text_encoder hidden_size", text["hidden_size"], "unet cross_attention_dim", dims.token_width),
@@ -242,12 +251,22 @@ def find(base: Path, clip: Path, plugins: Path, wanted: Iterable[str] = ()) -> C
     Raises:
         CheckpointError: naming every folder or file that is missing, at once.
     """
-    faults = [f"{base / part}: missing" for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") if not (base / part).is_dir()]
+    faults = [
+        f"{base / part}: missing"
+        for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+        if not (base / part).is_dir()
+    ]
     if not (clip / "config.json").is_file():
         faults.append(f"{clip / 'config.json'}: missing")
-    there = {folder.name: folder for folder in sorted(plugins.iterdir()) if (folder / "tpb.pt").is_file()} if plugins.is_dir() else {}
+    there = (
+        {folder.name: folder for folder in sorted(plugins.iterdir()) if (folder / "tpb.pt").is_file()}
+        if plugins.is_dir()
+        else {}
+    )
     chosen = {plugin: there[plugin] for plugin in wanted if plugin in there} or (there if not wanted else {})
-    faults += [f"plugin {p!r}: not in {plugins} (there: {', '.join(there) or 'none'})" for p in wanted if p not in there]
+    faults += [
+        f"plugin {p!r}: not in {plugins} (there: {', '.join(there) or 'none'})" for p in wanted if p not in there
+    ]
     if not there:
         faults.append(f"{plugins}: no Task-Plugins; expected <task>/tpb.pt and <task>/scb/ as released")
     faults += [f"{folder / 'scb'}: missing" for folder in chosen.values() if not (folder / "scb").is_dir()]

@@ -36,14 +36,19 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--base", metavar="DIR|HUB-ID", help="diffusers Stable Diffusion 1.x")
     model.add_argument("--clip", metavar="DIR|HUB-ID", help="CLIP with its vision encoder")
     model.add_argument("--plugins", type=Path, metavar="DIR", help="the released pre-trained/ tree")
-    model.add_argument("--cards", type=Path, metavar="DIR", help="folder of plugin cards that replace or add to the shipped ones")
+    model.add_argument(
+        "--cards", type=Path, metavar="DIR", help="folder of plugin cards that replace or add to the shipped ones"
+    )
     model.add_argument("--offline", action="store_true", help="take hub ids from the local cache only")
     made = parser.add_argument_group("bundle")
     made.add_argument("--out", type=Path, metavar="BUNDLE", help="folder to write")
     made.add_argument("--engine", default="auto", metavar="NAME", help="auto, onnxruntime or openvino (default: auto)")
     made.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
     made.add_argument(
-        "--size", default="512", metavar="N|HxW|MIN:MAX", help="picture size that engines are prepared for (default: 512)"
+        "--size",
+        default="512",
+        metavar="N|HxW|MIN:MAX",
+        help="picture size that engines are prepared for (default: 512)",
     )
     made.add_argument("--no-validate", action="store_true", help="skip the comparison with the PyTorch reference")
     care = parser.add_argument_group("care of bundles").add_mutually_exclusive_group()
@@ -57,13 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``dp-export``; returns the exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     args = _parser().parse_args(argv)
     try:
-        if args.list:
-            return _list(args.out)
-        if args.verify:
-            return _verify(args.verify)
-        if args.prune:
-            return _prune(args.prune)
-        return _export(args)
+        return _command(args)
     except DiffPluginError as error:
         print(f"dp-export: {error}", file=sys.stderr)
         return 1
@@ -73,6 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("dp-export: interrupted; no bundle was written", file=sys.stderr)
         return 130
+
+
+def _command(args: argparse.Namespace) -> int:
+    if args.list:
+        return _list(args.out)
+    if args.verify:
+        return _verify(args.verify)
+    return _prune(args.prune) if args.prune else _export(args)
 
 
 def _list(folder: Path | None) -> int:
@@ -122,11 +129,17 @@ def _export(args: argparse.Namespace) -> int:
     given = [name for name in ("base", "clip", "plugins") if getattr(args, name)]
     if given and len(given) < 3:
         missing = ", ".join(f"--{name}" for name in ("base", "clip", "plugins") if name not in given)
-        raise DiffPluginError(f"--{', --'.join(given)} given without {missing}: a model needs all three, or none for the embedded one")
+        raise DiffPluginError(
+            f"--{', --'.join(given)} given without {missing}: a model needs all three, or none for the embedded one"
+        )
     if given:
         base = local_folder(args.base, offline=args.offline, patterns=BASE_FILES)
         clip = local_folder(args.clip, offline=args.offline, patterns=CLIP_FILES)
-        checkpoint, cards, name = find(base, clip, args.plugins, args.plugin), args.cards, args.plugins.resolve().parent.name
+        checkpoint, cards, name = (
+            find(base, clip, args.plugins, args.plugin),
+            args.cards,
+            args.plugins.resolve().parent.name,
+        )
     else:
         checkpoint, cards, name = embedded_checkpoint(args.plugin)
     started = time.monotonic()

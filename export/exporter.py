@@ -41,7 +41,9 @@ def embedded_checkpoint(plugins: list[str]) -> tuple[Checkpoint, Path, str]:
     """(checkpoint, folder of its cards, name) of the model that this project trained."""
     root = embedded_folder()
     if not root.is_dir():
-        raise CheckpointError(f"{root}: this installation has no embedded checkpoint; name --base, --clip and --plugins")
+        raise CheckpointError(
+            f"{root}: this installation has no embedded checkpoint; name --base, --clip and --plugins"
+        )
     return find(root / "base", root / "clip", root / "pre-trained", plugins), root / "cards", "embedded"
 
 
@@ -100,7 +102,9 @@ def _export_graphs(checkpoint: Checkpoint, folder: Path, report: Report) -> dict
     return entries
 
 
-def _manifest(checkpoint: Checkpoint, name: str, cards: Mapping[str, PluginCard], graphs: Mapping[str, GraphEntry]) -> Manifest:
+def _manifest(
+    checkpoint: Checkpoint, name: str, cards: Mapping[str, PluginCard], graphs: Mapping[str, GraphEntry]
+) -> Manifest:
     unet, clip = checkpoint.config("unet"), checkpoint.preprocessor()
     scheduler = {k: v for k, v in checkpoint.config("scheduler").items() if not k.startswith("_")}
     return Manifest(
@@ -122,12 +126,17 @@ def _build_engines(
     bundle: Bundle, builder: EngineBuilder, precision: str, sizes: Sizes, report: Report
 ) -> tuple[EngineEntry, ...]:
     """Engines built ahead of time for every graph and size; none where the engine loads from ONNX."""
-    entries = []
+    entries: list[EngineEntry] = []
     factor = bundle.manifest.dims.factor
     for key, graph in bundle.manifest.graphs.items():
         for height, width in sizes:
             latent = {"h": height // factor, "w": width // factor}
-            axes = latent | {"H": latent["h"] * factor, "W": latent["w"] * factor, "n": 1, "p": len(bundle.manifest.plugins)}
+            axes = latent | {
+                "H": latent["h"] * factor,
+                "W": latent["w"] * factor,
+                "n": 1,
+                "p": len(bundle.manifest.plugins),
+            }
             shapes = shapes_text(bundle.spec(key), axes)
             print_ = fingerprint(graph.sha256, shapes, precision, builder.name, builder.version(), builder.device())
             folder = bundle.path / ENGINES / print_
@@ -171,7 +180,9 @@ def _validate(
         "precision": precision,
         "relative_error_budget": TENSOR_BUDGET[precision],
         # rounded up to one digit: the last digits change with the processor, and a bundle should not
-        "relative_error": {c.key: {name: float(f"{error:.0e}") for name, error in c.errors.items()} for c in comparisons},
+        "relative_error": {
+            c.key: {name: float(f"{error:.0e}") for name, error in c.errors.items()} for c in comparisons
+        },
         "picture_psnr_budget_db": picture[1],
         "picture_psnr_db": round(picture[0]),
     }

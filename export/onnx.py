@@ -25,9 +25,7 @@ EXTERNAL_ABOVE = 512 * 2**20
 _TRACE_SIZES = {"h": 11, "w": 13, "n": 2, "p": 3, "p+1": 4}
 
 
-def example_inputs(
-    spec: GraphSpec, sizes: dict[str, int], *, ids_below: int = 1, seed: int = 0
-) -> dict[str, Array]:
+def example_inputs(spec: GraphSpec, sizes: dict[str, int], *, ids_below: int = 1, seed: int = 0) -> dict[str, Array]:
     """Random inputs of a graph: unit normal, or token ids under ``ids_below``, ending as a prompt does."""
     random = np.random.default_rng(seed)
     inputs: dict[str, Array] = {}
@@ -80,7 +78,11 @@ def _quiet() -> Any:
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         try:
             yield

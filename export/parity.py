@@ -6,9 +6,8 @@ they are in use. The error of a tensor is ||engine - reference|| / ||reference||
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,11 +18,11 @@ from diffplugin.export.onnx import example_inputs
 from diffplugin.spec import Array, GraphSpec
 
 if TYPE_CHECKING:
-    from diffplugin.engines.base import Engine, EngineBuilder
     from diffplugin.bundle import Bundle
+    from diffplugin.engines.base import EngineBuilder
 
 # Largest relative error of one tensor, and smallest PSNR of the whole picture in dB, per precision.
-# fp32: the bound of the goldens. Half precisions: measured on full SD 1.4 widths (UNet 0.011 to 0.035 in bf16), with room.
+# fp32: the goldens' bound. Half precisions: measured at full SD 1.4 widths (UNet 0.011 to 0.035 in bf16), with room.
 TENSOR_BUDGET = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2}
 PICTURE_BUDGET = {"fp32": 70.0, "fp16": 40.0, "bf16": 35.0}
 LATENT_SIDE = 24  # of the picture that is used; not a multiple of 16, and quick at full width
@@ -106,26 +105,23 @@ def compare_graphs(
     *,
     precision: str,
     vocabulary: int,
-    cache: Path | None = None,
 ) -> Iterator[Comparison]:
     """Each graph of the bundle, one at a time in memory, in the order of a restoration."""
     chain = _Chain(factor=bundle.manifest.dims.factor, plugins=len(bundle.manifest.plugins), vocabulary=vocabulary)
     keys = sorted(bundle.manifest.graphs, key=lambda key: _ORDER.index(kind_of(key)))
     for key in keys:
         inputs = chain.inputs(bundle.spec(key))
-        expected = _run_once(lambda key=key: _load(reference, bundle, key, "fp32", None), inputs)
-        found = _run_once(lambda key=key: _load(builder, bundle, key, precision, cache), inputs)
+        expected = _run_once(reference, bundle, key, "fp32", inputs)
+        found = _run_once(builder, bundle, key, precision, inputs)
         chain.learn(expected)
         errors = {name: relative_error(found[name], value) for name, value in expected.items()}
         yield Comparison(key=key, errors=errors, budget=TENSOR_BUDGET[precision])
 
 
-def _load(builder: EngineBuilder, bundle: Bundle, key: str, precision: str, cache: Path | None) -> Engine:
-    return builder.load(bundle, key, precision=precision, threads=None, cache=cache)
-
-
-def _run_once(load: Callable[[], Engine], inputs: Mapping[str, Array]) -> dict[str, Array]:
-    engine = load()
+def _run_once(
+    builder: EngineBuilder, bundle: Bundle, key: str, precision: str, inputs: Mapping[str, Array]
+) -> dict[str, Array]:
+    engine = builder.load(bundle, key, precision=precision, threads=None, cache=None)
     try:
         return engine.run(inputs)
     finally:

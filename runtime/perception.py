@@ -10,7 +10,7 @@ import numpy as np
 from diffplugin.errors import RequestError
 from diffplugin.runtime.image import Photo, clip_pixels
 from diffplugin.runtime.pool import Clock, EnginePool
-from diffplugin.runtime.tokenizer import load_tokenizer, token_ids
+from diffplugin.runtime.tokenizer import load_tokenizer, reads_all, token_ids
 from diffplugin.spec import Array
 
 if TYPE_CHECKING:
@@ -52,10 +52,16 @@ class Perception:
         inputs = {"text": text, "plugin_tokens": stacked, "null_text": self._null_text}
         return self._pool.run("selector", inputs, clock)["scores"]
 
+    def reads_all(self, prompt: str) -> bool:
+        """Whether the whole request fits into the text encoder."""
+        return reads_all(self._words(), prompt)
+
+    def _words(self) -> tokenizers.Tokenizer:
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self._pool.bundle.path / self._manifest.tokenizer)
+        return self._tokenizer
+
     def _text(self, text: str, clock: Clock) -> Array:
         """Pooled text embedding [1, D]."""
-        if self._tokenizer is None:
-            bundle = self._pool.bundle
-            self._tokenizer = load_tokenizer(bundle.path / self._manifest.tokenizer)
-        ids = token_ids(self._tokenizer, text, self._manifest.dims.context)
+        ids = token_ids(self._words(), text, self._manifest.dims.context)
         return self._pool.run("clip_text", {"ids": ids}, clock)["pooled"]

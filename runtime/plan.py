@@ -162,7 +162,7 @@ def _tile_side(
     latent: tuple[int, int], dims: ModelDims, memory: Footprint, available: int | None, tile: Tiling
 ) -> tuple[int, str]:
     """(longest side of a piece in latent pixels, why)."""
-    whole, factor = max(latent), dims.factor
+    whole, factor = max(*latent, MULTIPLE), dims.factor
     if tile == "off":
         return whole, "one piece: tiles are off"
     if tile != "auto":

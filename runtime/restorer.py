@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -40,9 +41,10 @@ from diffplugin.spec import Array
 if TYPE_CHECKING:
     import os
 
+    from PIL import Image
+
     from diffplugin.bundle import Bundle
     from diffplugin.engines.base import EngineBuilder
-    from PIL import Image
 
     Picture = Photo | Image.Image | Pixels | str | os.PathLike[str]
 
@@ -106,6 +108,7 @@ class Restorer:
         size: Size = "native",
         tile: Tiling = "auto",
         output_size: OutputSize = "input",
+        decided: Callable[[Plan, Selection], None] | None = None,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         observe: Observer | None = None,
@@ -122,6 +125,7 @@ class Restorer:
             size: working size: "native", "released", N or (width, height) (``runtime.image.working_size``).
             tile: "auto", "off" or the side of a piece in pixels (``runtime.plan.make_plan``).
             output_size: "input": the input's size; "working": the size in which it was restored.
+            decided: called once with the plan and the selection, before the work begins.
             progress: called before the first and after every UNet run.
             cancelled: asked before every graph of the loop; the run then ends with Cancelled.
             observe: sees intermediate tensors (``runtime.stage.Run``); for parity checks.
@@ -147,6 +151,8 @@ class Restorer:
         with clock("prepare"):
             photo = photo_from(image)
             plan, selection, tokens = self._decide(photo, options, clock)
+        if decided is not None:
+            decided(plan, selection)
         if not plan.chain:
             return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=True)
         ticks = _Ticks(plan.unet_runs, progress)
@@ -230,6 +236,9 @@ class Restorer:
         tokens = self._perception.tokens(photo, known, clock)
         scores = self._perception.scores(prompt, tokens, known, clock)
         selection = select(scores, known, prompt, self._table)
+        if not self._perception.reads_all(prompt):
+            late = f"; only the first {self.dims.context - 2} word pieces of the request were read"
+            selection = replace(selection, reason=selection.reason + late)
         return self._plan(photo, options, selection.chosen), selection, tokens
 
     def _plan(self, photo: Photo, options: Options, chosen: Sequence[str]) -> Plan:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:
     def split(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+        return x.reshape(x.shape[0], x.shape[1], heads, x.shape[2] // heads).transpose(1, 2)
 
     out = F.scaled_dot_product_attention(split(query), split(key), split(value), attn_mask=mask)
     return out.transpose(1, 2).flatten(2)
@@ -66,7 +66,8 @@ class _GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        gated: Tensor = value * F.gelu(gate)
+        return gated
 
 
 class _FeedForward(nn.Module):

@@ -34,9 +34,11 @@ class PictureNorm(nn.GroupNorm):
         mean = lines.mean(-1, keepdim=True).mean(-2, keepdim=True)
         norms = torch.linalg.vector_norm(lines - mean, dim=-1, keepdim=True)
         variance = (norms * norms).mean(-2, keepdim=True) / width
-        scale = (variance + self.eps).rsqrt().repeat_interleave(channels // self.num_groups, 1) * self.weight[:, None, None]
-        shift = self.bias[:, None, None] - mean.repeat_interleave(channels // self.num_groups, 1) * scale
-        return x * scale + shift
+        members = channels // self.num_groups
+        scale = (variance + self.eps).rsqrt().repeat_interleave(members, 1) * self.weight[:, None, None]
+        shift = self.bias[:, None, None] - mean.repeat_interleave(members, 1) * scale
+        normalised: Tensor = x * scale + shift
+        return normalised
 
 
 class ResnetBlock(nn.Module):
@@ -83,8 +85,8 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Nearest neighbour x 2, then a 3x3 convolution.
 
-    ``like`` gives the wanted size where a side was odd on the way down. The release resizes to 2n-1 by
-    nearest neighbour; floor(i * n / (2n - 1)) = floor(i / 2) for all i < 2n-1, so cutting off the last line is the same.
+    ``like`` gives the wanted size where a side was odd on the way down. The release resizes to 2n-1 by nearest
+    neighbour; floor(i * n / (2n - 1)) = floor(i / 2) for all i < 2n-1, so cutting off the last line is the same.
     """
 
     def __init__(self, width: int) -> None:

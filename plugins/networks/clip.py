@@ -33,7 +33,9 @@ class _MLP(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         if config["hidden_act"] not in _ACTIVATIONS:
-            raise CheckpointError(f"CLIP config: hidden_act={config['hidden_act']!r}, expected one of {sorted(_ACTIVATIONS)}")
+            raise CheckpointError(
+                f"CLIP config: hidden_act={config['hidden_act']!r}, expected one of {sorted(_ACTIVATIONS)}"
+            )
         self.activation = _ACTIVATIONS[config["hidden_act"]]
         self.fc1 = nn.Linear(config["hidden_size"], config["intermediate_size"])
         self.fc2 = nn.Linear(config["intermediate_size"], config["hidden_size"])

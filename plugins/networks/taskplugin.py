@@ -102,4 +102,4 @@ class SelectorHeads(nn.Module):
         rows = torch.cat((plugin_tokens.amax(dim=1), null_text))
         values = F.normalize(self.proj_v(rows), dim=-1)
         query = F.normalize(self.proj_t(text), dim=-1)
-        return query @ values.T * self.logit_scale.exp()  # type: ignore[no-any-return]
+        return query @ values.T * self.logit_scale.exp()

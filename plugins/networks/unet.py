@@ -41,7 +41,9 @@ def per_block(value: Any, count: int) -> list[Any]:
 
 def check_config(config: Config, what: str, down: set[str], up: set[str] | None = None) -> None:
     """Refuse every setting that this network does not have, all at once."""
-    faults = [f"{key}={config[key]!r} (expected {want!r})" for key, want in _FIXED.items() if config.get(key, want) != want]
+    faults = [
+        f"{key}={config[key]!r} (expected {want!r})" for key, want in _FIXED.items() if config.get(key, want) != want
+    ]
     faults += [f"unknown block {name}" for name in config["down_block_types"] if name not in down]
     faults += [f"unknown block {name}" for name in config.get("up_block_types", ()) if up and name not in up]
     if faults:
@@ -158,9 +160,7 @@ class UNet(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        check_config(
-            config, "UNet", {"CrossAttnDownBlock2D", "DownBlock2D"}, {"CrossAttnUpBlock2D", "UpBlock2D"}
-        )
+        check_config(config, "UNet", {"CrossAttnDownBlock2D", "DownBlock2D"}, {"CrossAttnUpBlock2D", "UpBlock2D"})
         widths = list(config["block_out_channels"])
         count, layers = len(widths), config["layers_per_block"]
         heads = per_block(config["attention_head_dim"], count)

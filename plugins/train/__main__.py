@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,9 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-TASKS = ("derain", "desnow", "lowlight", "dehaze", "highlight")
+    from diffplugin.plugins.train.plugin import Denoiser
+
+TASKS = ("derain", "desnow", "lowlight", "dehaze")
 
 
 def _arguments() -> argparse.Namespace:
@@ -47,6 +50,16 @@ def vae(args: argparse.Namespace) -> None:
     autoencoder.finish(model, train, args.work / "run/vae_final.pt")
 
 
+def decoder(args: argparse.Namespace) -> None:
+    from diffplugin.plugins.train import autoencoder, common
+
+    train, val = (common.load_photos(args.work, split) for split in ("train", "val"))
+    model = autoencoder.load_final(args.work / "run/vae_final.pt")
+    autoencoder.refine_decoder(model, train, val, args.work / "run/decoder.pt", steps=args.steps or 1200)
+    halved = {name: value.half() for name, value in model.state_dict().items()}
+    common.save_state(args.work / "run/vae_refined.pt", {"model": halved})
+
+
 def pool(args: argparse.Namespace) -> None:
     from diffplugin.plugins.train import autoencoder, common
     from diffplugin.plugins.train import pool as module
@@ -64,31 +77,88 @@ def base(args: argparse.Namespace) -> None:
     from diffplugin.plugins.train import plugin as plugins
     from diffplugin.plugins.train.pool import Pool
 
-    steps = args.steps or 2400
+    steps = args.steps or 1250
     stages = (
         plugins.Stage(until=int(steps * 0.45), pictures=4, crops=3, side=16),
         plugins.Stage(until=steps, pictures=3, crops=2, side=32),
     )
     model = plugins.Denoiser(module.CONFIGS)
     plugins.fit(
-        model, Pool(args.work / "pool", args.tasks), args.work / "run/base.pt", stages, peak=1.5e-3, train_base=True,
+        model,
+        Pool(args.work / "pool", args.tasks),
+        args.work / "run/base.pt",
+        stages,
+        peak=1.5e-3,
+        train_base=True,
         drop=0.1,
-    )  # fmt: skip
+    )
 
 
-def plugin(args: argparse.Namespace) -> None:
+def _denoiser(args: argparse.Namespace, *, tuned: bool = True) -> Denoiser:
+    """The denoiser with the weights so far, and the loss weighted by what errors show in the picture."""
+    from diffplugin.plugins.train import autoencoder, common
     from diffplugin.plugins.train import base as module
+    from diffplugin.plugins.train import plugin as plugins
+
+    model = plugins.load_averaged(plugins.Denoiser(module.CONFIGS), _base(args) if tuned else args.work / "run/base.pt")
+    clean = common.load_photos(args.work, "train")[::20]
+    views = [common.random_view(p, 128, np.random.default_rng(i)) for i, p in enumerate(clean)]
+    vae = autoencoder.load_final(args.work / "run/vae_final.pt")
+    model.metric = autoencoder.pixel_metric(vae, [common.to_tensor(v[None]) for v in views])
+    return model
+
+
+def _shipped(args: argparse.Namespace) -> list[str]:
+    """The tasks asked for that have a trained plugin: only they are selected, written and measured."""
+    found = [task for task in args.tasks if (args.work / f"run/plugin_{task}.pt").exists()]
+    if not found:
+        raise SystemExit(
+            f"{args.work}/run: no plugin_<task>.pt of {', '.join(args.tasks)}; train one first (stage plugin)"
+        )
+    return found
+
+
+def _base(args: argparse.Namespace) -> Path:
+    tuned: Path = args.work / "run/base_tuned.pt"
+    return tuned if tuned.exists() else args.work / "run/base.pt"
+
+
+def tune(args: argparse.Namespace) -> None:
     from diffplugin.plugins.train import plugin as plugins
     from diffplugin.plugins.train.pool import Pool
 
-    steps = args.steps or 400
+    stage = plugins.Stage(until=args.steps or 240, pictures=4, crops=2, side=32)
+    plugins.fit(
+        _denoiser(args, tuned=False),
+        Pool(args.work / "pool", args.tasks),
+        args.work / "run/base_tuned.pt",
+        (stage,),
+        peak=7e-4,
+        train_base=True,
+        first_share=0.7,
+        decay=0.98,
+        name="tune",
+    )
+
+
+def plugin(args: argparse.Namespace) -> None:
+    from diffplugin.plugins.train import plugin as plugins
+    from diffplugin.plugins.train.pool import Pool
+
+    steps = args.steps or 250
     for task in args.tasks:
-        model = plugins.load_averaged(plugins.Denoiser(module.CONFIGS), args.work / "run/base.pt")
-        stages = (plugins.Stage(until=steps, pictures=3, crops=2, side=32),)
+        model = _denoiser(args)
+        stages = (plugins.Stage(until=steps, pictures=4, crops=2, side=32),)
         plugins.fit(
-            model, Pool(args.work / "pool", [task]), args.work / f"run/plugin_{task}.pt", stages, peak=6e-4,
-            train_base=False, name=task,
-        )  # fmt: skip
+            model,
+            Pool(args.work / "pool", [task]),
+            args.work / f"run/plugin_{task}.pt",
+            stages,
+            peak=6e-4,
+            train_base=False,
+            first_share=0.75,
+            name=task,
+        )
 
 
 def _rows(args: argparse.Namespace, shards: int) -> Tensor:
@@ -102,8 +172,8 @@ def _rows(args: argparse.Namespace, shards: int) -> Tensor:
     pool = pools.Pool(args.work / "pool", args.tasks)
     model = plugins.Denoiser(module.CONFIGS)
     branches = []
-    for task in args.tasks:
-        plugins.load_averaged(model, args.work / "run/base.pt", _state(args, task))
+    for task in _shipped(args):
+        plugins.load_averaged(model, _base(args), _state(args, task))
         branches.append(copy.deepcopy(model.tpb))
     rows = []
     with torch.no_grad():
@@ -115,9 +185,9 @@ def _rows(args: argparse.Namespace, shards: int) -> Tensor:
     return torch.cat(rows)
 
 
-def _state(args: argparse.Namespace, task: str) -> Path | None:
+def _state(args: argparse.Namespace, task: str) -> Path:
     path: Path = args.work / f"run/plugin_{task}.pt"
-    return path if path.exists() else None
+    return path
 
 
 def selector(args: argparse.Namespace) -> None:
@@ -137,11 +207,11 @@ def selector(args: argparse.Namespace) -> None:
 
         return torch.tensor([e.ids for e in tokenizer.encode_batch(texts)])
 
-    rows = _rows(args, 1 if args.steps == 100 else 4)
+    rows = _rows(args, 4)
     config = selectors.text_config(tokenizer.get_vocab(), module.TOKEN_WIDTH)
     path = args.work / "run/selector.pt"
-    model = selectors.fit(rows[8:], encode, config, args.tasks, path, steps=args.steps or 1500)
-    print("held-out ZTA", selectors.accuracy(model.eval(), rows[:8], encode, args.tasks))
+    model = selectors.fit(rows[8:], encode, config, _shipped(args), path, steps=args.steps or 1500)
+    print("held-out ZTA", selectors.accuracy(model.eval(), rows[:8], encode, _shipped(args)))
     layout.write_json(args.work / "run/text_config.json", config)
 
 
@@ -161,25 +231,71 @@ def export(args: argparse.Namespace) -> None:
     if state is None:
         raise SystemExit(f"{args.work}/run/selector.pt: train the selector first (stage selector)")
     chosen.load_state_dict(state["model"])
-    vae = autoencoder.load_final(args.work / "run/vae_final.pt")
-    model = plugins.load_averaged(plugins.Denoiser(module.CONFIGS), args.work / "run/base.pt")
+    refined = args.work / "run/vae_refined.pt"  # the same latents, a better decoder
+    vae = autoencoder.load_final(refined if refined.exists() else args.work / "run/vae_final.pt")
+    model = plugins.load_averaged(plugins.Denoiser(module.CONFIGS), _base(args))
     layout.write_base(
-        args.out, {**module.CONFIGS, "text": config}, unet=model.unet.state_dict(), vae=vae,
-        vision=model.vision.state_dict(), text=chosen.text.state_dict(),
-    )  # fmt: skip
+        args.out,
+        {**module.CONFIGS, "text": config},
+        unet=model.unet.state_dict(),
+        vae=vae,
+        vision=model.vision.state_dict(),
+        text=chosen.text.state_dict(),
+    )
     layout.write_selector(args.out, chosen.heads.state_dict())
-    for task in args.tasks:
-        plugins.load_averaged(model, args.work / "run/base.pt", _state(args, task))
+    for task in _shipped(args):
+        plugins.load_averaged(model, _base(args), _state(args, task))
         card = dataclasses.replace(cards.shipped_cards()[task], licence=module.LICENCE, **module.CARDS[task])
         layout.write_plugin(
-            args.out, task, module.SCB, tpb=model.tpb.state_dict(), scb=model.scb.state_dict(),
+            args.out,
+            task,
+            module.SCB,
+            tpb=model.tpb.state_dict(),
+            scb=model.scb.state_dict(),
             card=cards.card_to_toml(card),
-        )  # fmt: skip
+        )
+    for folder in (args.out / "pre-trained").iterdir():
+        if folder.name not in (*_shipped(args), "plugin_selector"):
+            shutil.rmtree(folder)
+            (args.out / "cards" / f"{folder.name}.toml").unlink(missing_ok=True)
     size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
-    print(f"{args.out}: {', '.join(args.tasks)}, {size / 2**20:.1f} MiB")
+    print(f"{args.out}: {', '.join(_shipped(args))}, {size / 2**20:.1f} MiB")
 
 
-STAGES = {"selector": selector, "export": export, "photos": photos, "vae": vae, "pool": pool, "base": base, "plugin": plugin}
+def evaluate(args: argparse.Namespace) -> None:
+    """The table of docs/embedded-model.md, from the checkpoint as shipped; contact sheets go to ``run/``."""
+    from PIL import Image
+
+    from diffplugin.plugins import cards
+    from diffplugin.plugins.train import evaluate as module
+
+    clean, found = module.test_photos(args.work, args.size), cards.registry(args.out)
+    print(module.HEAD)
+    rows = []
+    for task in _shipped(args):
+        model, vae, schedule = module.released(args.out, task)
+        card = found[task]
+        for steps in dict.fromkeys((card.steps_first, *([args.steps] if args.steps else []))):
+            sheet: list[np.ndarray] = []
+            rows.append(module.measure(model, vae, schedule, task, clean, steps=steps, start=card.start, keep=sheet))
+            print(rows[-1].line(), flush=True)
+            picture = Image.fromarray(np.concatenate(sheet[:: max(len(sheet) // 8, 1)], axis=1))
+            picture.save(args.work / f"run/sheet_{task}_{steps}_{args.size}.jpg")
+    module.write_rows(args.work / f"run/rows_{args.size}.json", rows)
+
+
+STAGES = {
+    "tune": tune,
+    "decoder": decoder,
+    "evaluate": evaluate,
+    "selector": selector,
+    "export": export,
+    "photos": photos,
+    "vae": vae,
+    "pool": pool,
+    "base": base,
+    "plugin": plugin,
+}
 
 
 def main() -> None:

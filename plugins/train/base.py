@@ -27,7 +27,7 @@ UNET: dict[str, Any] = {
     "norm_num_groups": 4,
     "only_cross_attention": True,
     "out_channels": 4,
-    "sample_size": 64,
+    "sample_size": 128,  # whole pictures up to 512 pixels sampled as well as tiles of 256 or better
     "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
 }
 SCB: dict[str, Any] = {
@@ -82,11 +82,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "vae": autoencoder.CONFIG,
 }
 # card defaults of the embedded plugins: where sampling starts and how many steps scored best (docs/embedded-model.md)
-CARDS: dict[str, dict[str, Any]] = {
-    "derain": {"start": "noised_input", "steps_first": 4, "steps_chained": 3},
-    "desnow": {"start": "noised_input", "steps_first": 4, "steps_chained": 3},
-    "lowlight": {"start": "noise", "steps_first": 4, "steps_chained": 3},
-    "dehaze": {"start": "noised_input", "steps_first": 4, "steps_chained": 3},
-    "highlight": {"start": "noise", "steps_first": 4, "steps_chained": 3},
-}
+TASKS = ("derain", "desnow", "lowlight", "dehaze")
+CARDS: dict[str, dict[str, Any]] = {task: {"start": "noise", "steps_first": 1, "steps_chained": 1} for task in TASKS}
 LICENCE = "Embedded default model, trained by this project on freely licensed photographs: docs/embedded-model.md."

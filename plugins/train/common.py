@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ def random_view(photo: Pixels, side: int, rng: np.random.Generator, smallest: fl
     """A random square of the photo at a random scale, mirrored half of the time: [side, side, 3]."""
     height, width = photo.shape[:2]
     largest = min(height, width)
-    wanted = int(round(side / rng.uniform(min(smallest, 1.0), 1.0)))
+    wanted = round(side / rng.uniform(smallest, 1.0))
     cut = max(min(wanted, largest), 1)
     top, left = rng.integers(0, height - cut + 1), rng.integers(0, width - cut + 1)
     view = photo[top : top + cut, left : left + cut]
@@ -54,7 +53,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     torch.save(state, part)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

@@ -95,8 +95,8 @@ def snow(image: Picture, rng: np.random.Generator) -> Picture:
     unit = min(height, width) / 256
     mask = np.zeros((height, width), np.float32)
     fall = np.pi / 2 + rng.uniform(-0.6, 0.6)
-    for radius, density in ((0.8, 0.006), (1.7, 0.002), (3.2, 0.0004)):
-        radius, share = radius * rng.uniform(0.8, 1.3) * unit, density * rng.uniform(0.3, 1.6) / unit**2
+    for size, density in ((0.8, 0.006), (1.7, 0.002), (3.2, 0.0004)):
+        radius, share = size * rng.uniform(0.8, 1.3) * unit, density * rng.uniform(0.3, 1.6) / unit**2
         seeds = ((rng.random((height, width)) < share) * rng.uniform(0.4, 1.0, (height, width))).astype(np.float32)
         half = int(3 * radius) + 2
         y, x = np.mgrid[-half : half + 1, -half : half + 1]
@@ -198,5 +198,5 @@ DEGRADATIONS: dict[str, Degradation] = {
 
 def degrade(pixels: NDArray[np.uint8], task: str, seed: int) -> NDArray[np.uint8]:
     """Degrade an 8-bit picture [H, W, 3] for ``task``; the seed fixes everything."""
-    out = DEGRADATIONS[task](pixels.astype(np.float32) / 255, np.random.default_rng(seed))
+    out = DEGRADATIONS[task](_picture(pixels / np.float32(255)), np.random.default_rng(seed))
     return np.asarray(out * 255 + 0.5, dtype=np.uint8)

@@ -52,8 +52,16 @@ def centre(photo: Pixels, side: int) -> Pixels:
 
 
 @torch.no_grad()
-def restore(model: Denoiser, vae: Autoencoder, schedule: NoiseSchedule, pictures: Sequence[Pixels], *, steps: int,
-            start: Any, seed: int = 42) -> list[Pixels]:  # fmt: skip
+def restore(
+    model: Denoiser,
+    vae: Autoencoder,
+    schedule: NoiseSchedule,
+    pictures: Sequence[Pixels],
+    *,
+    steps: int,
+    start: Any,
+    seed: int = 42,
+) -> list[Pixels]:
     """Restore equally large pictures (sides a multiple of 16) as the runtime does: its sampler, its noise."""
     cond = torch.cat([vae.encode(to_tensor(p[None])) for p in pictures])
     tokens = torch.cat([model.tokens(clip_pixels(shrink(p)[None])) for p in pictures])
@@ -95,8 +103,18 @@ class Row:
 HEAD = "| task | start | steps | side | photos | PSNR, dB | SSIM | better |\n|---|---|---|---|---|---|---|---|"
 
 
-def measure(model: Denoiser, vae: Autoencoder, schedule: NoiseSchedule, task: str, clean: Sequence[Pixels], *,
-            steps: int, start: str, keep: list[NDArray[np.uint8]] | None = None, batch: int = 8) -> Row:  # fmt: skip
+def measure(
+    model: Denoiser,
+    vae: Autoencoder,
+    schedule: NoiseSchedule,
+    task: str,
+    clean: Sequence[Pixels],
+    *,
+    steps: int,
+    start: str,
+    keep: list[NDArray[np.uint8]] | None = None,
+    batch: int = 8,
+) -> Row:
     """Degrade ``clean`` (equal sizes; seed 7000 + index), restore, compare. ``keep`` collects contact-sheet columns."""
     bad = [degrade(p, task, 7000 + i) for i, p in enumerate(clean)]
     good: list[Pixels] = []
@@ -107,12 +125,17 @@ def measure(model: Denoiser, vae: Autoencoder, schedule: NoiseSchedule, task: st
     before = [psnr(b, c) for b, c in zip(bad, clean, strict=True)]
     after = [psnr(g, c) for g, c in zip(good, clean, strict=True)]
     return Row(
-        task=task, start=start, steps=steps, side=clean[0].shape[0], photos=len(clean),
-        psnr_in=float(np.mean(before)), psnr_out=float(np.mean(after)),
+        task=task,
+        start=start,
+        steps=steps,
+        side=clean[0].shape[0],
+        photos=len(clean),
+        psnr_in=float(np.mean(before)),
+        psnr_out=float(np.mean(after)),
         ssim_in=float(np.mean([ssim(b, c) for b, c in zip(bad, clean, strict=True)])),
         ssim_out=float(np.mean([ssim(g, c) for g, c in zip(good, clean, strict=True)])),
         better=sum(a > b for a, b in zip(after, before, strict=True)),
-    )  # fmt: skip
+    )
 
 
 def released(folder: Path, task: str) -> tuple[Denoiser, Autoencoder, NoiseSchedule]:
@@ -121,18 +144,24 @@ def released(folder: Path, task: str) -> tuple[Denoiser, Autoencoder, NoiseSched
 
     checkpoint = find(folder / "base", folder / "clip", folder / "pre-trained", [task])
     scheduler = checkpoint.config("scheduler")
-    model = Denoiser({"unet": checkpoint.config("unet"), "vision": checkpoint.vision_config,
-                      "scb": checkpoint.scb_config(task), "scheduler": scheduler})  # fmt: skip
+    model = Denoiser(
+        {
+            "unet": checkpoint.config("unet"),
+            "vision": checkpoint.vision_config,
+            "scb": checkpoint.scb_config(task),
+            "scheduler": scheduler,
+        }
+    )
     model.unet, model.vision = checkpoint.unet(), checkpoint.vision_encoder()
     model.tpb, model.scb = checkpoint.tpb(task), checkpoint.scb(task)
     return model.eval(), checkpoint.autoencoder(), NoiseSchedule.from_config(scheduler)
 
 
 def test_photos(work: Path, side: int) -> list[Pixels]:
-    """The held-out photos that the packages give, and scikit-image's colour photographs (where installed)."""
+    """The held-out photos that are large enough, and scikit-image's colour photographs (where installed)."""
     from diffplugin.plugins.train.common import load_photos
 
-    found = [centre(p, side) for p in load_photos(work, "test") if min(p.shape[:2]) >= min(side, 200)]
+    found = [centre(p, side) for p in load_photos(work, "test") if min(p.shape[:2]) >= 0.75 * side]
     try:
         from skimage import data
     except ImportError:

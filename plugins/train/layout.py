@@ -6,7 +6,6 @@ Weights are float16. Every file is written beside its place and renamed, so that
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,7 @@ def _place(path: Path, write: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     write(part)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def autoencoder_tensors(model: Autoencoder, config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -85,8 +84,15 @@ def autoencoder_tensors(model: Autoencoder, config: Mapping[str, Any]) -> dict[s
     return tensors
 
 
-def write_base(folder: Path, configs: Mapping[str, Mapping[str, Any]], *, unet: Tensors, vae: Autoencoder,
-               vision: Tensors, text: Tensors) -> None:  # fmt: skip
+def write_base(
+    folder: Path,
+    configs: Mapping[str, Mapping[str, Any]],
+    *,
+    unet: Tensors,
+    vae: Autoencoder,
+    vision: Tensors,
+    text: Tensors,
+) -> None:
     """``base/`` (without its tokenizer) and ``clip/``."""
     base, clip = folder / "base", folder / "clip"
     write_json(base / "model_index.json", MODEL_INDEX)
@@ -120,8 +126,14 @@ def write_tokenizer(folder: Path, vocab: Mapping[str, int], merges: list[str]) -
     place = folder / "base/tokenizer"
 
     def token(content: str) -> dict[str, Any]:
-        return {"__type": "AddedToken", "content": content, "lstrip": False, "normalized": True, "rstrip": False,
-                "single_word": False}  # fmt: skip
+        return {
+            "__type": "AddedToken",
+            "content": content,
+            "lstrip": False,
+            "normalized": True,
+            "rstrip": False,
+            "single_word": False,
+        }
 
     begin, end = "<|startoftext|>", "<|endoftext|>"
     roles = {"bos_token": begin, "eos_token": end, "unk_token": end, "pad_token": end}
@@ -129,8 +141,14 @@ def write_tokenizer(folder: Path, vocab: Mapping[str, int], merges: list[str]) -
     write_text(place / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
     write_json(
         place / "tokenizer_config.json",
-        {**{role: token(content) for role, content in roles.items()}, "pad_token": end, "errors": "replace",
-         "do_lower_case": True, "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"},
-    )  # fmt: skip
+        {
+            **{role: token(content) for role, content in roles.items()},
+            "pad_token": end,
+            "errors": "replace",
+            "do_lower_case": True,
+            "model_max_length": 77,
+            "tokenizer_class": "CLIPTokenizer",
+        },
+    )
     special = {role: {k: v for k, v in token(c).items() if k != "__type"} for role, c in roles.items()}
     write_json(place / "special_tokens_map.json", {**special, "pad_token": end})

@@ -24,22 +24,46 @@ from diffplugin.errors import CheckpointError, ImageError
 # package -> path patterns of its photographs (the rest is drawings, rendered wallpapers, scans of paintings)
 PACKAGES: dict[str, tuple[str, ...]] = {
     "gcompris-qt-data": (
-        "*/categorization/*", "*/explore_monuments/*", "*/explore_world_animals/*", "*/explore_farm_animals/*",
-        "*/explore_world_music/*", "*/erase/*", "*/details/*",
+        "*/categorization/*",
+        "*/explore_monuments/*",
+        "*/explore_world_animals/*",
+        "*/explore_farm_animals/*",
+        "*/explore_world_music/*",
+        "*/erase/*",
+        "*/details/*",
     ),
     "lomiri-wallpapers-16.04": ("*.jpg",),
     "lomiri-wallpapers-20.04": ("*Fossa*", "*Infinite-Sea*", "*Kleiber*"),
     "plasma-workspace-wallpapers": tuple(
         f"*/{name}/contents/images/2560x1600.jpg"
-        for name in ("Autumn", "BytheWater", "ColorfulCups", "EveningGlow", "FallenLeaf", "Grey", "Kite",
-                     "OneStandsOut", "Path", "summer_1am", "DarkestHour")
+        for name in (
+            "Autumn",
+            "BytheWater",
+            "ColorfulCups",
+            "EveningGlow",
+            "FallenLeaf",
+            "Grey",
+            "Kite",
+            "OneStandsOut",
+            "Path",
+            "summer_1am",
+            "DarkestHour",
+        )
     ),
     "mate-backgrounds": ("*/nature/*.jpg", "*/abstract/Elephants.jpg"),
     "palapeli-data": ("*/collection/*.jpg",),
-}  # fmt: skip
+}
 PAINTINGS = ("*van*gogh*", "*gogh*", "*arles*", "*painting*", "*pere*tanguy*", "*analogpattern*")
 # kept out of training by name, beside the hashed share: their licence (CC-BY) lets them stand in the documents
-HELD_OUT = ("animals_moose", "picosdeeuropa", "sunset_by", "friends_by", "aitzgorri", "castle-maintenon", "cincinnati-bridge")
+HELD_OUT = (
+    "animals_moose",
+    "picosdeeuropa",
+    "sunset_by",
+    "friends_by",
+    "aitzgorri",
+    "castle-maintenon",
+    "cincinnati-bridge",
+)
 SHORT_SIDE = 512
 
 
@@ -190,9 +214,15 @@ def fetch(folder: Path) -> list[Photo]:
                 licence, holder = _desktop(root / source)
             picture.save(folder / "photos" / f"{name}.png")
             photos.append(
-                Photo(file=f"{name}.png", package=package, source=source, licence=licence, holder=holder,
-                      split=split_of(name))
-            )  # fmt: skip
+                Photo(
+                    file=f"{name}.png",
+                    package=package,
+                    source=source,
+                    licence=licence,
+                    holder=holder,
+                    split=split_of(name),
+                )
+            )
     if not photos:
         raise ImageError(f"{folder}: no photograph found in {', '.join(PACKAGES)}; run apt-get update and try again")
     (folder / "photos.json").write_text(json.dumps([asdict(p) for p in photos], indent=1))

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diffplugin.plugins.networks.attention import sinusoidal
 from diffplugin.plugins.networks.clip import VisionEncoder
@@ -41,6 +40,7 @@ class Denoiser(nn.Module):
             configs["scheduler"]["num_train_timesteps"],
             dtype=torch.float64,
         )
+        self.register_buffer("metric", torch.eye(unet["out_channels"]), persistent=False)
         self.register_buffer("alpha_bar", torch.cumprod(1 - betas**2, 0).float(), persistent=False)
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,10 +65,12 @@ def draw_times(count: int, rng: np.random.Generator, first: float = 0.5) -> Tens
     return torch.from_numpy(np.where(rng.random(count) < first, high, low))
 
 
-def denoising_loss(model: Denoiser, batch: Batch, rng: np.random.Generator, drop: float = 0.0,
-                   first: float = 0.5) -> Tensor:  # fmt: skip
+def denoising_loss(
+    model: Denoiser, batch: Batch, rng: np.random.Generator, drop: float = 0.0, first: float = 0.5
+) -> Tensor:
     """Paper Eq. 3. At t >= 960 the noisy latent is made from the clean latent, from the input or is pure noise, since
-    the runtime starts so; the target always leads to the clean latent: v = (alpha * x_t - x_0) / sigma."""
+    the runtime starts so; the target always leads to the clean latent: v = (alpha * x_t - x_0) / sigma.
+    ``model.metric`` weighs the latent's channels (identity: the plain squared error)."""
     count = len(batch.clean)
     t = draw_times(count, rng, first)
     alpha, sigma = model.levels(t)
@@ -80,7 +82,8 @@ def denoising_loss(model: Denoiser, batch: Batch, rng: np.random.Generator, drop
     tokens = model.tokens(batch.pixels, batch.crops)
     output = model(noisy, t, tokens, None if rng.random() < drop else batch.cond)
     toward_clean = alpha * noisy - batch.clean if model.prediction == "v_prediction" else noisy - alpha * batch.clean
-    return F.mse_loss(output, toward_clean / sigma)
+    error = output - toward_clean / sigma
+    return torch.einsum("nchw,cd,ndhw->nchw", error, model.metric, error).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +96,21 @@ class Stage:
     side: int
 
 
-def fit(model: Denoiser, pool: Pool, path: Path, stages: tuple[Stage, ...], *, peak: float, train_base: bool,
-        drop: float = 0.0, first_share: float = 0.5, seed: int = 0, decay: float = 0.995, every: int = 50, name: str = "base") -> Denoiser:  # fmt: skip
+def fit(
+    model: Denoiser,
+    pool: Pool,
+    path: Path,
+    stages: tuple[Stage, ...],
+    *,
+    peak: float,
+    train_base: bool,
+    drop: float = 0.0,
+    first_share: float = 0.5,
+    seed: int = 0,
+    decay: float = 0.995,
+    every: int = 50,
+    name: str = "base",
+) -> Denoiser:
     """Train (or go on training from ``path``) and return the model with averaged weights.
 
     With ``train_base`` everything learns; without it, the TPB and the SCB alone (the paper's setting).
@@ -129,11 +145,18 @@ def fit(model: Denoiser, pool: Pool, path: Path, stages: tuple[Stage, ...], *, p
                 a.lerp_(p, 1 - keep)
         losses.append(loss.item())
         if (step + 1) % every == 0 or step + 1 == steps:
-            state = {"model": learned.state_dict(), "average": average.state_dict(),
-                     "optimiser": optimiser.state_dict(), "step": step + 1}  # fmt: skip
+            state = {
+                "model": learned.state_dict(),
+                "average": average.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "step": step + 1,
+            }
             save_state(path, state)
-            print(f"{name} step {step + 1}/{steps} side {stage.side} loss {np.mean(losses):.4f} "
-                  f"shards {pool.refresh()} {clock.time() - began:.0f} s", flush=True)  # fmt: skip
+            print(
+                f"{name} step {step + 1}/{steps} side {stage.side} loss {np.mean(losses):.4f} "
+                f"shards {pool.refresh()} {clock.time() - began:.0f} s",
+                flush=True,
+            )
             losses = []
     learned.load_state_dict(average.state_dict())
     return model

@@ -8,7 +8,6 @@ every photo: ``clean`` f16 [n, 4, h, w], ``cond`` f16 [tasks, n, 4, h, w] and ``
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,13 +44,16 @@ def clip_pixels(small: NDArray[np.uint8]) -> Tensor:
 
 
 @torch.no_grad()
-def write_shard(folder: Path, number: int, photos: Sequence[Pixels], tasks: Sequence[str], vae: Autoencoder,
-                side: int = 256) -> None:  # fmt: skip
+def write_shard(
+    folder: Path, number: int, photos: Sequence[Pixels], tasks: Sequence[str], vae: Autoencoder, *, side: int = 256
+) -> None:
     """Make shard ``number`` (its number seeds views and degradations) and move it into place when complete."""
     rng = np.random.default_rng(number)
     # Degradations scale with the picture, the denoiser does not: show it both small and large pictures (their crops).
-    wholes = [random_view(p, 2 * side if rng.random() < 0.5 and min(p.shape[:2]) > 1.5 * side else side, rng, smallest=0.4)
-              for p in photos]  # fmt: skip
+    wholes = [
+        random_view(p, 2 * side if rng.random() < 0.5 and min(p.shape[:2]) > 1.5 * side else side, rng, smallest=0.4)
+        for p in photos
+    ]
     corners = [rng.integers(0, len(whole) - side + 1, 2) for whole in wholes]
     part, final = folder / f".shard{number:03d}", folder / f"shard{number:03d}"
     part.mkdir(parents=True, exist_ok=True)
@@ -73,7 +75,7 @@ def write_shard(folder: Path, number: int, photos: Sequence[Pixels], tasks: Sequ
     np.save(part / "cond.npy", np.stack(conds))
     np.save(part / "small.npy", np.stack(smalls))
     (part / "tasks.json").write_text(json.dumps(list(tasks)))
-    os.rename(part, final)
+    part.rename(final)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,8 +59,14 @@ def train_tokenizer(texts: Sequence[str], size: int = VOCABULARY) -> tuple[dict[
         [pre_tokenizers.Split(Regex(pieces), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=size, min_frequency=2, initial_alphabet=alphabet, show_progress=False,
-                                  end_of_word_suffix="</w>", continuing_subword_prefix="")  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        min_frequency=2,
+        initial_alphabet=alphabet,
+        show_progress=False,
+        end_of_word_suffix="</w>",
+        continuing_subword_prefix="",
+    )
     made.train_from_iterator(texts, trainer)
     merges = [" ".join(pair) for pair in json.loads(made.to_str())["model"]["merges"]]
     # CLIP's order: bytes, bytes that end a word, merges, then the two marks. So every byte has both forms.
@@ -79,8 +85,10 @@ class Selector(nn.Module):
         self.heads = SelectorHeads(config["hidden_size"], config["hidden_size"])
         with torch.no_grad():
             self.heads.logit_scale.fill_(2.0)
-            for embedding in (self.text.text_model.embeddings.token_embedding,
-                              self.text.text_model.embeddings.position_embedding):  # fmt: skip
+            for embedding in (
+                self.text.text_model.embeddings.token_embedding,
+                self.text.text_model.embeddings.position_embedding,
+            ):
                 embedding.weight.mul_(0.3)
 
     def forward(self, ids: Tensor, rows: Tensor, null_ids: Tensor) -> Tensor:
@@ -101,8 +109,18 @@ def targets(requests: Sequence[corpus.Request], shipped: Sequence[str]) -> Tenso
     return out
 
 
-def fit(rows: Tensor, encode: Any, config: dict[str, Any], shipped: Sequence[str], path: Path, *, steps: int = 1500,
-        batch: int = 64, peak: float = 2e-3, seed: int = 0) -> Selector:  # fmt: skip
+def fit(
+    rows: Tensor,
+    encode: Any,
+    config: dict[str, Any],
+    shipped: Sequence[str],
+    path: Path,
+    *,
+    steps: int = 1500,
+    batch: int = 64,
+    peak: float = 2e-3,
+    seed: int = 0,
+) -> Selector:
     """Train or resume. ``rows`` [pictures, p, D]: max-pooled TPB tokens; ``encode(texts)`` -> ids int64 [n, 77]."""
     torch.manual_seed(seed)
     model = Selector(config)
@@ -141,7 +159,9 @@ def fit(rows: Tensor, encode: Any, config: dict[str, Any], shipped: Sequence[str
 
 
 @torch.no_grad()
-def accuracy(model: Selector, rows: Tensor, encode: Any, shipped: Sequence[str], count: int = 300, seed: int = 1) -> dict[str, float]:  # fmt: skip
+def accuracy(
+    model: Selector, rows: Tensor, encode: Any, shipped: Sequence[str], *, count: int = 300, seed: int = 1
+) -> dict[str, float]:
     """Zero-tolerance accuracy (paper Eq. 7) by kind of request, on held-out wording and the pictures of ``rows``."""
     rng = np.random.default_rng(seed)
     found = {}

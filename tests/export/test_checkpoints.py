@@ -43,7 +43,16 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         find(tmp_path / "base", tmp_path / "clip", tmp_path / "plugins", ["deblur"])
     message = str(caught.value)
-    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "clip/config.json", "'deblur'", "no Task-Plugins"):
+    for part in (
+        "unet",
+        "vae",
+        "text_encoder",
+        "tokenizer",
+        "scheduler",
+        "clip/config.json",
+        "'deblur'",
+        "no Task-Plugins",
+    ):
         assert part in message, f"{part} is not named in: {message}"
     assert "\n" not in message
 
@@ -72,7 +81,12 @@ def test_unreadable_weights_are_one_clear_line(copy: Path, content: bytes) -> No
 
 def test_missing_unknown_and_misshapen_tensors_are_named_together() -> None:
     network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
-    tensors = {"0.weight": torch.zeros(3, 9), "0.bias": torch.zeros(3), "1.weight": torch.zeros(1, 3), "extra": torch.zeros(1)}
+    tensors = {
+        "0.weight": torch.zeros(3, 9),
+        "0.bias": torch.zeros(3),
+        "1.weight": torch.zeros(1, 3),
+        "extra": torch.zeros(1),
+    }
     with pytest.raises(CheckpointError) as caught:
         fill(network, tensors, Path("file"))
     for part in ("missing: 1.bias", "unknown: extra", "0.weight is (3, 9), expected (3, 2)"):
@@ -86,10 +100,11 @@ def test_old_names_of_the_autoencoder_are_understood(copy: Path) -> None:
     expected = _find(copy).autoencoder().state_dict()
     old = {}
     for name, value in load_file(path).items():
+        renamed = name
         if ".attentions." in name:
             for new, was in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
-                name = name.replace(f".{new}.", f".{was}.")
-        old[name] = value
+                renamed = renamed.replace(f".{new}.", f".{was}.")
+        old[renamed] = value
     assert any(".query." in name for name in old)
     save_file(old, path)
     found = _find(copy).autoencoder().state_dict()

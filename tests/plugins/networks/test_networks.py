@@ -116,7 +116,12 @@ def _small_unet(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"use_linear_projection": True}, {"only_cross_attention": [True, False, False]}, {"attention_head_dim": [2, 4, 8]}],
+    [
+        {},
+        {"use_linear_projection": True},
+        {"only_cross_attention": [True, False, False]},
+        {"attention_head_dim": [2, 4, 8]},
+    ],
     ids=["plain", "linear projection", "only cross-attention", "heads per level"],
 )
 @pytest.mark.parametrize("size", [(16, 16), (11, 14), (9, 5)])
@@ -135,7 +140,11 @@ def test_unet_equals_diffusers(changes: dict[str, Any], size: tuple[int, int]) -
         _, shapes = [], []
         x = other.conv_in(latents)
         for block in other.down_blocks:
-            x, made = block(hidden_states=x, temb=torch.zeros(1, 64), **({"encoder_hidden_states": tokens} if hasattr(block, "attentions") else {}))
+            x, made = block(
+                hidden_states=x,
+                temb=torch.zeros(1, 64),
+                **({"encoder_hidden_states": tokens} if hasattr(block, "attentions") else {}),
+            )
             shapes += [m.shape for m in made]
         rest = [torch.zeros(shape) for shape in shapes[2:]]
         want = other(
@@ -204,7 +213,9 @@ def test_text_encoder_pools_at_the_end_of_text(eos: int) -> None:
 def test_an_unknown_architecture_is_refused_with_all_its_faults() -> None:
     from diffplugin.errors import CheckpointError
 
-    config = _small_unet(act_fn="gelu", class_embed_type="timestep", down_block_types=["DownBlock2D", "Odd", "DownBlock2D"])
+    config = _small_unet(
+        act_fn="gelu", class_embed_type="timestep", down_block_types=["DownBlock2D", "Odd", "DownBlock2D"]
+    )
     with pytest.raises(CheckpointError, match=r"act_fn='gelu'.*class_embed_type='timestep'.*unknown block Odd"):
         UNet(config)
 
@@ -213,5 +224,5 @@ def test_scb_config_is_checked(checkpoint: Checkpoint) -> None:
     from diffplugin.errors import CheckpointError
 
     config = json.loads((checkpoint.plugins["deblur"] / "scb" / "config.json").read_text()) | {"act_fn": "relu"}
-    with pytest.raises(CheckpointError, match="SCB config.*act_fn='relu'"):
+    with pytest.raises(CheckpointError, match=r"SCB config.*act_fn='relu'"):
         SpatialComplementBranch(config)

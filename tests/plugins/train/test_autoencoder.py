@@ -49,3 +49,13 @@ def test_skipped_attention_is_written_as_one_that_adds_nothing() -> None:
     image = torch.rand(1, 3, 32, 32) * 2 - 1
     error = (full.decode(full.encode(image)) - model.decode(model.encode(image))).abs().max()
     assert error < 1e-6, float(error)
+
+
+def test_pixel_metric_weighs_channels_by_what_shows() -> None:
+    torch.manual_seed(0)
+    model = autoencoder.build(CONFIG).requires_grad_(False)
+    model.post_quant_conv.weight[:, 0] *= 20  # the first channel now moves the picture most
+    metric = autoencoder.pixel_metric(model, [torch.rand(1, 3, 32, 32) * 2 - 1 for _ in range(2)])
+    assert torch.allclose(metric, metric.T, atol=1e-5) and abs(metric.trace().item() - 4) < 1e-4
+    assert torch.linalg.eigvalsh(metric).min() >= 0.14, "the floor keeps every channel in the loss"
+    assert metric.diagonal().argmax() == 0, metric.diagonal()

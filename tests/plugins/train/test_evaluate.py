@@ -19,7 +19,9 @@ def test_metrics_are_those_of_scikit_image() -> None:
     metrics = pytest.importorskip("skimage.metrics")
     assert evaluate.psnr(A, B) == pytest.approx(metrics.peak_signal_noise_ratio(A, B), abs=1e-6)
     luma = [p.astype(float) @ (0.299, 0.587, 0.114) for p in (A, B)]
-    want = metrics.structural_similarity(*luma, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255)
+    want = metrics.structural_similarity(
+        *luma, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
+    )
     assert evaluate.ssim(A, B) == pytest.approx(want, abs=1e-6)
     assert evaluate.ssim(A, A) == pytest.approx(1) and evaluate.psnr(A, A) == float("inf")
 

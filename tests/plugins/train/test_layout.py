@@ -21,20 +21,34 @@ def test_reads_back_as_half_precision(tmp_path: Path) -> None:
     text = selector.text_config({f"t{i}": i for i in range(8)} | {selector.BEGIN: 8, selector.END: 9}, base.TOKEN_WIDTH)
     chosen = selector.Selector(text)
     layout.write_base(
-        tmp_path, {**base.CONFIGS, "text": text}, unet=model.unet.state_dict(), vae=autoencoder.build(),
-        vision=model.vision.state_dict(), text=chosen.text.state_dict(),
-    )  # fmt: skip
+        tmp_path,
+        {**base.CONFIGS, "text": text},
+        unet=model.unet.state_dict(),
+        vae=autoencoder.build(),
+        vision=model.vision.state_dict(),
+        text=chosen.text.state_dict(),
+    )
     layout.write_selector(tmp_path, chosen.heads.state_dict())
     layout.write_tokenizer(tmp_path, {selector.BEGIN: 0, selector.END: 1}, [])
     card = dataclasses.replace(cards.shipped_cards()["derain"], steps_first=2)
-    layout.write_plugin(tmp_path, "derain", base.SCB, tpb=model.tpb.state_dict(), scb=model.scb.state_dict(),
-                        card=cards.card_to_toml(card))  # fmt: skip
+    layout.write_plugin(
+        tmp_path,
+        "derain",
+        base.SCB,
+        tpb=model.tpb.state_dict(),
+        scb=model.scb.state_dict(),
+        card=cards.card_to_toml(card),
+    )
     read = find(tmp_path / "base", tmp_path / "clip", tmp_path / "pre-trained")
     assert read.dims.factor == 4 and list(read.plugins) == ["derain"]
     for name, mine, theirs in (
-        ("unet", model.unet, read.unet()), ("vision", model.vision, read.vision_encoder()), ("scb", model.scb, read.scb("derain")),
-        ("tpb", model.tpb, read.tpb("derain")), ("text", chosen.text, read.text_encoder()), ("heads", chosen.heads, read.selector_heads()),
-    ):  # fmt: skip
+        ("unet", model.unet, read.unet()),
+        ("vision", model.vision, read.vision_encoder()),
+        ("scb", model.scb, read.scb("derain")),
+        ("tpb", model.tpb, read.tpb("derain")),
+        ("text", chosen.text, read.text_encoder()),
+        ("heads", chosen.heads, read.selector_heads()),
+    ):
         for key, value in theirs.state_dict().items():
             assert torch.equal(value, mine.state_dict()[key].half().float()), f"{name} {key}"
     read.autoencoder()

@@ -23,11 +23,16 @@ def _rcc(files: dict[str, bytes]) -> bytes:
     for name in files:
         nodes += struct.pack(">IHHHI", offsets[name], 0, 0, 0, places[name])
     head = 20
-    return b"qres" + struct.pack(">4I", 1, head, head + len(nodes), head + len(nodes) + len(data)) + nodes + data + names
+    return (
+        b"qres" + struct.pack(">4I", 1, head, head + len(nodes), head + len(nodes) + len(data)) + nodes + data + names
+    )
 
 
 def test_read_rcc_gives_paths_and_contents() -> None:
-    assert dict(photos.read_rcc(_rcc({"x.webp": b"one", "y.jpg": b"two!"}))) == {"/a/x.webp": b"one", "/a/y.jpg": b"two!"}
+    assert dict(photos.read_rcc(_rcc({"x.webp": b"one", "y.jpg": b"two!"}))) == {
+        "/a/x.webp": b"one",
+        "/a/y.jpg": b"two!",
+    }
 
 
 def test_read_rcc_names_what_it_got() -> None:

@@ -15,7 +15,13 @@ TOY: dict[str, dict[str, Any]] = {
     **base.CONFIGS,
     "unet": {**base.UNET, "block_out_channels": [8, 8, 16], "cross_attention_dim": 8},
     "scb": {**base.SCB, "block_out_channels": [8], "cross_attention_dim": 8},
-    "vision": {**base.VISION, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "vision": {
+        **base.VISION,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    },
 }
 STAGES = (plugin.Stage(until=6, pictures=1, crops=2, side=8), plugin.Stage(until=12, pictures=1, crops=1, side=16))
 

@@ -41,7 +41,11 @@ def test_transformers_reads_the_tokenizer(tmp_path: Path) -> None:
 
 
 def test_targets_of_tasks_that_are_not_shipped_select_null() -> None:
-    requests = [corpus.Request("a", ("derain",)), corpus.Request("b", ("face",)), corpus.Request("c", ("face", "dehaze"))]
+    requests = [
+        corpus.Request("a", ("derain",)),
+        corpus.Request("b", ("face",)),
+        corpus.Request("c", ("face", "dehaze")),
+    ]
     found = selector.targets(requests, ("derain", "dehaze"))
     assert found.tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0]]
 

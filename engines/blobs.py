@@ -1,0 +1,62 @@
+"""Compiled models on disk: written whole, checked before use, bounded in number."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from diffplugin.spec import Array
+
+LIMIT = 2 * 2**30  # bytes of compiled models that a cache keeps
+_DIGEST = hashlib.sha256().digest_size
+
+
+def write_blob(path: Path, blob: bytes | memoryview) -> None:
+    """``blob`` and its SHA-256, put in place at once: two writers do not collide.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(blob)
+            file.write(hashlib.sha256(blob).digest())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_blob(path: Path) -> Array | None:
+    """The blob that :func:`write_blob` wrote, uint8 [n], mapped into memory; None: there is none, or it is damaged."""
+    try:
+        content = np.memmap(path, mode="c", dtype=np.uint8)
+    except (OSError, ValueError):  # ValueError: an empty file
+        return None
+    blob, digest = content[:-_DIGEST], content[-_DIGEST:].tobytes()
+    if hashlib.sha256(blob.data).digest() != digest:
+        return None
+    with suppress(OSError):
+        os.utime(path)  # what was used last goes last
+    return blob
+
+
+def trim(folder: Path, limit: int = LIMIT) -> None:
+    """Remove the files of ``folder`` that were used longest ago until the others take no more than ``limit`` bytes."""
+    files = []
+    for path in folder.iterdir():
+        with suppress(OSError):  # another process may trim as well
+            files.append((path.stat().st_mtime, path.stat().st_size, path))
+    total = 0
+    for _, size, path in sorted(files, reverse=True):
+        total += size
+        if total > limit:
+            with suppress(OSError):
+                path.unlink()

@@ -1,0 +1,95 @@
+"""What ``dp-infer`` says: lines for people, and the progress bar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TextIO
+
+from diffplugin.plugins.cards import PluginCard, understood
+from diffplugin.runtime.plan import Plan
+from diffplugin.runtime.restoration import Restoration
+from diffplugin.runtime.select import Selection
+
+GIB = 2**30
+
+
+def selection_line(selection: Selection) -> str:
+    """Scores and the chosen chain: ``derain -0.12, deblur +0.81, null -0.33 -> deblur (scores above 0)``."""
+    scores = ", ".join(f"{name} {score:+.2f}" for name, score in selection.scores.items())
+    chain = ", then ".join(selection.chosen) or "nothing"
+    return f"{scores} -> {chain} ({selection.reason})" if scores else f"{chain} ({selection.reason})"
+
+
+def understood_lines(cards: Iterable[PluginCard]) -> list[str]:
+    """What a user whose request selected nothing may ask for."""
+    lines = ["the picture is left as it is; requests that are understood:"]
+    return lines + [f'  {plugin + ":":<12} "{example}"' for plugin, example in understood(cards)]
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """A plan for people."""
+    chain = ", then ".join(f"{stage.plugin} ({stage.steps} steps, from {_START[stage.start]})" for stage in plan.chain)
+    sizes = [f"{name} {w}x{h}" for name, (w, h) in (("input", plan.input_size), ("working", plan.working_size))]
+    sizes.append("output {}x{}".format(*plan.output_size))
+    free = "" if plan.available is None else f" of {plan.available / GIB:.1f} GiB free"
+    return [
+        f"chain:   {chain or 'none, the picture stays as it is'}",
+        f"size:    {', '.join(sizes)} px",
+        f"pieces:  {len(plan.tiles)} ({plan.tiling})",
+        f"sampler: {plan.sampler}, seed {plan.seed}",
+        f"engine:  {plan.engine} {plan.precision}, {plan.unet_runs} UNet runs",
+        f"memory:  about {plan.estimated_bytes / GIB:.1f} GiB{free}",
+    ]
+
+
+_START = {"noised_input": "the noised input", "noise": "noise"}
+
+
+def memory_warning(plan: Plan) -> str | None:
+    """A line for a plan that may not fit, or None."""
+    if plan.available is None or plan.estimated_bytes <= plan.available:
+        return None
+    need, free = plan.estimated_bytes / GIB, plan.available / GIB
+    return f"this may need {need:.1f} GiB of memory, {free:.1f} GiB are free; try --tile or a smaller --size"
+
+
+def done_line(made: Restoration, target: object, seconds: float) -> str:
+    """``photo-restored.png: 512x384 px in 4.2 s (deblur, onnxruntime fp32)``."""
+    width, height = made.plan.output_size
+    chain = ", ".join(stage.plugin for stage in made.plan.chain)
+    pieces = f", {len(made.plan.tiles)} pieces" if len(made.plan.tiles) > 1 else ""
+    return (
+        f"{target}: {width}x{height} px in {seconds:.1f} s ({chain}{pieces}, {made.plan.engine} {made.plan.precision})"
+    )
+
+
+class ProgressBar:
+    """One line that is drawn again and again, on a terminal only."""
+
+    def __init__(self, stream: TextIO, *, width: int = 24) -> None:
+        self._stream, self._width = stream, width
+        self._shown = stream.isatty()
+        self._began = time.monotonic()
+        self._length = 0
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        """``runtime.restorer.Progress``: UNet runs done, in all, the plugin at work."""
+        if not self._shown:
+            return
+        if done == 0:
+            self._began = time.monotonic()
+        filled = self._width * done // max(total, 1)
+        left = (time.monotonic() - self._began) / done * (total - done) if done else None
+        rest = "" if left is None else f"  {int(left) // 60}:{int(left) % 60:02d} left"
+        line = f"[{'#' * filled}{'-' * (self._width - filled)}] {done}/{total} {what}{rest}"
+        self._stream.write("\r" + line.ljust(self._length))
+        self._stream.flush()
+        self._length = len(line)
+
+    def clear(self) -> None:
+        """Wipe the line, so that other text may follow."""
+        if self._shown and self._length:
+            self._stream.write("\r" + " " * self._length + "\r")
+            self._stream.flush()
+        self._length = 0

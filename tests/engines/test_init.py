@@ -1,0 +1,93 @@
+"""The choice of an engine, on machines with and without bf16."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffplugin.engines import ENGINES, builder_named, choose
+from diffplugin.engines.onnxruntime import OnnxRuntimeBuilder
+from diffplugin.engines.openvino import OpenVinoBuilder
+from diffplugin.errors import EngineUnavailable
+
+HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "transformers", "diffusers", "PIL", "tokenizers")
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, *, openvino: tuple[str, ...] | None, onnxruntime: bool = True) -> None:
+    """A machine where OpenVINO runs these precisions, or is not installed (None)."""
+    monkeypatch.setattr(OpenVinoBuilder, "why_unavailable", lambda self: None if openvino else "not here")
+    monkeypatch.setattr(OpenVinoBuilder, "precisions", lambda self: openvino)
+    monkeypatch.setattr(OpenVinoBuilder, "device", lambda self: "some processor")
+    monkeypatch.setattr(OnnxRuntimeBuilder, "why_unavailable", lambda self: None if onnxruntime else "gone")
+
+
+def chosen(engine: str = "auto", precision: str = "auto") -> tuple[str, str]:
+    builder, used, reason = choose(engine, precision)
+    assert reason
+    return builder.name, used
+
+
+def test_native_bf16_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, openvino=("bf16", "fp32"))
+    assert chosen() == chosen(precision="bf16") == ("openvino", "bf16")
+    assert chosen(precision="fp32") == ("onnxruntime", "fp32")
+    assert chosen("openvino", "fp32") == ("openvino", "fp32")
+    assert chosen("openvino") == ("openvino", "bf16")
+
+
+def test_without_bf16_the_light_engine_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, openvino=("fp32",))
+    assert chosen() == chosen(precision="fp32") == ("onnxruntime", "fp32")
+    assert chosen("openvino") == ("openvino", "fp32")
+    assert "no native bf16" in choose()[2]
+
+
+def test_the_only_usable_engine_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, openvino=None)
+    assert chosen() == ("onnxruntime", "fp32")
+    assert "openvino: not here" in choose()[2]
+    machine(monkeypatch, openvino=("fp32",), onnxruntime=False)
+    assert chosen() == ("openvino", "fp32")
+    machine(monkeypatch, openvino=None, onnxruntime=False)
+    with pytest.raises(EngineUnavailable, match=r"openvino: not here; onnxruntime: gone"):
+        choose()
+
+
+@pytest.mark.parametrize("engine", ["auto", "openvino", "onnxruntime"])
+def test_a_missing_precision_is_refused_and_never_replaced(monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    machine(monkeypatch, openvino=("fp32",))
+    with pytest.raises(EngineUnavailable, match=r"bf16 does not run natively .*AVX512-BF16.*--precision fp32"):
+        choose(engine, "bf16")
+    with pytest.raises(EngineUnavailable, match=r"fp16 does not run natively .*--precision fp32"):
+        choose(engine, "fp16")
+
+
+def test_an_engine_that_is_not_here_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)  # what an import finds where it is not installed
+    with pytest.raises(EngineUnavailable, match=r"engine openvino: .*pip install 'diffplugin\[openvino\]'"):
+        choose("openvino")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(EngineUnavailable, match=r"engine onnxruntime: .*pip install onnxruntime"):
+        choose("onnxruntime")
+
+
+def test_unknown_engine() -> None:
+    with pytest.raises(
+        EngineUnavailable, match=r"'tensorflow': unknown; expected auto or one of openvino, onnxruntime"
+    ):
+        builder_named("tensorflow")
+    assert [builder_named(name).name for name in ENGINES] == list(ENGINES)
+
+
+def test_importing_costs_no_library() -> None:
+    code = (
+        "import diffplugin, diffplugin.bundle, diffplugin.engines, diffplugin.engines.onnxruntime\n"
+        "import diffplugin.engines.openvino, diffplugin.engines.fake, sys\n"
+        f"print(*[name for name in {HEAVY} if name in sys.modules])"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.split() == []

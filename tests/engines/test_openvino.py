@@ -1,0 +1,288 @@
+"""OpenVINO on the CPU, on machines with and without bf16."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("openvino", reason="needs the extra [openvino]")
+
+from diffplugin.bundle import ENGINES, Bundle
+from diffplugin.engines import openvino as module
+from diffplugin.engines.blobs import write_blob
+from diffplugin.engines.openvino import OpenVinoBuilder, OpenVinoEngine
+from diffplugin.errors import BundleDamaged, EngineError, EngineUnavailable, RequestError, ShapeMismatch
+from diffplugin.manifest import EngineEntry, fingerprint
+
+Make = Callable[..., Any]
+Worst = Callable[[Any, Any], float]
+NATIVE = OpenVinoBuilder().precisions()
+
+
+def load(tiny: Any, **options: Any) -> OpenVinoEngine:
+    settings: dict[str, Any] = {"precision": "fp32", "threads": 1, "cache": None} | options
+    return OpenVinoBuilder().load(tiny.bundle, "unet", **settings)
+
+
+def forbid_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(*args: object) -> None:
+        raise AssertionError("compiled although it need not")
+
+    monkeypatch.setattr(module, "compile_graph", compiled)
+
+
+def blobs(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.blob"))
+
+
+@pytest.mark.parametrize("external", [False, True])
+@pytest.mark.parametrize("half", [False, True])
+def test_equal_to_numpy_at_any_size(make: Make, worst: Worst, half: bool, external: bool) -> None:
+    tiny = make(half=half, external=external)
+    engine = load(tiny)
+    for size in ((8, 8), (5, 11), (16, 3), (8, 8)):
+        inputs = tiny.inputs(*size)
+        outputs = engine.run(inputs)
+        assert list(outputs) == ["eps"] and outputs["eps"].dtype == np.float32
+        assert worst(outputs["eps"], tiny.expected(inputs)) < 1e-5
+
+
+def test_casts_of_half_weights_are_gone_after_loading(make: Make) -> None:
+    tiny = make(half=True)
+    path = tiny.bundle.graph_file("unet")
+    properties = module._properties(path, "fp32", 1)
+    compiled = module.compile_graph(path, tiny.bundle.spec("unet"), {"h": 8, "w": 8}, properties)
+    kinds = {op.get_rt_info()["layerType"].astype(str) for op in compiled.get_runtime_model().get_ops()}
+    assert "Convolution" in kinds and "Convert" not in kinds, kinds
+
+
+def test_outputs_belong_to_the_caller(tiny: Any) -> None:
+    engine = load(tiny)
+    first = engine.run(tiny.inputs(seed=1))["eps"]
+    kept = first.copy()
+    engine.run(tiny.inputs(seed=2))
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_arrays_that_are_not_contiguous_or_read_only(tiny: Any, worst: Worst) -> None:
+    inputs = tiny.inputs(6, 4)
+    expected = tiny.expected(inputs)
+    inputs["latents"] = np.asfortranarray(inputs["latents"])
+    inputs["tokens"].flags.writeable = False
+    assert worst(load(tiny).run(inputs)["eps"], expected) < 1e-5
+
+
+def test_several_threads_and_shapes_share_one_engine(tiny: Any) -> None:
+    engine = load(tiny)
+    cases = [tiny.inputs(4 + i % 3, 8, seed=i) for i in range(24)]
+    alone = [engine.run(case)["eps"] for case in cases]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda case: engine.run(case)["eps"], cases))
+    for i, (a, b) in enumerate(zip(alone, together, strict=True)):
+        np.testing.assert_array_equal(a, b, err_msg=f"case {i}")
+
+
+def test_few_shapes_are_kept_and_one_of_a_large_graph(make: Make) -> None:
+    for weights, kept in ((1000, 4), (2**29, 2), (2**32, 1)):
+        tiny = make(f"weights-{weights}", weights_bytes=weights)
+        engine = load(tiny)
+        for side in (4, 5, 6, 7, 4, 8):
+            engine.run(tiny.inputs(side, 4))
+        # those that were used last
+        assert list(engine._requests) == ["h=6,w=4", "h=7,w=4", "h=4,w=4", "h=8,w=4"][-kept:]
+
+
+def test_wrong_inputs_are_named_at_once(tiny: Any) -> None:
+    inputs = tiny.inputs()
+    del inputs["residual_2"]
+    inputs["tokens"] = inputs["tokens"].astype(np.float64)
+    with pytest.raises(ShapeMismatch, match=r"tokens is float64 .*residual_2 is missing"):
+        load(tiny).run(inputs)
+
+
+def test_a_closed_engine_says_so(tiny: Any) -> None:
+    engine = load(tiny)
+    engine.run(tiny.inputs())
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineError, match="unet: this engine is closed"):
+        engine.run(tiny.inputs())
+
+
+def test_threads(tiny: Any) -> None:
+    load(tiny, threads=None).run(tiny.inputs())
+    with pytest.raises(RequestError, match="threads is -1"):
+        load(tiny, threads=-1)
+
+
+@pytest.mark.skipif("bf16" in NATIVE, reason="this processor computes bf16")
+def test_bf16_is_refused_where_it_would_be_float32(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EngineUnavailable, match=r"bf16 does not run natively on .*AVX512-BF16.*--precision fp32"):
+        load(tiny, precision="bf16")
+    with monkeypatch.context() as patch:  # past that gate, OpenVINO itself takes the hint and computes in float32
+        patch.setattr(OpenVinoBuilder, "precisions", lambda self: ("bf16", "fp32"))
+        with pytest.raises(EngineUnavailable, match="asked for bf16, it computes in f32"):
+            load(tiny, precision="bf16").run(tiny.inputs())
+    with pytest.raises(EngineUnavailable, match="bf16 does not run natively"):
+        OpenVinoBuilder().build(tiny.bundle, "unet", precision="bf16", sizes={"h": 8, "w": 8}, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif("bf16" not in NATIVE, reason="this processor has no native bf16")
+def test_bf16_is_close_and_is_bf16(tiny: Any) -> None:
+    inputs = tiny.inputs(16, 16)
+    expected = tiny.expected(inputs)
+    found = load(tiny, precision="bf16").run(inputs)["eps"]
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    print(f"relative error {error:.1e}")
+    assert 1e-5 < error < 3e-2
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_the_second_load_takes_the_compiled_model(make: Make, monkeypatch: pytest.MonkeyPatch, external: bool) -> None:
+    tiny = make(external=external)
+    cache = tiny.bundle.path.parent / "cache"
+    inputs = tiny.inputs()
+    first = load(tiny, cache=cache).run(inputs)["eps"]
+    assert len(blobs(cache)) == 1
+    forbid_compiling(monkeypatch)
+    np.testing.assert_array_equal(load(tiny, cache=cache).run(inputs)["eps"], first)
+    with pytest.raises(AssertionError, match="compiled"):
+        load(tiny, cache=cache).run(tiny.inputs(9, 9))  # another shape is another compiled model
+    with pytest.raises(AssertionError, match="compiled"):
+        other = replace(tiny.bundle.manifest.graphs["unet"], sha256="0" * 64)
+        manifest = replace(tiny.bundle.manifest, graphs={"unet": other})
+        load(replace(tiny, bundle=Bundle(tiny.bundle.path, manifest)), cache=cache).run(inputs)
+
+
+def test_weights_beside_the_graph_are_not_copied_into_compiled_models(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {}
+    for external in (False, True):
+        tiny = make(f"external-{external}", external=external)
+        load(tiny, cache=tiny.bundle.path / "cache").run(tiny.inputs())
+        (blob,) = blobs(tiny.bundle.path / "cache")
+        sizes[external] = blob.stat().st_size
+    assert sizes[False] - sizes[True] > 2000, sizes  # 2.5 kB of weights
+    # and a bundle may move after it was compiled
+    moved = tiny.bundle.path.rename(tiny.bundle.path.with_name("moved"))
+    forbid_compiling(monkeypatch)
+    there = replace(tiny, bundle=Bundle(moved, tiny.bundle.manifest))
+    assert load(there, cache=moved / "cache").run(there.inputs())["eps"].shape == (1, 4, 8, 8)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "foreign contents"])
+def test_a_damaged_compiled_model_is_named_and_made_again(
+    tiny: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    cache = tmp_path / "cache"
+    first = load(tiny, cache=cache).run(tiny.inputs())["eps"]
+    (blob,) = blobs(cache)
+    whole = blob.read_bytes()
+    if damage == "foreign contents":
+        write_blob(blob, b"whole, but no model")
+    else:
+        blob.write_bytes(whole[:500] + b"?" + whole[501:] if damage == "flipped" else whole[:500])
+    with caplog.at_level(logging.WARNING, "diffplugin"):
+        again = load(tiny, cache=cache).run(tiny.inputs())["eps"]
+    np.testing.assert_array_equal(again, first)
+    assert blob.name in caplog.text and "compiling unet again" in caplog.text
+    forbid_compiling(monkeypatch)
+    load(tiny, cache=cache).run(tiny.inputs())  # the new one is sound
+
+
+def test_a_cache_that_cannot_be_written_costs_no_run(
+    tiny: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with caplog.at_level(logging.WARNING, "diffplugin"):
+        load(tiny, cache=tmp_path / "file").run(tiny.inputs())
+    assert "compiled model not kept" in caplog.text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_weights_are_not_resident_twice(make: Make, resident: Callable[[Path], int]) -> None:
+    tiny = make(external=True)
+    data = tiny.bundle.path / "onnx" / "unet.onnx.data"
+    mapped = module._core().read_model(tiny.bundle.graph_file("unet"))  # what holds the mapping, as a reader would
+    weight = next(op for op in mapped.get_ops() if op.get_type_name() == "Constant" and op.data.size > 100)
+    assert weight.data.sum() != 0 and resident(data) > 0
+    load(tiny).run(tiny.inputs())
+    assert resident(data) == 0
+
+
+def built(tiny: Any, **changes: str) -> Any:
+    """The bundle with an engine built ahead for 8x8, or one that says it was built elsewhere."""
+    builder, bundle = OpenVinoBuilder(), tiny.bundle
+    about = {"version": builder.version(), "device": builder.device()} | changes
+    sha = bundle.graph("unet").sha256
+    name = fingerprint(sha, "h=8,w=8", "fp32", "openvino", about["version"], about["device"])
+    folder = bundle.path / ENGINES / name
+    files = builder.build(bundle, "unet", precision="fp32", sizes={"h": 8, "w": 8}, out=folder)
+    entry = EngineEntry(
+        fingerprint=name,
+        engine="openvino",
+        precision="fp32",
+        shapes="h=8,w=8",
+        graph="unet",
+        graph_sha256=sha,
+        files=tuple(file.relative_to(bundle.path).as_posix() for file in files),
+        **about,
+    )
+    return replace(tiny, bundle=Bundle(bundle.path, replace(bundle.manifest, engines=(entry,))))
+
+
+def test_an_engine_built_ahead_is_used(tiny: Any, worst: Worst, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready = built(tiny)
+    forbid_compiling(monkeypatch)
+    inputs = ready.inputs()
+    assert worst(load(ready).run(inputs)["eps"], ready.expected(inputs)) < 1e-5
+    with pytest.raises(AssertionError, match="compiled"):
+        load(ready).run(ready.inputs(9, 9))
+
+
+@pytest.mark.parametrize("changes", [{"version": "1999.1"}, {"device": "another processor"}])
+def test_a_foreign_engine_is_named_once_and_not_used(
+    make: Make, worst: Worst, caplog: pytest.LogCaptureFixture, changes: dict[str, str]
+) -> None:
+    foreign = built(make(weights_bytes=2**32), **changes)  # keeps one shape, so that the first is loaded twice
+    for path in blobs(foreign.bundle.path):
+        path.write_bytes(b"must not be read")
+    inputs = foreign.inputs()
+    engine = load(foreign)
+    with caplog.at_level(logging.WARNING, "diffplugin"):
+        for again in (inputs, foreign.inputs(5, 5), inputs):
+            assert worst(engine.run(again)["eps"], foreign.expected(again)) < 1e-5
+        (said,) = [record.getMessage() for record in caplog.records]
+    assert next(iter(changes.values())) in said and "dp-export --prune" in said and "Compiling again" in said
+
+
+@pytest.mark.parametrize("content", [b"", b"no graph"])
+def test_an_unreadable_graph_is_one_line(tiny: Any, content: bytes) -> None:
+    (tiny.bundle.path / "onnx" / "unet.onnx").write_bytes(content)
+    with pytest.raises(EngineError, match="OpenVINO cannot load it") as caught:
+        load(tiny).run(tiny.inputs())
+    assert "\n" not in str(caught.value) and "unet.onnx" in str(caught.value)
+
+
+def test_another_graph_in_the_file_is_refused(tiny: Any) -> None:
+    path, spec = tiny.bundle.graph_file("unet"), tiny.bundle.spec("vae_decoder")
+    with pytest.raises(BundleDamaged, match=r"no vae_decoder graph.*expected latents.*expected image"):
+        module.compile_graph(path, spec, {"h": 8, "w": 8}, {})
+
+
+def test_the_builder_names_its_machine() -> None:
+    builder = OpenVinoBuilder()
+    assert builder.why_unavailable() is None
+    assert builder.version()[:2].isdigit()
+    assert "FP32" in builder.device()
+    assert builder.precisions()[-1] == "fp32"

@@ -1,0 +1,31 @@
+"""Pages of mapped files are given back, and come again."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from diffplugin.engines.pages import release_pages
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+def test_read_only_pages_go_and_written_ones_stay(tmp_path: Path, resident: Callable[[Path], int]) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"\x07" * 2**20)
+    with path.open("rb") as file:
+        shared = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        private = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    private[:4096] = b"\x09" * 4096
+    assert sum(shared[::4096]) == 7 * 256
+    assert resident(path) >= 1024
+    assert release_pages(path) == 2**20
+    assert resident(path) < 1024, "the pages of the read-only mapping are still there"
+    assert private[0] == 9, "a written page was thrown away"
+    assert sum(shared[::4096]) == 7 * 256
+    shared.close()
+    private.close()
+    assert release_pages(path) == 0

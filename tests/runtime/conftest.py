@@ -1,0 +1,194 @@
+"""A bundle of NumPy functions: every graph does something that a test can predict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffplugin.bundle import Bundle
+from diffplugin.engines.fake import FakeEngine
+from diffplugin.export.tokenizer import write_tokenizer
+from diffplugin.manifest import GraphEntry, Manifest
+from diffplugin.plugins.cards import card_to_toml, shipped_cards
+from diffplugin.runtime.restorer import Restorer
+from diffplugin.runtime.schedule import NoiseSchedule, sinusoidal
+from diffplugin.spec import Array, ModelDims
+
+Function = Callable[[Mapping[str, Array]], dict[str, Array]]
+
+WORDS = ("rain", "dark", "blur")  # the selector picks the plugin of the same place for each
+PLUGINS = {"derain": 0.2, "lowlight": -0.4, "deblur": 0.1}  # what each adds to the latent of the picture
+SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+DIMS = ModelDims(
+    factor=8,
+    latent_channels=4,
+    residual_channels=4,
+    time_features=2,
+    tokens=3,
+    token_width=8,
+    vision_width=3,
+    vision_size=16,
+    context=8,
+    native_latent=16,
+)
+
+
+def _pool(image: Array) -> Array:
+    """Latent of a picture: means of 8x8 pixels, and their mean over the colours as a fourth channel."""
+    _, _, height, width = image.shape
+    small = image.reshape(1, 3, height // 8, 8, width // 8, 8).mean((3, 5))
+    return np.concatenate((small, small.mean(1, keepdims=True)), 1).astype(np.float32)
+
+
+def _grow(latents: Array) -> Array:
+    return np.ascontiguousarray(latents[:, :3].repeat(8, 2).repeat(8, 3))
+
+
+class FakeModel:
+    """Engines of one bundle. ``swap`` another function in for a graph; ``loads`` and ``runs`` count.
+
+    The SCB hands the UNet ``cond`` plus the plugin's number, and the UNet finds the noise that leads there: a run
+    ends at the input's latent plus that number, whatever the steps and the noise.
+    """
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.functions: dict[str, Function] = {}
+        self.engines: dict[str, FakeEngine] = {}
+        self.loads: list[str] = []
+        alphas = NoiseSchedule.from_config(SCHEDULER).alphas_cumprod
+        self._alpha, self._sigma = np.sqrt(alphas), np.sqrt(1 - alphas)
+        self._features = sinusoidal(np.arange(1000), DIMS.time_features, flip_sin_to_cos=True, freq_shift=0)
+
+    def swap(self, key: str, function: Function) -> None:
+        self.functions[key] = function
+
+    def runs(self, key: str) -> int:
+        return self.engines[key].runs if key in self.engines else 0
+
+    def why_unavailable(self) -> str | None:
+        return None
+
+    def version(self) -> str:
+        return "1"
+
+    def device(self) -> str:
+        return "numpy"
+
+    def precisions(self) -> tuple[str, ...]:
+        return ("fp32",)
+
+    def build(
+        self, bundle: Bundle, key: str, *, precision: str, sizes: Mapping[str, int], out: Path
+    ) -> tuple[Path, ...]:
+        return ()
+
+    def load(self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None) -> FakeEngine:
+        self.loads.append(key)
+        function = self.functions.get(key) or self._function(key)
+        self.engines[key] = FakeEngine(bundle.spec(key), function)
+        return self.engines[key]
+
+    def _function(self, key: str) -> Function:
+        kind, _, plugin = key.partition("/")
+        place = list(PLUGINS).index(plugin) if plugin else 0
+        functions: dict[str, Function] = {
+            "clip_vision": lambda x: {"patches": np.full((1, 3, 3), x["pixels"].mean(), np.float32)},
+            "tpb": lambda x: {"tokens": np.full((1, 3, 8), place + x["patches"].mean(), np.float32)},
+            "clip_text": lambda x: {"pooled": _said(x["ids"])},
+            "selector": _scores,
+            "vae_encoder": lambda x: {"cond": _pool(x["image"])},
+            "vae_decoder": lambda x: {"image": _grow(x["latents"])},
+            "scb": lambda x: _residuals(x, PLUGINS[plugin]),
+            "unet": lambda x: {"eps": self.towards(x, x["residual_1"])},
+        }
+        return functions[kind]
+
+    def towards(self, inputs: Mapping[str, Array], goal: Array) -> Array:
+        """The noise that is in the latents if they were made from ``goal``."""
+        t = int(np.abs(self._features - inputs["time"]).sum(1).argmin())
+        return ((inputs["latents"] - self._alpha[t] * goal) / self._sigma[t]).astype(np.float32)
+
+
+def _said(ids: Array) -> Array:
+    """Which of ``WORDS`` the request contains, [1, 8]."""
+    return np.array([[float(_ID[word] in ids) for word in WORDS] + [0.0] * 5], np.float32)
+
+
+def _scores(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    said = inputs["text"][0, : len(WORDS)]
+    return {"scores": np.array([[*(said - 0.5), 0.1 if said.any() else 0.9]], np.float32)}
+
+
+def _residuals(inputs: Mapping[str, Array], add: float) -> dict[str, Array]:
+    count = inputs["time"].shape[0]
+    goal = np.repeat(inputs["cond"] + np.float32(add), count, 0)
+    return {"residual_0": inputs["cond"], "residual_1": goal, "residual_2": goal}
+
+
+def _vocabulary() -> tuple[dict[str, int], list[str]]:
+    """BPE tokens and merges in which each of ``WORDS`` is one token."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
+    merges = []
+    for word in WORDS:
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        joined = parts[0]
+        for part in parts[1:]:
+            merges.append(f"{joined} {part}")
+            joined += part
+            tokens.append(joined)
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    return {token: i for i, token in enumerate(dict.fromkeys(tokens))}, merges
+
+
+_ID = {word: _vocabulary()[0][f"{word}</w>"] for word in WORDS}
+
+
+@pytest.fixture(scope="session")
+def fake_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cards and tokenizer of the fake bundle."""
+    folder = tmp_path_factory.mktemp("fake")
+    vocabulary, merges = _vocabulary()
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    write_tokenizer(folder, folder / "tokenizer.json", DIMS.context)
+    for plugin in PLUGINS:
+        (folder / "plugins" / plugin).mkdir(parents=True)
+        card = card_to_toml(shipped_cards()[plugin])
+        (folder / "plugins" / plugin / "card.toml").write_text(card, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def fake_bundle(fake_folder: Path) -> Bundle:
+    kinds = ("clip_text", "clip_vision", "selector", "vae_encoder", "unet", "vae_decoder")
+    keys = (*kinds, *(f"{kind}/{plugin}" for plugin in PLUGINS for kind in ("tpb", "scb")))
+    manifest = Manifest(
+        created_with="test",
+        name="fake",
+        source={},
+        dims=DIMS,
+        scheduler=SCHEDULER,
+        time_embedding={"flip_sin_to_cos": True, "freq_shift": 0},
+        clip={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+        graphs={key: GraphEntry(file="-", sha256="-", weights_bytes=1000) for key in keys},
+        plugins=tuple(PLUGINS),
+        selector=True,
+    )
+    return Bundle(fake_folder, manifest)
+
+
+@pytest.fixture
+def model() -> FakeModel:
+    return FakeModel()
+
+
+@pytest.fixture
+def restorer(fake_bundle: Bundle, model: FakeModel) -> Restorer:
+    return Restorer(fake_bundle, model, "fp32", reason="as asked")
