@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +51,8 @@ def export_graph(module: torch.nn.Module, spec: GraphSpec, path: Path, *, factor
         {i: torch.export.Dim.DYNAMIC for i, axis in enumerate(t.axes) if isinstance(axis, str)} or None
         for t in spec.inputs
     )
+    import onnx_ir as ir
+
     with _quiet():
         program = torch.onnx.export(
             module,
@@ -68,8 +69,11 @@ def export_graph(module: torch.nn.Module, spec: GraphSpec, path: Path, *, factor
     model = program.model
     _apply_spec(model, spec)
     _strip(model)
-    _halve_weights(model)
-    _save(model, path)
+    external = _weights_bytes(model) > EXTERNAL_ABOVE
+    if not external:
+        _halve_weights(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ir.save(model, path, external_data=f"{path.name}.data" if external else None)
 
 
 @contextlib.contextmanager
@@ -124,7 +128,8 @@ def _strip(model: ir.Model) -> None:
 def _halve_weights(model: ir.Model) -> None:
     """Store float32 weights as float16 plus a cast where every value survives the round trip.
 
-    Engines fold the cast when they load; a checkpoint in half precision then costs its own size.
+    Engines fold the cast when they load; a checkpoint in half precision then costs its own size. Large graphs are
+    left alone: their weights are mapped from the file as they are, and a folded cast would be a second copy.
     """
     import onnx_ir as ir
 
@@ -149,10 +154,5 @@ def _halve_weights(model: ir.Model) -> None:
         model.graph.insert_before(model.graph[0], cast)
 
 
-def _save(model: ir.Model, path: Path) -> None:
-    import onnx_ir as ir
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    external = f"{path.name}.data" if weights > EXTERNAL_ABOVE else None
-    ir.save(model, os.fspath(path), external_data=external)
+def _weights_bytes(model: ir.Model) -> int:
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)

@@ -126,8 +126,9 @@ def make_plan(
     """Decide sizes and tiles.
 
     ``options.tile="auto"``: one piece where the padded picture's area is at most 1.5 x ``dims.native_size``^2 and the
-    estimate fits into ``available`` bytes; else overlapping pieces of the native side, or of the largest smaller one
-    that fits. An int is the side of a piece in pixels. Neighbours overlap by at least a quarter of the side.
+    estimate fits into ``available`` bytes; else overlapping pieces of the native side or up to that area, whichever is
+    the least work; or of the largest smaller side that fits into memory. An int is the side of a piece in pixels.
+    Neighbours overlap by at least a quarter of the side, or of the native side if that is less.
 
     Raises:
         RequestError: a size, tile or output size that is not understood.
@@ -139,7 +140,7 @@ def make_plan(
     factor = dims.factor
     latent = (-(-working[0] // factor), -(-working[1] // factor))
     side, why = _tile_side(latent, dims, memory, available, options.tile)
-    tiles = plan_tiles(latent[1], latent[0], side, side // 4, multiple=MULTIPLE)
+    tiles = _pieces(latent, side, dims)
     return Plan(
         input_size=input_size,
         working_size=working,
@@ -158,6 +159,11 @@ def make_plan(
     )
 
 
+def _pieces(latent: tuple[int, int], side: int, dims: ModelDims) -> tuple[Tile, ...]:
+    overlap = min(side, max(dims.native_latent, LEAST_TILE)) // 4
+    return plan_tiles(latent[1], latent[0], side, overlap, multiple=MULTIPLE)
+
+
 def _tile_side(
     latent: tuple[int, int], dims: ModelDims, memory: Footprint, available: int | None, tile: Tiling
 ) -> tuple[int, str]:
@@ -173,13 +179,22 @@ def _tile_side(
             )
         side = tile // factor // MULTIPLE * MULTIPLE
         return side, f"pieces of {side * factor} px, as asked"
-    native = max(dims.native_latent // MULTIPLE * MULTIPLE, LEAST_TILE)
     area = latent[0] * latent[1]
     small = area <= ONE_PIECE * dims.native_latent**2
     if small and (available is None or memory.total(area) <= available):
         return whole, "one piece"
-    side = native
-    while side > LEAST_TILE and available is not None and memory.total(side * side) > available:
-        side -= MULTIPLE
-    reason = "memory" if small or side < native else f"it is larger than the model's native {dims.native_size} px"
+    side = _auto_side(latent, dims, memory, available)
+    reason = "memory" if small or side < dims.native_latent else f"larger than the model's native {dims.native_size} px"
     return side, f"pieces of {side * factor} px: {reason}"
+
+
+def _auto_side(latent: tuple[int, int], dims: ModelDims, memory: Footprint, available: int | None) -> int:
+    """The side from the native one up to 1.5 native areas whose pieces are the least work; less if memory is short.
+
+    Few different sides, since an engine may have to be compiled for each.
+    """
+    native = max(dims.native_latent // MULTIPLE * MULTIPLE, LEAST_TILE)
+    sides = range(LEAST_TILE, int(ONE_PIECE**0.5 * native) + 1, MULTIPLE)
+    fitting = [side for side in sides if available is None or memory.total(side * side) <= available]
+    work = {side: sum(t.height * t.width for t in _pieces(latent, side, dims)) for side in fitting if side >= native}
+    return min(work, key=lambda side: (work[side], side)) if work else max(fitting, default=LEAST_TILE)

@@ -7,5 +7,5 @@ PYTHON=${PYTHON:-python3}
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
 echo "installing diffplugin and its runtime dependencies …"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check .
-.venv/bin/dp-infer "${1:-docs/examples/demo.jpg}" "${2:-brighten this dark photo}" --compare -o before-after.png
-echo "before and after: $PWD/before-after.png"
+.venv/bin/dp-infer "${1:-docs/examples/moose-dark.jpg}" "${2:-brighten this dark photo}" --compare -o restored.png
+echo "before and after, side by side: $PWD/restored-compare.png"

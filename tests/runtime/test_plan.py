@@ -68,13 +68,13 @@ def test_released_size_and_outputs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "height", "pieces"), [(512, 768, 1), (768, 512, 1), (512, 776, 2), (1024, 1024, 9), (2000, 300, 5)]
+    ("width", "height", "pieces"), [(512, 768, 1), (768, 512, 1), (512, 776, 2), (1024, 1024, 4), (2000, 300, 5)]
 )
 def test_auto_tiles_follow_the_area(width: int, height: int, pieces: int) -> None:
     plan = _plan(width, height)
     assert len(plan.tiles) == pieces, plan.tiling
     assert ("native 512 px" in plan.tiling) == (pieces > 1)
-    assert max(max(tile.height, tile.width) for tile in plan.tiles) <= 64 or pieces == 1
+    assert max(max(tile.height, tile.width) for tile in plan.tiles) <= 72 or pieces == 1
 
 
 def test_tiles_overlap_by_a_quarter_and_cover() -> None:
@@ -110,7 +110,7 @@ def test_asked_tiles() -> None:
 
 def test_json() -> None:
     made = json.loads(json.dumps(_plan(1024, 1024).to_json()))
-    assert made["unet_runs"] == 9 * 20
+    assert made["unet_runs"] == 4 * 20
     assert made["chain"] == [{"plugin": "deblur", "steps": 20, "start": "noised_input", "renoise_from_t": 960}]
-    assert made["tiles"][0] == {"top": 0, "left": 0, "height": 64, "width": 64}
-    assert made["estimated_bytes"] == 1000 + 64 * 64
+    assert made["tiles"][0] == {"top": 0, "left": 0, "height": 72, "width": 72}
+    assert made["estimated_bytes"] == 1000 + 72 * 72
