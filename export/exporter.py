@@ -44,7 +44,7 @@ def embedded_checkpoint(plugins: list[str]) -> tuple[Checkpoint, Path, str]:
         raise CheckpointError(
             f"{root}: this installation has no embedded checkpoint; name --base, --clip and --plugins"
         )
-    return find(root / "base", root / "clip", root / "pre-trained", plugins), root / "cards", "embedded"
+    return find(root / "base", root / "clip", root / "pre-trained", plugins), root, "embedded"
 
 
 def parse_size(text: str) -> tuple[tuple[int, int], ...]:
@@ -204,7 +204,7 @@ def export_bundle(
 
     Args:
         name: the bundle's name, kept in its manifest.
-        cards: folder of plugin cards beyond the shipped ones.
+        cards: folder whose ``<id>/card.toml`` or ``cards/<id>.toml`` replace or add to the shipped cards.
         engine, precision: what to prepare and to validate with (``diffplugin.engines.choose``).
         sizes: (height, width) in pixels that engines are built for.
         validate: compare every graph and one picture with the reference.

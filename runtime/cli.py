@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from diffplugin import __version__, load
-from diffplugin.errors import BundleError, Cancelled, DiffPluginError, EngineError, ImageError, NotFinite, RequestError
+from diffplugin.errors import DiffPluginError, ImageError, NotFinite, RequestError
 from diffplugin.runtime.image import Size, read_photo, side_by_side, writable, write_photo
 from diffplugin.runtime.inputs import Job, copy_through, find_pictures, make_jobs, split_request
 from diffplugin.runtime.photo import Photo, shown
@@ -170,7 +170,7 @@ class _Session:
             self._failed(job, str(error))
         except MemoryError:
             self._failed(job, f"{shown(job.source)}: does not fit into memory; try --tile or a smaller --size")
-        except (RequestError, BundleError, EngineError, Cancelled):
+        except BaseException:  # Ctrl-C too: the message gets a line of its own
             self.bar.clear()
             raise
 

@@ -40,9 +40,8 @@ def restorers(oracle: Path, oracle_bundle: Path) -> Iterator[Callable[[str], Res
 
     def get(engine: str) -> Restorer:
         if engine not in loaded:
-            loaded[engine] = (
-                _reference(oracle, oracle_bundle) if engine == "reference" else _engine(oracle_bundle, engine)
-            )
+            made = _reference(oracle, oracle_bundle) if engine == "reference" else _engine(oracle_bundle, engine)
+            loaded[engine] = made
         return loaded[engine]
 
     yield get
@@ -50,7 +49,7 @@ def restorers(oracle: Path, oracle_bundle: Path) -> Iterator[Callable[[str], Res
         restorer.close()
 
 
-def _engine(engine: str, bundle: Path) -> Restorer:
+def _engine(bundle: Path, engine: str) -> Restorer:
     if engine == "openvino":
         pytest.importorskip("openvino", reason="needs the extra [openvino]")
     return diffplugin.load(bundle, engine=engine, precision="fp32")

@@ -40,13 +40,19 @@ class _Level(nn.Module):
 
 
 class _Mid(nn.Module):
-    def __init__(self, width: int, groups: int) -> None:
+    """``mid_block_add_attention`` false (diffusers' name): without the attention over all latent pixels."""
+
+    def __init__(self, width: int, groups: int, config: Config) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(_resnet(width, width, groups) for _ in range(2))
-        self.attentions = nn.ModuleList([PixelAttention(width, groups)])
+        if config.get("mid_block_add_attention", True):
+            self.attentions = nn.ModuleList([PixelAttention(width, groups)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x)))  # type: ignore[no-any-return]
+        x = self.resnets[0](x)
+        if hasattr(self, "attentions"):
+            x = self.attentions[0](x)
+        return self.resnets[1](x)  # type: ignore[no-any-return]
 
 
 class _Encoder(nn.Module):
@@ -64,7 +70,7 @@ class _Encoder(nn.Module):
             )
             for i, width in enumerate(widths)
         )
-        self.mid_block = _Mid(widths[-1], groups)
+        self.mid_block = _Mid(widths[-1], groups, config)
         self.conv_norm_out = PictureNorm(groups, widths[-1], eps=_EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config["latent_channels"], 3, padding=1)
 
@@ -80,7 +86,7 @@ class _Decoder(nn.Module):
         super().__init__()
         widths, groups = list(reversed(config["block_out_channels"])), config["norm_num_groups"]
         self.conv_in = nn.Conv2d(config["latent_channels"], widths[0], 3, padding=1)
-        self.mid_block = _Mid(widths[0], groups)
+        self.mid_block = _Mid(widths[0], groups, config)
         self.up_blocks = nn.ModuleList(
             _Level(
                 widths[max(i - 1, 0)],

@@ -75,15 +75,6 @@ def _place(path: Path, write: Any) -> None:
     part.replace(path)
 
 
-def autoencoder_tensors(model: Autoencoder, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The autoencoder's tensors; where its middle attention was skipped in training, with one whose output is zero."""
-    tensors = dict(model.state_dict())
-    for name, value in Autoencoder(config).state_dict().items():
-        if name not in tensors:
-            tensors[name] = torch.ones_like(value) if name.endswith("norm.weight") else torch.zeros_like(value)
-    return tensors
-
-
 def write_base(
     folder: Path,
     configs: Mapping[str, Mapping[str, Any]],
@@ -97,7 +88,7 @@ def write_base(
     base, clip = folder / "base", folder / "clip"
     write_json(base / "model_index.json", MODEL_INDEX)
     write_json(base / "scheduler/scheduler_config.json", configs["scheduler"])
-    for name, tensors in (("unet", unet), ("vae", autoencoder_tensors(vae, configs["vae"]))):
+    for name, tensors in (("unet", unet), ("vae", dict(vae.state_dict()))):
         write_json(base / name / "config.json", configs[name])
         write_tensors(base / name / "diffusion_pytorch_model.safetensors", tensors)
     write_json(base / "text_encoder/config.json", configs["text"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,6 +104,18 @@ def test_nothing_selected_leaves_the_picture_untouched(restorer: Restorer, model
     assert made.untouched and made.photo is photo and made.plan.chain == ()
     assert made.selection.reason.startswith("no plugin scores above 0")
     assert "unet" not in model.loads and "vae_encoder" not in model.loads
+
+
+def test_a_request_that_is_cut_says_so(restorer: Restorer) -> None:
+    assert "first 6 word pieces" in restorer.plan(_photo(), "rain " * 7)[1].reason
+    assert "first" not in restorer.plan(_photo(), "rain " * 6)[1].reason
+
+
+def test_compound_tasks_come_from_the_bundle_too(fake_bundle: Bundle, model: FakeModel, tmp_path: Path) -> None:
+    folder = shutil.copytree(fake_bundle.path, tmp_path / "own")
+    (folder / "plugins/compounds.toml").write_text('[wet]\nphrases = ["wet"]\ntasks = ["deblur", "derain", "absent"]\n')
+    _, selection = Restorer(replace(fake_bundle, path=folder), model, "fp32").plan(_photo(), "dark wet")
+    assert selection.chosen == ("derain", "lowlight", "deblur") and selection.compounds == ("wet",)
 
 
 def test_named_plugins_need_no_words(restorer: Restorer, model: FakeModel) -> None:
