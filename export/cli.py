@@ -37,7 +37,10 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--clip", metavar="DIR|HUB-ID", help="CLIP with its vision encoder")
     model.add_argument("--plugins", type=Path, metavar="DIR", help="the released pre-trained/ tree")
     model.add_argument(
-        "--cards", type=Path, metavar="DIR", help="folder of plugin cards that replace or add to the shipped ones"
+        "--cards",
+        type=Path,
+        metavar="DIR",
+        help="folder with <id>/card.toml or cards/<id>.toml beyond the shipped cards (default: --plugins)",
     )
     model.add_argument("--offline", action="store_true", help="take hub ids from the local cache only")
     made = parser.add_argument_group("bundle")
@@ -137,7 +140,7 @@ def _export(args: argparse.Namespace) -> int:
         clip = local_folder(args.clip, offline=args.offline, patterns=CLIP_FILES)
         checkpoint, cards, name = (
             find(base, clip, args.plugins, args.plugin),
-            args.cards,
+            args.cards or args.plugins,
             args.plugins.resolve().parent.name,
         )
     else:

@@ -48,6 +48,14 @@ def test_the_embedded_bundle_is_the_embedded_checkpoint(tmp_path: Path) -> None:
     assert made.graphs == shipped.graphs and made.source == shipped.source and made.dims == shipped.dims
 
 
+def test_the_embedded_bundle_has_its_own_cards() -> None:
+    from diffplugin.plugins.cards import load_card
+
+    bundle = open_bundle(default_bundle())
+    for plugin, card in bundle.cards().items():
+        assert card == load_card(exporter.embedded_folder() / "cards" / f"{plugin}.toml")
+
+
 def test_the_embedded_bundle_was_validated() -> None:
     parity = open_bundle(default_bundle()).manifest.parity
     errors = [error for graph in parity["relative_error"].values() for error in graph.values()]
