@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from diffplugin.export.reference import ReferenceBuilder
 from diffplugin.export.tokenizer import write_tokenizer
 from diffplugin.manifest import EngineEntry, GraphEntry, Manifest, fingerprint
 from diffplugin.plugins.cards import PluginCard, card_to_toml, registry
+from diffplugin.plugins.mapping import FILE as COMPOUNDS
+from diffplugin.plugins.mapping import mapping_table
 from diffplugin.spec import graph_specs
 
 if TYPE_CHECKING:
@@ -84,6 +87,14 @@ def _cards(checkpoint: Checkpoint, folder: Path | None) -> dict[str, PluginCard]
             f"(shipped: {', '.join(registry())})"
         )
     return {plugin: card for plugin, card in known.items() if plugin in checkpoint.plugins}
+
+
+def _copy_compounds(cards: Path, out: Path) -> None:
+    """The user's own table of compound tasks, checked; the shipped one needs no copy."""
+    mapping_table(cards)
+    for place in (cards / COMPOUNDS, cards / "cards" / COMPOUNDS):
+        if place.is_file():
+            shutil.copyfile(place, out / COMPOUNDS)
 
 
 def _export_graphs(checkpoint: Checkpoint, folder: Path, report: Report) -> dict[str, GraphEntry]:
@@ -229,6 +240,8 @@ def export_bundle(
             path = folder / "plugins" / plugin / "card.toml"
             path.parent.mkdir(parents=True)
             path.write_text(card_to_toml(card), encoding="utf-8")
+        if cards is not None:
+            _copy_compounds(cards, folder / "plugins")
         manifest = _manifest(checkpoint, name, chosen, _export_graphs(checkpoint, folder, report))
         bundle = Bundle(folder, manifest)
         if validate:

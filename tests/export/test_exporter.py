@@ -108,6 +108,23 @@ def test_a_plugin_without_a_card_is_refused(checkpoint: Checkpoint, tmp_path: Pa
         export_bundle(colour, tmp_path / "bundle", name="x")
 
 
+def test_own_cards_and_compounds_travel_with_the_bundle(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that the package has never heard of, from a folder, without touching the code."""
+    _tiny_graphs(monkeypatch, ("tpb/colourise",))
+    own = Checkpoint(checkpoint.base, checkpoint.clip, {"colourise": checkpoint.plugins["deblur"]}, None)
+    (tmp_path / "own" / "colourise").mkdir(parents=True)
+    card = (exporter.embedded_folder().parent / "cards" / "deblur.toml").read_text().replace('"deblur"', '"colourise"')
+    card = "\n".join(line for line in card.splitlines() if not line.startswith(("order", "aliases")))
+    (tmp_path / "own" / "colourise" / "card.toml").write_text(card + '\naliases = ["colour"]\n')
+    table = '[old-photo]\nphrases = ["old photo"]\ntasks = ["colourise"]\n'
+    (tmp_path / "own" / "compounds.toml").write_text(table)
+    out = export_bundle(own, tmp_path / "bundle", name="x", cards=tmp_path / "own", validate=False)
+    assert open_bundle(out).card("colourise").aliases == ("colour",)
+    assert (out / "plugins" / "compounds.toml").read_text() == table
+
+
 @pytest.mark.parametrize(
     ("text", "sizes"),
     [("512", ((512, 512),)), ("512x768", ((512, 768),)), ("256:1024", ((256, 256), (1024, 1024)))],

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffplugin.plugins.networks.vae import Autoencoder
-from diffplugin.plugins.train import autoencoder, layout
+from diffplugin.plugins.train import autoencoder
 
 CONFIG = {**autoencoder.CONFIG, "block_out_channels": [4, 4, 8]}
 

@@ -1,0 +1,90 @@
+"""The embedded model does what README promises: it improves photographs, without any heavy package."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import diffplugin
+from diffplugin.runtime.restorer import Restorer
+from diffplugin.spec import Array
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "docs" / "examples"
+# Photographs that were never trained on, the request, the plugin that must answer, and the least gain in PSNR.
+PHOTOS = [
+    ("moose-dark.jpg", "moose.jpg", "brighten this dark photo", "lowlight", 10.0),
+    ("mountains-hazy.jpg", "mountains.jpg", "remove the haze", "dehaze", 6.0),
+    ("mountains-rainy.jpg", "mountains.jpg", "remove the rain", "derain", 4.0),
+]
+
+
+@pytest.fixture(scope="module")
+def restorer() -> Restorer:
+    return diffplugin.load(engine="onnxruntime")
+
+
+def _psnr(a: Array, b: Array) -> float:
+    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b.astype(float)) ** 2)))
+
+
+def _rgb(name: str) -> Array:
+    with Image.open(EXAMPLES / name) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize(("degraded", "clean", "request_", "plugin", "gain"), PHOTOS, ids=[p[3] for p in PHOTOS])
+def test_improves_photographs_it_has_not_seen(
+    restorer: Restorer, degraded: str, clean: str, request_: str, plugin: str, gain: float
+) -> None:
+    result = restorer.restore(EXAMPLES / degraded, request_)
+    assert result.selection.chosen == (plugin,)
+    truth = _rgb(clean)
+    before, after = _psnr(_rgb(degraded), truth), _psnr(result.array, truth)
+    assert after - before >= gain, f"{degraded}: {before:.1f} -> {after:.1f} dB"
+
+
+@pytest.mark.parametrize("words", ["make it a watercolor painting", "hello", "remove the blur"])
+def test_what_it_cannot_do_leaves_the_picture_untouched(restorer: Restorer, words: str) -> None:
+    result = restorer.restore(EXAMPLES / "moose.jpg", words)
+    assert result.untouched and np.array_equal(result.array, _rgb("moose.jpg"))
+
+
+def test_same_seed_same_pixels(restorer: Restorer) -> None:
+    photo = _rgb("moose-dark.jpg")[:128, :160]
+    first, again, other = (restorer.restore(photo, plugins=["lowlight"], seed=s).array for s in (1, 1, 2))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_no_heavy_package_is_imported_at_run_time() -> None:
+    """A whole restoration, in a process where these packages cannot be imported."""
+    code = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "transformers", "diffusers", "onnx", "onnx_ir", "onnxscript", "scipy"}:
+            raise AssertionError(f"{name} was imported")
+sys.meta_path.insert(0, Refuse())
+from diffplugin.runtime.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", code, str(EXAMPLES / "moose-dark.jpg"), "brighten it", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_python_example_of_readme_runs(tmp_path: Path) -> None:
+    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None
+    shutil.copy(EXAMPLES / "moose-dark.jpg", tmp_path / "photo.jpg")
+    command = [sys.executable, "-W", "error", "-c", block[1]]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "bright.png").is_file() and "lowlight" in done.stdout
