@@ -12,5 +12,4 @@ python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 ruff check .
 ruff format --check .
 mypy
-# Tests that need their own process pool are few; two workers' worth of threads is what the engines use already.
 OMP_WAIT_POLICY=passive python -m pytest -q "$@"
