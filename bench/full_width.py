@@ -1,6 +1,7 @@
 """A checkpoint of Stable Diffusion 1.4's full widths with random weights, in the released layouts.
 
-Nothing may be learned from its pictures; time and memory are those of the real model. About 5.5 GB:
+Nothing may be learned from its pictures; time and memory are those of the real model. About 5 GB, and as much again
+for the bundle:
 
     python -m diffplugin.bench.full_width DIR
     dp-export --base DIR/base --clip DIR/clip --plugins DIR/pre-trained --out DIR/bundle
