@@ -30,26 +30,31 @@ def load(
     engine: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
+    quality: str = "exact",
 ) -> Restorer:
     """Load a bundle. Reads its manifest only; engines are loaded when first needed, or by ``Restorer.prepare``.
 
     Args:
         bundle: a bundle's folder; None: the small model that comes with the package.
         engine: "auto" (the fastest usable one), "onnxruntime" or "openvino".
-        precision: "auto" (the engine's best here), "fp32", "bf16" or "fp16".
+        precision: "auto" (what the quality prefers, else the engine's best here), "fp32", "bf16", "fp16" or "int8".
         threads: processor cores to use; None: all that this process may use.
+        quality: "exact", or less work: "balanced" or "fast" (``runtime.quality`` says what each does).
 
     Raises:
         BundleError: the folder is no bundle, or one of a newer format.
         EngineUnavailable: the engine or precision asked for cannot run here; the message names the remedy.
+        RequestError: no such quality.
     """
     from diffplugin.bundle import Bundle, cache_folder, default_bundle, open_bundle
     from diffplugin.engines import choose
+    from diffplugin.runtime.quality import quality_named
     from diffplugin.runtime.restorer import Restorer
 
+    wanted = quality_named(quality)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(default_bundle() if bundle is None else bundle)
-    builder, chosen, reason = choose(engine, precision)
-    return Restorer(opened, builder, chosen, reason=reason, threads=threads, cache=cache_folder())
+    builder, chosen, reason = choose(engine, precision, bundle=opened, prefer=wanted.precisions)
+    return Restorer(opened, builder, chosen, reason=reason, threads=threads, cache=cache_folder(), quality=wanted)
 
 
 def __getattr__(name: str) -> Any:

@@ -52,19 +52,22 @@ class Bundle:
             raise BundleError(f"no kind of graph is called {kind!r}; expected one of {', '.join(self._specs)}")
         return self._specs[kind]
 
-    def graph(self, key: str) -> GraphEntry:
-        """Raises:
-        BundleError: the bundle has no such graph.
+    def graph(self, key: str, precision: str = "fp32") -> GraphEntry:
+        """The graph that runs at a precision: its quantised form for int8 where there is one, else the ONNX graph.
+
+        Raises:
+            BundleError: the bundle has no such graph.
         """
         if key not in self.manifest.graphs:
             raise BundleError(f"{self.path}: no graph {key!r}; it has {', '.join(self.manifest.graphs)}")
-        return self.manifest.graphs[key]
+        graph = self.manifest.graphs[key]
+        return self.manifest.quantized.get(key, graph) if precision == "int8" else graph
 
-    def graph_file(self, key: str) -> Path:
+    def graph_file(self, key: str, precision: str = "fp32") -> Path:
         """Raises:
         BundleDamaged: the file is missing.
         """
-        path = self.path / self.graph(key).file
+        path = self.path / self.graph(key, precision).file
         if not path.is_file():
             raise BundleDamaged(f"{path}: missing; export the bundle again")
         return path
@@ -90,7 +93,11 @@ class Bundle:
             if (e.graph, e.engine, e.precision, e.shapes) == (key, engine, precision, shapes)
         ]
         for entry in kin:
-            if (entry.version, entry.device, entry.graph_sha256) == (version, device, self.graph(key).sha256):
+            if (entry.version, entry.device, entry.graph_sha256) == (
+                version,
+                device,
+                self.graph(key, precision).sha256,
+            ):
                 return entry
         if kin:
             raise ForeignEngine(
@@ -135,8 +142,8 @@ def sha256(*paths: Path) -> str:
 
 
 def graph_files(path: Path) -> tuple[Path, ...]:
-    """A graph's file, and the external weights beside it if it has any."""
-    data = path.with_name(path.name + ".data")
+    """A graph's file, and the weights beside it if it has any: ONNX's external data, or those of OpenVINO IR."""
+    data = path.with_suffix(".bin") if path.suffix == ".xml" else path.with_name(path.name + ".data")
     return (path, data) if data.is_file() else (path,)
 
 
@@ -209,12 +216,13 @@ def _changed(file: Path, entry: FileEntry) -> str | None:
 def _incomplete(manifest: Manifest) -> Iterator[str]:
     """What a bundle needs in order to run and the manifest does not list."""
     kinds = graph_specs(manifest.dims)
-    needed = ["clip_vision", "vae_encoder", "unet", "vae_decoder"]
+    needed = ["clip_vision", "vae_encoder", "unet", "unet_shallow", "vae_decoder"]
     needed += ["clip_text", "selector"] if manifest.selector else []
     needed += [f"{kind}/{plugin}" for plugin in manifest.plugins for kind in ("tpb", "scb")]
     yield from (f"graph {key} is missing" for key in needed if key not in manifest.graphs)
     yield from (f"graph {key} is of no known kind" for key in manifest.graphs if key.partition("/")[0] not in kinds)
     files = {f"graph {key}": graph.file for key, graph in manifest.graphs.items()}
+    files |= {f"int8 graph {key}": graph.file for key, graph in manifest.quantized.items()}
     files |= {f"plugin {plugin}": f"plugins/{plugin}/card.toml" for plugin in manifest.plugins}
     files |= {"tokenizer": manifest.tokenizer} if manifest.selector else {}
     yield from (f"{what}: {file} is not among the files" for what, file in files.items() if file not in manifest.files)
@@ -228,7 +236,8 @@ def _engine_faults(bundle: Bundle, engine: EngineEntry) -> Iterator[str]:
     manifest = bundle.manifest
     if engine.fingerprint != engine.expected_fingerprint():
         yield f"fingerprint does not fit its entry ({engine.expected_fingerprint()})"
-    if engine.graph not in manifest.graphs or bundle.graph(engine.graph).sha256 != engine.graph_sha256:
+    graphs = manifest.graphs
+    if engine.graph not in graphs or bundle.graph(engine.graph, engine.precision).sha256 != engine.graph_sha256:
         yield "built from another graph"
     place = f"{ENGINES}/{engine.fingerprint}/"
     yield from (f"{f} is not in {place}" for f in engine.files if not f.startswith(place))

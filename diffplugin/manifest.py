@@ -12,7 +12,7 @@ from typing import Any, Self, get_args, get_origin, get_type_hints
 from diffplugin.errors import BundleDamaged, BundleError, BundleTooNew
 from diffplugin.spec import ModelDims
 
-FORMAT = 1
+FORMAT = 2  # 2: the UNet's deep features (dims.deep_channels, unet_shallow), quantised graphs
 MANIFEST = "manifest.json"
 
 
@@ -79,6 +79,7 @@ class Manifest:
         licences: notes on the weights.
         parity: errors measured at export.
         files: every file of the bundle but the manifest.
+        quantized: int8 forms of graphs (OpenVINO IR) by the graph's key; ``weights_bytes`` as stored.
     """
 
     format: int = FORMAT
@@ -97,6 +98,7 @@ class Manifest:
     parity: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     engines: tuple[EngineEntry, ...] = ()
+    quantized: Mapping[str, GraphEntry] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Deterministic: the same manifest is the same bytes. ``digest`` is the SHA-256 of all the rest."""
@@ -130,6 +132,8 @@ class Manifest:
             raise BundleTooNew(
                 f"{path}: format {found}, this version reads up to {FORMAT}. Upgrade diffplugin or export again."
             )
+        if found < FORMAT:
+            raise BundleDamaged(f"{path}: format {found}, this version reads {FORMAT}; export again")
         digest, faults = value.pop("digest", None), list[str]()
         manifest = _decode(cls, value, "", faults)
         if manifest is not None:
@@ -193,6 +197,7 @@ def _short(value: Any) -> str:
 def _unsafe(manifest: Manifest) -> list[str]:
     """Names that lead out of the bundle: a bundle may come from anywhere."""
     names = {f"graphs.{key}.file": graph.file for key, graph in manifest.graphs.items()}
+    names |= {f"quantized.{key}.file": graph.file for key, graph in manifest.quantized.items()}
     names |= {f"files.{name}": name for name in manifest.files} | {"tokenizer": manifest.tokenizer}
     names |= {f"engines.{e.fingerprint}": name for e in manifest.engines for name in e.files}
     names |= {f"plugins.{plugin}": plugin for plugin in manifest.plugins}

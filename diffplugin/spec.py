@@ -27,6 +27,7 @@ class ModelDims:
     factor: int  # picture pixels per latent pixel, each side [8]
     latent_channels: int  # [4]
     residual_channels: int  # SCB and first UNet level [320]
+    deep_channels: int  # second UNet level: what enters the outermost up block [640]
     time_features: int  # length of the sinusoidal time embedding [320]
     tokens: int  # vision patches without the class token [256]
     token_width: int  # cross-attention width = pooled text width [768]
@@ -83,7 +84,8 @@ def graph_specs(dims: ModelDims) -> dict[str, GraphSpec]:
     ``time`` is the sinusoidal embedding of the timestep, made by the caller in float32
     (``runtime.schedule.sinusoidal``): inside a bf16 graph it would cost three times the error.
     The SCB takes ``n`` timesteps at once; its ``residual_0`` depends on none of them. ``cond`` and ``latents`` are
-    scaled (x 0.18215 in SD).
+    scaled (x 0.18215 in SD). ``unet_shallow`` is the UNet's outermost blocks alone, with the ``deep`` feature that
+    ``unet`` gave at a step nearby (step caching, arXiv:2312.00858); with that of its own step the two agree.
     """
     c, r, d = dims.latent_channels, dims.residual_channels, dims.token_width
     ids = _tensor("ids", "i64", 1, dims.context)
@@ -93,6 +95,9 @@ def graph_specs(dims: ModelDims) -> dict[str, GraphSpec]:
     latents = _tensor("latents", "f32", 1, c, "h", "w")
     image = _tensor("image", "f32", 1, 3, "H", "W")
     step_time = _tensor("time", "f32", 1, dims.time_features)
+    residuals = tuple(_tensor(name, "f32", 1, r, "h", "w") for name in RESIDUALS)
+    eps = _tensor("eps", "f32", 1, c, "h", "w")
+    deep = _tensor("deep", "f32", 1, dims.deep_channels, "h", "w")
     specs = (
         GraphSpec("clip_text", (ids,), (_tensor("pooled", "f32", 1, d),)),
         GraphSpec("clip_vision", (_tensor("pixels", "f32", 1, 3, dims.vision_size, dims.vision_size),), (patches,)),
@@ -112,11 +117,8 @@ def graph_specs(dims: ModelDims) -> dict[str, GraphSpec]:
             (_tensor("time", "f32", "n", dims.time_features), tokens, cond),
             tuple(_tensor(name, "f32", "n" if i else 1, r, "h", "w") for i, name in enumerate(RESIDUALS)),
         ),
-        GraphSpec(
-            "unet",
-            (latents, step_time, tokens, *(_tensor(name, "f32", 1, r, "h", "w") for name in RESIDUALS)),
-            (_tensor("eps", "f32", 1, c, "h", "w"),),
-        ),
+        GraphSpec("unet", (latents, step_time, tokens, *residuals), (eps, deep)),
+        GraphSpec("unet_shallow", (latents, step_time, tokens, *residuals, deep), (eps,)),
         GraphSpec("vae_decoder", (latents,), (image,)),
     )
     return {spec.graph: spec for spec in specs}

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from diffplugin.engines.base import NEEDS, check_precision
+from diffplugin.engines.base import NEEDS, check_precision, lacks
 from diffplugin.errors import EngineUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from diffplugin.bundle import Bundle
     from diffplugin.engines.base import EngineBuilder
 
 # Name -> module and class. ``auto`` looks at them in this order.
@@ -18,7 +21,6 @@ _BUILDERS = {
 }
 ENGINES = tuple(_BUILDERS)
 FULL = "fp32"
-_NOT_CHOSEN = {"auto": "no native bf16 here, and no faster in fp32", FULL: "no faster in fp32"}
 
 
 def builder_named(name: str) -> EngineBuilder:
@@ -32,37 +34,51 @@ def builder_named(name: str) -> EngineBuilder:
     return made
 
 
-def choose(engine: str = "auto", precision: str = "auto") -> tuple[EngineBuilder, str, str]:
+def choose(
+    engine: str = "auto", precision: str = "auto", *, bundle: Bundle | None = None, prefer: Sequence[str] = ()
+) -> tuple[EngineBuilder, str, str]:
     """(builder, precision, reason) for ``--engine`` and ``--precision``.
 
-    ``auto``: OpenVINO where it is installed and the CPU computes bf16 natively, which halves the time of a step; else
-    fp32 with ONNX Runtime, which ties with OpenVINO there, starts faster and needs half the memory.
+    ``auto``: the first precision of ``prefer`` that an engine and ``bundle`` have; else OpenVINO where it is installed
+    and another floating-point precision than fp32 is the fastest here; else fp32 with ONNX
+    Runtime, which ties with OpenVINO there, starts faster and needs half the memory.
 
     Raises:
         EngineUnavailable: what was asked for cannot run here.
     """
-    if engine != "auto":
-        builder = builder_named(engine)
-        if reason := builder.why_unavailable():
-            raise EngineUnavailable(f"engine {engine}: {reason}")
-        wanted = builder.precisions()[0] if precision == "auto" else precision
-        check_precision(builder, wanted)
-        return builder, wanted, "as asked"
-    usable, reasons = [], dict[str, str]()
-    for name in _BUILDERS:
-        builder = builder_named(name)
-        if reason := builder.why_unavailable():
-            reasons[name] = f"{name}: {reason}"
-            continue
-        here = builder.precisions()
-        if here[0] != FULL and precision in ("auto", here[0]):
-            return builder, here[0], f"{here[0]} runs natively here"
-        usable.append(builder)
-        reasons[name] = f"{name}: {_NOT_CHOSEN.get(precision, f'{precision} does not run natively here')}"
-    if not usable or precision not in ("auto", FULL):
+    builders, faults = _usable(engine)
+    if not builders:
+        raise EngineUnavailable("; ".join(faults))
+    wishes = tuple(prefer) if precision == "auto" else (precision,)
+    for wish in wishes:
+        for builder in reversed(builders):  # where they tie, the last one is the lightest
+            if wish in builder.precisions() and not lacks(bundle, wish):
+                return builder, wish, "as asked" if precision != "auto" else f"this quality prefers {wish}"
+    if precision != "auto":
+        for builder in builders:
+            if len(builders) == 1 or precision in builder.precisions():
+                check_precision(builder, precision, bundle)
+        here = [f"{b.name}: {precision} does not run natively here, only {', '.join(b.precisions())}" for b in builders]
+        remedy = NEEDS.get(precision, "unknown precision")
         raise EngineUnavailable(
-            f"no engine runs {precision} here: {'; '.join(reasons.values())} "
-            f"({NEEDS.get(precision, 'unknown precision')}); use --precision {FULL}"
+            f"no engine runs {precision} here: {'; '.join(here + faults)} ({remedy}); use --precision {FULL}"
         )
-    chosen = usable[-1]  # in fp32 they tie, so the order turns round: the last one is the lightest
-    return chosen, FULL, "; ".join(reason for name, reason in reasons.items() if name != chosen.name)
+    if engine != "auto":
+        return builders[0], builders[0].precisions()[0], "as asked"
+    for builder in builders:
+        if (first := builder.precisions()[0]) != FULL:
+            return builder, first, f"{first} is the fastest here"
+    others = [f"{b.name}: no faster in {FULL}" for b in builders[:-1]]
+    return builders[-1], FULL, "; ".join(others + faults) or "the only engine here"
+
+
+def _usable(engine: str) -> tuple[list[EngineBuilder], list[str]]:
+    """Builders that can run here, in the table's order, and why the others cannot."""
+    names = ENGINES if engine == "auto" else (engine,)
+    builders, faults = [], []
+    for builder in map(builder_named, names):
+        if reason := builder.why_unavailable():
+            faults.append(f"{builder.name}: {reason}" if engine == "auto" else f"engine {builder.name}: {reason}")
+        else:
+            builders.append(builder)
+    return builders, faults

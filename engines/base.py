@@ -43,7 +43,7 @@ class EngineBuilder(Protocol):
         """What an engine built ahead of time is tied to: compute capability, or CPU features."""
 
     def precisions(self) -> tuple[str, ...]:
-        """Precisions that run natively here, fastest first."""
+        """Precisions that run natively here: floating point, fastest first, then what costs accuracy."""
 
     def load(self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None) -> Engine:
         """The engine of one graph. ``cache``: a folder for compiled models; ``threads`` None: all cores.
@@ -84,17 +84,27 @@ def thread_count(threads: int | None) -> int:
 
 # What a precision asks of the machine.
 NEEDS = {
+    "int8": "int8 needs the engine openvino and a bundle exported with dp-export --precision int8",
     "bf16": "bf16 needs the engine openvino and a processor with AVX512-BF16, AMX-BF16 or AVX2-VNNI-2",
     "fp16": "no engine offers fp16 on a CPU",
 }
 
 
-def check_precision(builder: EngineBuilder, precision: str) -> None:
+def lacks(bundle: Bundle | None, precision: str) -> str | None:
+    """None: the bundle, if there is one yet, has graphs for this precision. Else what it lacks, and the remedy."""
+    if bundle is not None and precision == "int8" and not bundle.manifest.quantized:
+        return f"{bundle.path}: has no int8 graphs; export it with dp-export --precision int8"
+    return None
+
+
+def check_precision(builder: EngineBuilder, precision: str, bundle: Bundle | None = None) -> None:
     """Refuse a precision that would be emulated, or replaced without a word.
 
     Raises:
-        EngineUnavailable: naming what the precision needs and what runs here.
+        EngineUnavailable: naming what the precision needs and what runs here, or that the bundle has no such graphs.
     """
+    if reason := lacks(bundle, precision):
+        raise EngineUnavailable(reason)
     here = builder.precisions()
     if precision not in here:
         raise EngineUnavailable(

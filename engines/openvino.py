@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: fp32, and bf16 where the processor computes it natively."""
+"""OpenVINO on the CPU: fp32, bf16 where the processor computes it natively, and int8 where the bundle has it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from diffplugin.bundle import graph_files
 from diffplugin.engines.base import check_names, check_precision, one_line, shapes_text, thread_count
 from diffplugin.engines.blobs import read_blob, trim, write_blob
 from diffplugin.engines.pages import release_pages
+from diffplugin.engines.probe import convolution, fastest_first
 from diffplugin.errors import EngineError, EngineUnavailable, ForeignEngine
 from diffplugin.manifest import fingerprint
 from diffplugin.spec import Array, GraphSpec, check_inputs
@@ -57,10 +58,10 @@ class OpenVinoEngine:
         self.spec: GraphSpec = bundle.spec(key)
         self.precision = precision
         self._bundle, self._key, self._builder = bundle, key, builder
-        self._path = bundle.graph_file(key)
-        self._properties = _properties(self._path, precision, threads)
+        self._path = bundle.graph_file(key, precision)
+        self._properties = _properties(self._path, builder.hint(precision), threads)
         self._cache = cache / self.name if cache is not None else None
-        self._kept = max(1, min(_KEPT_SHAPES, _KEPT_WEIGHTS // max(1, bundle.graph(key).weights_bytes)))
+        self._kept = max(1, min(_KEPT_SHAPES, _KEPT_WEIGHTS // max(1, bundle.graph(key, precision).weights_bytes)))
         self._requests: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = self._warned = False
@@ -104,7 +105,7 @@ class OpenVinoEngine:
             compiled, blob = compile_graph(self._path, self.spec, sizes, self._properties), None
             if cached_file is not None:
                 _store(compiled, cached_file)
-        _check_hint(compiled, self.precision)
+        _check_hint(compiled, self._properties)
         for path in graph_files(self._path):
             release_pages(path)  # the compiled model has its own copy of the weights, in its own order
         return compiled.create_infer_request(), blob
@@ -130,7 +131,7 @@ class OpenVinoEngine:
     def _cache_file(self, shapes: str) -> Path | None:
         if self._cache is None:
             return None
-        graph, builder = self._bundle.graph(self._key), self._builder
+        graph, builder = self._bundle.graph(self._key, self.precision), self._builder
         name = fingerprint(graph.sha256, shapes, self.precision, self.name, builder.version(), builder.device())
         return self._cache / f"{name}.blob"
 
@@ -140,16 +141,18 @@ class OpenVinoEngine:
             self._requests.clear()
 
 
-def _properties(path: Path, precision: str, threads: int) -> dict[str, Any]:
+def _properties(path: Path, hint: str, threads: int) -> dict[str, Any]:
     """How to compile or import the graph in ``path``."""
     properties: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "INFERENCE_PRECISION_HINT": hint,
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
     }
     files = graph_files(path)
-    if len(files) > 1:  # weights beside the graph: a compiled model names them instead of repeating gigabytes per shape
+    # Weights beside an ONNX graph: a compiled model names them instead of repeating gigabytes per shape. Not for IR:
+    # what OpenVINO 2026.4 imports then has other constants (CLIP's slice began a patch later), and int8 is small.
+    if len(files) > 1 and path.suffix == ".onnx":
         properties |= {"CACHE_MODE": "OPTIMIZE_SIZE", "WEIGHTS_PATH": str(files[1])}
     return properties
 
@@ -192,11 +195,11 @@ def _store(compiled: Any, file: Path) -> None:
         _log.warning("%s: compiled model not kept (%s)", file.parent, error.strerror or error)
 
 
-def _check_hint(compiled: Any, precision: str) -> None:
+def _check_hint(compiled: Any, properties: Mapping[str, Any]) -> None:
     """OpenVINO accepts a hint that the processor cannot follow, and computes in float32 without a word."""
-    used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    if used != _HINTS[precision]:
-        raise EngineUnavailable(f"engine openvino: asked for {precision}, it computes in {used}; use --precision fp32")
+    used, wanted = compiled.get_property("INFERENCE_PRECISION_HINT").to_string(), properties["INFERENCE_PRECISION_HINT"]
+    if used != wanted:
+        raise EngineUnavailable(f"engine openvino: asked for {wanted}, it computes in {used}; use --precision fp32")
 
 
 @cached
@@ -225,23 +228,40 @@ class OpenVinoBuilder:
         return f"{_core().get_property('CPU', 'FULL_DEVICE_NAME')} [{' '.join(abilities)}]"
 
     def precisions(self) -> tuple[str, ...]:
-        """Without native bf16 (AVX512-BF16 or AVX2-VNNI-2) it is not offered; see :func:`_check_hint`."""
-        native = "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        return ("bf16", "fp32") if native else ("fp32",)
+        """Floating point first, in the order of its speed here; int8, which costs accuracy, is never the first choice.
+
+        Without native bf16 it is not offered; see :func:`_check_hint`.
+        """
+        return (*self._floats(), "int8")
+
+    def _floats(self) -> tuple[str, ...]:
+        if "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            return ("fp32",)
+        threads = thread_count(None)
+        return fastest_first(
+            f"{self.name} {self.version()} {self.device()}",
+            tuple(_HINTS),
+            lambda precision: convolution(_core(), _HINTS[precision], threads=threads),
+        )
+
+    def hint(self, precision: str) -> str:
+        """OpenVINO's name of the floating-point type that a graph computes in; what int8 leaves takes the fastest."""
+        return _HINTS[self._floats()[0] if precision == "int8" else precision]
 
     def load(
         self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None
     ) -> OpenVinoEngine:
-        check_precision(self, precision)
+        check_precision(self, precision, bundle)
         return OpenVinoEngine(bundle, key, self, precision=precision, threads=thread_count(threads), cache=cache)
 
     def build(
         self, bundle: Bundle, key: str, *, precision: str, sizes: Mapping[str, int], out: Path
     ) -> tuple[Path, ...]:
-        check_precision(self, precision)
-        path = bundle.graph_file(key)
+        check_precision(self, precision, bundle)
+        path = bundle.graph_file(key, precision)
+        properties = _properties(path, self.hint(precision), thread_count(None))
         try:
-            compiled = compile_graph(path, bundle.spec(key), sizes, _properties(path, precision, thread_count(None)))
+            compiled = compile_graph(path, bundle.spec(key), sizes, properties)
         except RuntimeError as error:
             raise EngineError(f"{path}: OpenVINO cannot compile it ({one_line(error, last=True)})") from None
         write_blob(out / _BLOB, compiled.export_model().getbuffer())

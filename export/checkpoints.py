@@ -168,6 +168,7 @@ class Checkpoint:
                 factor=2 ** (len(vae["block_out_channels"]) - 1),
                 latent_channels=vae["latent_channels"],
                 residual_channels=unet["block_out_channels"][0],
+                deep_channels=unet["block_out_channels"][1],
                 time_features=unet["block_out_channels"][0],
                 tokens=(vision["image_size"] // vision["patch_size"]) ** 2,
                 token_width=unet["cross_attention_dim"],
@@ -176,6 +177,10 @@ class Checkpoint:
                 context=text["max_position_embeddings"],
                 native_latent=unet["sample_size"],
             )
+        except IndexError:
+            raise CheckpointError(
+                f"{self.base}: the unet has {len(unet['block_out_channels'])} level(s), expected at least 2"
+            ) from None
         except (KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{self.base}: a config has no usable {error}; is this a Stable Diffusion 1.x folder?"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from diffplugin.errors import DiffPluginError, MissingDependency
 
+CALIBRATION_PICTURES = 8
 BASE_FILES = (
     "model_index.json",
     "unet/config.json",
@@ -46,12 +47,18 @@ def _parser() -> argparse.ArgumentParser:
     made = parser.add_argument_group("bundle")
     made.add_argument("--out", type=Path, metavar="BUNDLE", help="folder to write")
     made.add_argument("--engine", default="auto", metavar="NAME", help="auto, onnxruntime or openvino (default: auto)")
-    made.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
+    made.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16", "int8"))
     made.add_argument(
         "--size",
         default="512",
         metavar="N|HxW|MIN:MAX",
         help="picture size that engines are prepared for (default: 512)",
+    )
+    made.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="pictures to calibrate int8 on, best ones that need the plugins (default: synthetic ones)",
     )
     made.add_argument("--no-validate", action="store_true", help="skip the comparison with the PyTorch reference")
     care = parser.add_argument_group("care of bundles").add_mutually_exclusive_group()
@@ -123,6 +130,9 @@ def _prune(path: Path) -> int:
 def _export(args: argparse.Namespace) -> int:
     from diffplugin.bundle import cache_folder
 
+    if args.calibration and args.precision != "int8":
+        raise DiffPluginError(f"--calibration is for --precision int8, here it is {args.precision}; leave it out")
+
     try:
         from diffplugin.export.checkpoints import find, local_folder
         from diffplugin.export.exporter import embedded_checkpoint, export_bundle, parse_size
@@ -155,10 +165,23 @@ def _export(args: argparse.Namespace) -> int:
         precision=args.precision,
         sizes=parse_size(args.size),
         validate=not args.no_validate,
+        calibration=_pictures(args.calibration),
         report=lambda line: print(line, flush=True),
     )
     print(f"{path}: written in {time.monotonic() - started:.0f} s")
     return 0
+
+
+def _pictures(folder: Path | None) -> list[Path]:
+    """At most eight pictures of a folder, evenly over its names."""
+    if folder is None:
+        return []
+    from diffplugin.runtime.inputs import find_pictures
+
+    found, faults = find_pictures([str(folder)])
+    if faults or not found:
+        raise DiffPluginError(f"--calibration {folder}: {faults[0] if faults else 'no pictures'}")
+    return found[:: -(-len(found) // CALIBRATION_PICTURES)]
 
 
 if __name__ == "__main__":

@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from PIL import Image, ImageOps
+
 import diffplugin
 from diffplugin.bundle import ENGINES, Bundle, graph_files, list_files, sha256, write_manifest, writing
-from diffplugin.engines import choose
+from diffplugin.engines import builder_named, choose
 from diffplugin.engines.base import shapes_text
-from diffplugin.errors import CheckpointError, RequestError
+from diffplugin.errors import CheckpointError, MissingDependency, RequestError
 from diffplugin.export.checkpoints import Checkpoint, find, weights_file
 from diffplugin.export.graphs import graph_keys, module_for
 from diffplugin.export.onnx import export_graph
 from diffplugin.export.parity import TENSOR_BUDGET, check, compare_graphs, compare_picture
+from diffplugin.export.quantize import (
+    SIDE,
+    calibration_inputs,
+    default_pictures,
+    quantize_bundle,
+    why_unavailable,
+)
 from diffplugin.export.reference import ReferenceBuilder
 from diffplugin.export.tokenizer import write_tokenizer
 from diffplugin.manifest import EngineEntry, GraphEntry, Manifest, fingerprint
 from diffplugin.plugins.cards import PluginCard, card_to_toml, registry
 from diffplugin.plugins.mapping import FILE as COMPOUNDS
 from diffplugin.plugins.mapping import mapping_table
-from diffplugin.spec import graph_specs
+from diffplugin.runtime.image import read_photo
+from diffplugin.spec import Array, graph_specs
 
 if TYPE_CHECKING:
     from diffplugin.engines.base import EngineBuilder
@@ -139,7 +150,8 @@ def _build_engines(
     """Engines built ahead of time for every graph and size; none where the engine loads from ONNX."""
     entries: list[EngineEntry] = []
     factor = bundle.manifest.dims.factor
-    for key, graph in bundle.manifest.graphs.items():
+    for key in bundle.manifest.graphs:
+        graph_sha256 = bundle.graph(key, precision).sha256
         for height, width in sizes:
             latent = {"h": height // factor, "w": width // factor}
             axes = latent | {
@@ -149,7 +161,7 @@ def _build_engines(
                 "p": len(bundle.manifest.plugins),
             }
             shapes = shapes_text(bundle.spec(key), axes)
-            print_ = fingerprint(graph.sha256, shapes, precision, builder.name, builder.version(), builder.device())
+            print_ = fingerprint(graph_sha256, shapes, precision, builder.name, builder.version(), builder.device())
             folder = bundle.path / ENGINES / print_
             if any(entry.fingerprint == print_ for entry in entries):
                 continue  # a graph without free axes is built once
@@ -166,11 +178,27 @@ def _build_engines(
                     device=builder.device(),
                     shapes=shapes,
                     graph=key,
-                    graph_sha256=graph.sha256,
+                    graph_sha256=graph_sha256,
                     files=tuple(file.relative_to(bundle.path).as_posix() for file in files),
                 )
             )
     return tuple(entries)
+
+
+def _central(picture: Array) -> Array:
+    """The central square of a picture uint8 [H, W, 3], at the size of calibration."""
+    return np.asarray(ImageOps.fit(Image.fromarray(picture), (SIDE, SIDE), Image.Resampling.LANCZOS))
+
+
+def _quantize(
+    bundle: Bundle, builder: EngineBuilder, calibration: Sequence[Path], report: Report
+) -> dict[str, GraphEntry]:
+    """int8 forms of the graphs, calibrated on restorations of these pictures."""
+    pictures = [_central(read_photo(path).rgb) for path in calibration] or default_pictures()
+    report(f"calibrating int8 on {len(pictures)} {'' if calibration else 'synthetic '}pictures")
+    # ONNX Runtime maps the weights from their file; a second copy of them would not fit beside the quantiser
+    inputs = calibration_inputs(bundle, builder_named("onnxruntime"), pictures)
+    return quantize_bundle(bundle, builder, inputs, report=report)
 
 
 def _validate(
@@ -209,6 +237,7 @@ def export_bundle(
     precision: str = "auto",
     sizes: Sizes = ((512, 512),),
     validate: bool = True,
+    calibration: Sequence[Path] = (),
     report: Report = lambda line: None,
 ) -> Path:
     """Write the bundle ``out`` and return it.
@@ -218,6 +247,7 @@ def export_bundle(
         cards: folder whose ``<id>/card.toml`` or ``cards/<id>.toml`` replace or add to the shipped cards.
         engine, precision: what to prepare and to validate with (``diffplugin.engines.choose``).
         sizes: (height, width) in pixels that engines are built for.
+        calibration: pictures for int8, best degraded as the plugins expect; none: synthetic ones.
         validate: compare every graph and one picture with the reference.
         report: takes one line of progress.
 
@@ -233,6 +263,8 @@ def export_bundle(
     if too_small:
         raise RequestError(f"size {too_small[0]}: a side is under {dims.factor} pixels, one latent pixel")
     builder, wanted, reason = choose(engine, precision)
+    if wanted == "int8" and (lacking := why_unavailable()):
+        raise MissingDependency(lacking)
     report(f"engine {builder.name} {wanted} ({reason})")
     with writing(out) as folder:
         write_tokenizer(checkpoint.base / "tokenizer", folder / "tokenizer.json", dims.context)
@@ -243,6 +275,8 @@ def export_bundle(
         if cards is not None:
             _copy_compounds(cards, folder / "plugins")
         manifest = _manifest(checkpoint, name, chosen, _export_graphs(checkpoint, folder, report))
+        if wanted == "int8":
+            manifest = replace(manifest, quantized=_quantize(Bundle(folder, manifest), builder, calibration, report))
         bundle = Bundle(folder, manifest)
         if validate:
             manifest = replace(manifest, parity=_validate(bundle, checkpoint, builder, wanted, report))

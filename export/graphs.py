@@ -24,8 +24,26 @@ class _UNet(nn.Module):
         super().__init__()
         self.unet = unet
 
-    def forward(self, latents: Tensor, time: Tensor, tokens: Tensor, r0: Tensor, r1: Tensor, r2: Tensor) -> Tensor:
-        return self.unet(latents, time, tokens, (r0, r1, r2))  # type: ignore[no-any-return]
+    def forward(
+        self, latents: Tensor, time: Tensor, tokens: Tensor, r0: Tensor, r1: Tensor, r2: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return self.unet.whole(latents, time, tokens, (r0, r1, r2))
+
+
+class _ShallowUNet(nn.Module):
+    """The outermost blocks alone; what is below them goes, with its weights."""
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__()
+        self.unet = unet
+        unet.down_blocks, unet.up_blocks = unet.down_blocks[:1], unet.up_blocks[-1:]
+        del unet.down_blocks[0].downsamplers
+        del unet.mid_block
+
+    def forward(
+        self, latents: Tensor, time: Tensor, tokens: Tensor, r0: Tensor, r1: Tensor, r2: Tensor, deep: Tensor
+    ) -> Tensor:
+        return self.unet.shallow(latents, time, tokens, (r0, r1, r2), deep)
 
 
 class _Encoder(nn.Module):
@@ -64,6 +82,7 @@ _SHARED: dict[str, Callable[[Checkpoint], nn.Module]] = {
     "selector": lambda checkpoint: checkpoint.selector_heads(),
     "vae_encoder": lambda checkpoint: _Encoder(checkpoint.autoencoder()),
     "unet": lambda checkpoint: _UNet(checkpoint.unet()),
+    "unet_shallow": lambda checkpoint: _ShallowUNet(checkpoint.unet()),
     "vae_decoder": lambda checkpoint: _Decoder(checkpoint.autoencoder()),
 }
 

@@ -17,9 +17,11 @@ from diffplugin.runtime.image import Size, read_photo, side_by_side, writable, w
 from diffplugin.runtime.inputs import Job, copy_through, find_pictures, make_jobs, split_request
 from diffplugin.runtime.photo import Photo, shown
 from diffplugin.runtime.plan import Plan, Tiling
+from diffplugin.runtime.quality import QUALITIES
 from diffplugin.runtime.report import (
     ProgressBar,
     done_line,
+    loaded_line,
     memory_warning,
     plan_lines,
     selection_line,
@@ -80,7 +82,14 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, default=42, metavar="N", help="of the start noise (default: 42)")
     run.add_argument("--sampler", default="unipc", choices=tuple(SAMPLERS), help="default: unipc, as released")
     run.add_argument("--engine", default="auto", metavar="NAME", help="auto, onnxruntime or openvino")
-    run.add_argument("--precision", default="auto", metavar="NAME", help="auto, fp32, bf16 or fp16")
+    run.add_argument("--precision", default="auto", metavar="NAME", help="auto, fp32, bf16, fp16 or int8")
+    run.add_argument(
+        "--quality",
+        default="exact",
+        choices=tuple(QUALITIES),
+        help="; ".join(f"{quality.name}: {quality.description}" for quality in QUALITIES.values())
+        + " (default: exact)",
+    )
     run.add_argument("--threads", type=int, metavar="N", help="default: all cores this process may use")
     sizes = parser.add_argument_group("sizes")
     sizes.add_argument(
@@ -143,9 +152,11 @@ class _Session:
         args = self.args
         if args.threads is not None and args.threads < 1:
             raise RequestError(f"threads is {args.threads}, expected at least 1")
-        restorer = load(args.bundle, engine=args.engine, precision=args.precision, threads=args.threads)
+        restorer = load(
+            args.bundle, engine=args.engine, precision=args.precision, threads=args.threads, quality=args.quality
+        )
         with restorer:
-            self._say(f"{restorer.bundle.manifest.name}: {restorer.engine} {restorer.precision} ({restorer.reason})")
+            self._say(loaded_line(restorer))
             self._make_folder()
             for job in self.jobs:
                 self._attempt(restorer, job)
@@ -233,6 +244,7 @@ class _Session:
                 "engine": restorer.engine,
                 "precision": restorer.precision,
                 "reason": restorer.reason,
+                "quality": restorer.quality.name,
                 "done": done,
                 "failed": failed,
                 "files": self.results,

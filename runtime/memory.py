@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from diffplugin.spec import ModelDims
 
@@ -22,21 +21,37 @@ _SD_DECODER = 198_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """Memory of a run, estimated: ``weights`` bytes stay, ``per_latent_pixel`` bytes come per latent pixel of the
-    largest piece that runs at once."""
+    """Memory of a run, estimated.
+
+    Attributes:
+        weights: bytes that stay.
+        per_latent_pixel: bytes per latent pixel of the largest piece, since one runs at a time.
+        kept_per_latent_pixel: bytes per latent pixel of *every* piece, kept from step to step.
+    """
 
     weights: int
     per_latent_pixel: int
+    kept_per_latent_pixel: int = 0
 
-    def total(self, latent_pixels: int) -> int:
-        return self.weights + self.per_latent_pixel * latent_pixels
+    def total(self, largest: int, together: int | None = None) -> int:
+        """Bytes, with the latent pixels of the largest piece and of all pieces together (None: it is the only one)."""
+        kept = self.kept_per_latent_pixel * (largest if together is None else together)
+        return self.weights + self.per_latent_pixel * largest + kept
 
-    def to_json(self) -> dict[str, Any]:
-        return {"weights": self.weights, "per_latent_pixel": self.per_latent_pixel}
+
+def kept_bytes(dims: ModelDims, *, deep: bool, residuals: bool) -> int:
+    """Bytes per latent pixel, always float32, that a piece keeps between its steps.
+
+    Args:
+        deep: the UNet's deep feature is used again.
+        residuals: those of the SCB are shared: residual_0 once, the other two of two timesteps.
+    """
+    return 4 * (deep * dims.deep_channels + residuals * 5 * dims.residual_channels)
 
 
-def footprint(dims: ModelDims, weights: Mapping[str, int], *, bytes_per_value: int = 4) -> Footprint:
-    """Estimate for the graphs in ``weights`` (graph key -> bytes of its weights as float32).
+def footprint(dims: ModelDims, weights: Mapping[str, int], *, bytes_per_value: int = 4, kept: int = 0) -> Footprint:
+    """Estimate for the graphs in ``weights`` (graph key -> bytes of its weights as float32); ``kept``: of
+    :func:`kept_bytes`.
 
     weights = their sum x bytes_per_value / 4
     per_latent_pixel = bytes_per_value / 4
@@ -50,7 +65,11 @@ def footprint(dims: ModelDims, weights: Mapping[str, int], *, bytes_per_value: i
     vae = VAE_BYTES * math.sqrt(weights.get("vae_decoder", _SD_DECODER) / _SD_DECODER)
     vae *= (dims.factor / 8) ** 2
     share = bytes_per_value / 4
-    return Footprint(weights=round(sum(weights.values()) * share), per_latent_pixel=round(max(unet, vae) * share))
+    return Footprint(
+        weights=round(sum(weights.values()) * share),
+        per_latent_pixel=round(max(unet, vae) * share),
+        kept_per_latent_pixel=kept,
+    )
 
 
 def available_memory() -> int | None:

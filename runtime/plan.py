@@ -10,6 +10,7 @@ from diffplugin.errors import RequestError
 from diffplugin.plugins.cards import TRAIN_STEPS, PluginCard
 from diffplugin.runtime.image import Size, working_size
 from diffplugin.runtime.memory import Footprint
+from diffplugin.runtime.quality import EXACT, Quality
 from diffplugin.runtime.tiles import Tile, plan_tiles
 from diffplugin.spec import ModelDims
 
@@ -37,12 +38,19 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One plugin's run over the picture."""
+    """One plugin's run over the picture.
+
+    Attributes:
+        fresh: steps that run the whole UNet, the first among them; the others run its outermost blocks alone.
+        scb_steps: steps whose residuals are computed, the first and the last among them.
+    """
 
     plugin: str
     steps: int
     start: Literal["noised_input", "noise"]
     renoise_from_t: int
+    fresh: tuple[int, ...]
+    scb_steps: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +67,8 @@ class Plan:
         tiling: why it runs whole or in pieces, for people.
         chain: plugins in order; empty: the picture stays untouched.
         sampler, seed, engine, precision: as they will run ("auto" resolved).
-        memory: estimate; ``memory.total(largest piece)`` against ``available`` bytes (None: unknown).
+        quality: name of the quality that the stages follow.
+        memory: estimate; ``estimated_bytes`` stands against ``available`` bytes (None: unknown).
     """
 
     input_size: tuple[int, int]
@@ -74,30 +83,51 @@ class Plan:
     seed: int
     engine: str
     precision: str
+    quality: str
     memory: Footprint
     available: int | None
 
     @property
     def estimated_bytes(self) -> int:
         """Estimated peak memory."""
-        return self.memory.total(self.tiles[0].height * self.tiles[0].width)
+        return _estimate(self.memory, self.tiles)
 
     @property
     def unet_runs(self) -> int:
-        """How often the UNet will run: steps x tiles, over the chain."""
+        """How often the UNet will run, whole or its outermost blocks: steps x tiles, over the chain."""
         return sum(stage.steps for stage in self.chain) * len(self.tiles)
+
+    @property
+    def whole_runs(self) -> int:
+        """How often the whole UNet will run."""
+        return sum(len(stage.fresh) for stage in self.chain) * len(self.tiles)
+
+    @property
+    def shallow_runs(self) -> int:
+        """How often the UNet's outermost blocks will run alone."""
+        return self.unet_runs - self.whole_runs
+
+    @property
+    def scb_runs(self) -> int:
+        """How often an SCB will run."""
+        return sum(len(stage.scb_steps) for stage in self.chain) * len(self.tiles)
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, texts, lists and tables."""
-        return asdict(self) | {"estimated_bytes": self.estimated_bytes, "unet_runs": self.unet_runs}
+        counted = ("estimated_bytes", "unet_runs", "whole_runs", "shallow_runs", "scb_runs")
+        return asdict(self) | {name: getattr(self, name) for name in counted}
 
 
-def plan_chain(chosen: Sequence[str], cards: Mapping[str, PluginCard], steps: int | None) -> tuple[Stage, ...]:
+def plan_chain(
+    chosen: Sequence[str], cards: Mapping[str, PluginCard], steps: int | None, quality: Quality = EXACT
+) -> tuple[Stage, ...]:
     """The stages of a chain, as released: all steps for the first plugin, few for those that follow.
 
     Args:
         chosen: plugin ids in order.
-        steps: of the first plugin; those that follow take ``min(steps, card.steps_chained)``. None: the cards'.
+        steps: of the first plugin; those that follow take ``min(steps, card.steps_chained)``. None: the cards', and
+            no more than ``quality.steps``.
+        quality: which steps run everything.
 
     Raises:
         RequestError: ``steps`` is not 1 to 1000.
@@ -107,8 +137,19 @@ def plan_chain(chosen: Sequence[str], cards: Mapping[str, PluginCard], steps: in
     stages = []
     for i, card in enumerate(cards[plugin] for plugin in chosen):
         own = card.steps_chained if i else card.steps_first
+        if steps is None:
+            own = min(own, quality.steps or own)
         count = own if steps is None else min(steps, own) if i else steps
-        stages.append(Stage(plugin=card.id, steps=count, start=card.start, renoise_from_t=card.renoise_from_t))
+        stages.append(
+            Stage(
+                plugin=card.id,
+                steps=count,
+                start=card.start,
+                renoise_from_t=card.renoise_from_t,
+                fresh=quality.fresh(count),
+                scb_steps=quality.scb_steps(count),
+            )
+        )
     return tuple(stages)
 
 
@@ -122,6 +163,7 @@ def make_plan(
     available: int | None,
     engine: str,
     precision: str,
+    quality: str = EXACT.name,
 ) -> Plan:
     """Decide sizes and tiles.
 
@@ -154,9 +196,15 @@ def make_plan(
         seed=options.seed,
         engine=engine,
         precision=precision,
+        quality=quality,
         memory=memory,
         available=available,
     )
+
+
+def _estimate(memory: Footprint, tiles: Sequence[Tile]) -> int:
+    """Bytes of a run over these pieces, of one size."""
+    return memory.total(tiles[0].height * tiles[0].width, sum(tile.height * tile.width for tile in tiles))
 
 
 def _pieces(latent: tuple[int, int], side: int, dims: ModelDims) -> tuple[Tile, ...]:
@@ -195,6 +243,11 @@ def _auto_side(latent: tuple[int, int], dims: ModelDims, memory: Footprint, avai
     """
     native = max(dims.native_latent // MULTIPLE * MULTIPLE, LEAST_TILE)
     sides = range(LEAST_TILE, int(ONE_PIECE**0.5 * native) + 1, MULTIPLE)
-    fitting = [side for side in sides if available is None or memory.total(side * side) <= available]
-    work = {side: sum(t.height * t.width for t in _pieces(latent, side, dims)) for side in fitting if side >= native}
-    return min(work, key=lambda side: (work[side], side)) if work else max(fitting, default=LEAST_TILE)
+    together = {side: sum(t.height * t.width for t in _pieces(latent, side, dims)) for side in sides}
+    needed = {side: memory.total(side * side, together[side]) for side in sides}
+    fitting = [side for side in sides if available is None or needed[side] <= available]
+    work = {side: together[side] for side in fitting if side >= native}
+    if work:
+        return min(work, key=lambda side: (work[side], side))
+    # nothing fits: the least of all; small pieces overlap more, so where all are kept it need not be the smallest
+    return max(fitting, default=min(sides, key=lambda side: needed[side]))

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from diffplugin.plugins.cards import PluginCard, understood
 from diffplugin.runtime.plan import Plan
+from diffplugin.runtime.quality import EXACT
 from diffplugin.runtime.restoration import Restoration
 from diffplugin.runtime.select import Selection
 
+if TYPE_CHECKING:
+    from diffplugin.runtime.restorer import Restorer
+
 GIB = 2**30
+
+
+def loaded_line(restorer: Restorer) -> str:
+    """``embedded: onnxruntime fp32 (…)``, and what the quality does where it is not the exact one."""
+    line = f"{restorer.bundle.manifest.name}: {restorer.engine} {restorer.precision} ({restorer.reason})"
+    quality = restorer.quality
+    return line if quality == EXACT else f"{line}; {quality.name}: {quality.description}"
 
 
 def selection_line(selection: Selection) -> str:
@@ -38,9 +49,20 @@ def plan_lines(plan: Plan) -> list[str]:
         f"size:    {', '.join(sizes)} px",
         f"pieces:  {len(plan.tiles)} ({plan.tiling})",
         f"sampler: {plan.sampler}, seed {plan.seed}",
-        f"engine:  {plan.engine} {plan.precision}, {plan.unet_runs} UNet runs",
+        f"engine:  {plan.engine} {plan.precision}, {_work(plan)}",
         f"memory:  about {plan.estimated_bytes / GIB:.1f} GiB{free}",
     ]
+
+
+def _work(plan: Plan) -> str:
+    """``20 UNet runs``, or ``10 steps: UNet whole at 5, outer blocks at 5, SCB at 6 (balanced)``, over the chain."""
+    if plan.quality == EXACT.name:
+        return f"{plan.unet_runs} UNet runs"
+    steps, whole, outer, scb = (
+        runs // len(plan.tiles) for runs in (plan.unet_runs, plan.whole_runs, plan.shallow_runs, plan.scb_runs)
+    )
+    pieces = f", each for {len(plan.tiles)} pieces" if len(plan.tiles) > 1 else ""
+    return f"{steps} steps: UNet whole at {whole}, outer blocks at {outer}, SCB at {scb}{pieces} ({plan.quality})"
 
 
 _START = {"noised_input": "the noised input", "noise": "noise"}

@@ -25,11 +25,12 @@ from diffplugin.runtime.image import (
     with_rgb,
     working_photo,
 )
-from diffplugin.runtime.memory import Footprint, available_memory, footprint
+from diffplugin.runtime.memory import Footprint, available_memory, footprint, kept_bytes
 from diffplugin.runtime.noise import normal
 from diffplugin.runtime.perception import Perception
 from diffplugin.runtime.plan import Options, OutputSize, Plan, Stage, Tiling, make_plan, plan_chain
 from diffplugin.runtime.pool import Clock, EnginePool
+from diffplugin.runtime.quality import EXACT, Quality
 from diffplugin.runtime.restoration import Restoration
 from diffplugin.runtime.schedule import NoiseSchedule, StepTable, sinusoidal, step_table
 from diffplugin.runtime.select import Selection, named_selection, select
@@ -61,6 +62,7 @@ class Restorer:
     Attributes:
         bundle: what was loaded.
         engine, precision, reason: what runs it ("onnxruntime", "fp32"), and why that one.
+        quality: how much of the work it does.
         cards: the installed plugins by id, in the order of a chain.
         dims: the model's widths.
     """
@@ -74,8 +76,9 @@ class Restorer:
         reason: str = "",
         threads: int | None = None,
         cache: Path | None = None,
+        quality: Quality = EXACT,
     ) -> None:
-        self.bundle = bundle
+        self.bundle, self.quality = bundle, quality
         self.engine, self.precision, self.reason = builder.name, precision, reason
         self.cards = bundle.cards()
         self.dims = bundle.manifest.dims
@@ -120,7 +123,8 @@ class Restorer:
             prompt: the request; the selector chooses plugins for it. Not read where ``plugins`` are named.
             plugins: ids or aliases, run in this order.
             seed: of the start noise; the same numbers as ``torch.Generator("cpu").manual_seed(seed)``.
-            steps: of the first plugin; None: its card's (20 as released). Plugins that follow take at most 3.
+            steps: of the first plugin; None: its card's (20 as released), or fewer as the quality says. Plugins that
+                follow take at most 3.
             sampler: unipc (released), ddim, dpmpp_2m or euler.
             size: working size: "native", "released", N or (width, height) (``runtime.image.working_size``).
             tile: "auto", "off" or the side of a piece in pixels (``runtime.plan.make_plan``).
@@ -202,7 +206,8 @@ class Restorer:
         chosen = named_selection(list(self.cards) if plugins is None else plugins, self.cards).chosen
         photo = Photo(rgb=np.zeros((height, width, 3), np.uint8))
         clock = Clock()
-        plan, _, _ = self._decide(photo, Options(plugins=chosen[:1], steps=1), clock)
+        steps = 1 if self.quality.deep_every == 1 else 2  # the second runs the outermost blocks
+        plan, _, _ = self._decide(photo, Options(plugins=chosen[:1], steps=steps), clock)
         if self.bundle.manifest.selector and plugins is None:
             tokens = self._perception.tokens(photo, self.cards, clock)
             self._perception.scores("prepare", tokens, list(self.cards), clock)
@@ -242,24 +247,29 @@ class Restorer:
         return self._plan(photo, options, selection.chosen), selection, tokens
 
     def _plan(self, photo: Photo, options: Options, chosen: Sequence[str]) -> Plan:
+        chain = plan_chain(chosen, self.cards, options.steps, self.quality)
         return make_plan(
             photo.size,
-            plan_chain(chosen, self.cards, options.steps),
+            chain,
             options,
             dims=self.dims,
-            memory=self._footprint(chosen),
+            memory=self._footprint(chain),
             available=available_memory(),
             engine=self.engine,
             precision=self.precision,
+            quality=self.quality.name,
         )
 
-    def _footprint(self, chosen: Sequence[str]) -> Footprint:
-        """What a run of these plugins needs beyond the engines that are loaded already."""
+    def _footprint(self, chain: Sequence[Stage]) -> Footprint:
+        """What a run of this chain needs beyond the engines that are loaded already."""
         graphs = self.bundle.manifest.graphs
-        keys = ["clip_vision", "vae_encoder", "unet", "vae_decoder"]
-        keys += [f"{kind}/{plugin}" for plugin in chosen for kind in ("tpb", "scb")]
+        deep = any(len(stage.fresh) < stage.steps for stage in chain)
+        shared = any(len(stage.scb_steps) < stage.steps for stage in chain)
+        keys = ["clip_vision", "vae_encoder", "unet", *(["unet_shallow"] if deep else []), "vae_decoder"]
+        keys += [f"{kind}/{stage.plugin}" for stage in chain for kind in ("tpb", "scb")]
         weights = {key: graphs[key].weights_bytes for key in keys}
-        return footprint(self.dims, weights, bytes_per_value=_VALUE_BYTES.get(self.precision, 4))
+        kept = kept_bytes(self.dims, deep=deep, residuals=shared)
+        return footprint(self.dims, weights, bytes_per_value=_VALUE_BYTES.get(self.precision, 4), kept=kept)
 
     def _noise(self, seed: int, latent_size: tuple[int, int]) -> Array:
         return normal(seed, (1, self.dims.latent_channels, latent_size[1], latent_size[0]))

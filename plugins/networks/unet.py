@@ -71,13 +71,19 @@ class DownBlock(nn.Module):
             )
         self.downsamplers = None if last else nn.ModuleList([Downsample(outputs, asymmetric=False)])
 
-    def forward(self, x: Tensor, time: Tensor, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-        skips = []
+    def layers(self, x: Tensor, time: Tensor, tokens: Tensor) -> list[Tensor]:
+        """Output of every layer, the block's own resolution: all but the stride-2 convolution."""
+        made = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, time)
             if hasattr(self, "attentions"):
                 x = self.attentions[i](x, tokens)
-            skips.append(x)
+            made.append(x)
+        return made
+
+    def forward(self, x: Tensor, time: Tensor, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
+        skips = self.layers(x, time, tokens)
+        x = skips[-1]
         if self.downsamplers is not None:
             x = self.downsamplers[0](x)
             skips.append(x)
@@ -165,6 +171,7 @@ class UNet(nn.Module):
         count, layers = len(widths), config["layers_per_block"]
         heads = per_block(config["attention_head_dim"], count)
         only_cross = per_block(config.get("only_cross_attention", False), count)
+        self.levels = count
         self.conv_in = nn.Conv2d(config["in_channels"], widths[0], 3, padding=1)
         self.time_embedding = TimeEmbedding(widths[0], 4 * widths[0])
         self.down_blocks = nn.ModuleList()
@@ -217,6 +224,54 @@ class UNet(nn.Module):
             eps or v, as the base was trained, [n, 4, h, w].
         """
         embedding = self.time_embedding(time)
+        x, skips = self._inner(latents, embedding, tokens, residuals)
+        return self._outer(x, skips, embedding, tokens)
+
+    def whole(
+        self, latents: Tensor, time: Tensor, tokens: Tensor, residuals: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`forward`, and what :meth:`shallow` needs of it.
+
+        Returns:
+            (eps, deep): ``deep`` [n, C1, h, w] is what enters the outermost up block, C1 the second level's width.
+
+        Raises:
+            CheckpointError: the network has one level, so nothing lies below the outermost blocks.
+        """
+        self._check_levels()
+        embedding = self.time_embedding(time)
+        deep, skips = self._inner(latents, embedding, tokens, residuals)
+        return self._outer(deep, skips, embedding, tokens), deep
+
+    def shallow(
+        self, latents: Tensor, time: Tensor, tokens: Tensor, residuals: Sequence[Tensor], deep: Tensor
+    ) -> Tensor:
+        """The step with the deep feature of another one: DeepCache, arXiv:2312.00858 section 3.2.
+
+        Only the outermost down and up block run, and there the residuals enter: a cached step still sees them. (The
+        paper may cut a block in two; here all its layers run.) With the step's own ``deep`` it is :meth:`forward`.
+
+        Args:
+            latents, time, tokens, residuals: as :meth:`forward` takes them.
+            deep: from :meth:`whole` at a step nearby, [n, C1, h, w].
+
+        Raises:
+            CheckpointError: as :meth:`whole`.
+        """
+        self._check_levels()
+        embedding = self.time_embedding(time)
+        x = self.conv_in(latents)
+        outermost: DownBlock = self.down_blocks[0]  # type: ignore[assignment]
+        skips = [x, *outermost.layers(x, embedding, tokens)]
+        # residuals beyond the block's own skips are in ``deep``
+        for i, residual in enumerate(residuals[: len(skips)]):
+            skips[i] = skips[i] + residual
+        return self._outer(deep, skips, embedding, tokens)
+
+    def _inner(
+        self, latents: Tensor, embedding: Tensor, tokens: Tensor, residuals: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """All but the outermost up block: (what enters it, its skips)."""
         x = self.conv_in(latents)
         skips = [x]
         for block in self.down_blocks:
@@ -225,6 +280,14 @@ class UNet(nn.Module):
         for i, residual in enumerate(residuals):
             skips[i] = skips[i] + residual
         x = self.mid_block(x, embedding, tokens)
-        for block in self.up_blocks:
+        for block in self.up_blocks[:-1]:
             x = block(x, skips, embedding, tokens)
+        return x, skips
+
+    def _outer(self, x: Tensor, skips: list[Tensor], embedding: Tensor, tokens: Tensor) -> Tensor:
+        x = self.up_blocks[-1](x, skips, embedding, tokens)
         return self.conv_out(F.silu(self.conv_norm_out(x)))  # type: ignore[no-any-return]
+
+    def _check_levels(self) -> None:
+        if self.levels < 2:
+            raise CheckpointError("UNet config has 1 level, expected at least 2: nothing lies below its outermost one")

@@ -20,6 +20,7 @@ DIMS = ModelDims(
     factor=8,
     latent_channels=4,
     residual_channels=8,
+    deep_channels=16,
     time_features=6,
     tokens=5,
     token_width=8,
@@ -29,7 +30,8 @@ DIMS = ModelDims(
     native_latent=8,
 )
 HERE = {"version": OnnxRuntimeBuilder().version(), "device": OnnxRuntimeBuilder().device()}
-KEYS = ("clip_text", "clip_vision", "selector", "vae_encoder", "unet", "vae_decoder", "tpb/derain", "scb/derain")
+SHARED = ("clip_text", "clip_vision", "selector", "vae_encoder", "unet", "unet_shallow", "vae_decoder")
+KEYS = (*SHARED, "tpb/derain", "scb/derain")
 
 
 def _write(folder: Path, name: str = "small", **engine: str) -> Manifest:

@@ -74,6 +74,12 @@ def test_bytes_that_are_no_text(folder: Path) -> None:
         open_bundle(folder)
 
 
+def test_an_older_format_names_both_sides_and_the_remedy(folder: Path) -> None:
+    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT - 1}))
+    with pytest.raises(BundleDamaged, match=rf"format {FORMAT - 1}, this version reads {FORMAT}; export again"):
+        Manifest.read(folder)
+
+
 def test_a_newer_format_names_both_sides_and_the_remedy(folder: Path) -> None:
     # whatever else a newer format holds, only its number is looked at
     (folder / MANIFEST).write_text(json.dumps({"format": FORMAT + 1, "graphs": "elsewhere"}))

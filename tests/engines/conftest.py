@@ -17,6 +17,7 @@ DIMS = ModelDims(
     factor=8,
     latent_channels=4,
     residual_channels=8,
+    deep_channels=8,
     time_features=6,
     tokens=5,
     token_width=8,
@@ -108,6 +109,7 @@ def _write(path: Path, weights: Mapping[str, Array], *, half: bool, external: bo
         node("Reshape", "columns shape", "map"),
         node("Add", "y map", "z"),
         node("Conv", "z leave", "eps", pads=[1, 1, 1, 1]),
+        node("Neg", "entered", "deep"),
     ]
     d = DIMS
     side = ["h", "w"]
@@ -122,7 +124,10 @@ def _write(path: Path, weights: Mapping[str, Array], *, half: bool, external: bo
             nodes,
             "tiny",
             [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items()],
-            [helper.make_tensor_value_info("eps", TensorProto.FLOAT, [1, d.latent_channels, *side])],
+            [
+                helper.make_tensor_value_info("eps", TensorProto.FLOAT, [1, d.latent_channels, *side]),
+                helper.make_tensor_value_info("deep", TensorProto.FLOAT, [1, d.deep_channels, *side]),
+            ],
             stored,
         ),
         opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)],

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from diffplugin.bundle import Bundle
 from diffplugin.engines import ENGINES, builder_named, choose
 from diffplugin.engines.onnxruntime import OnnxRuntimeBuilder
 from diffplugin.engines.openvino import OpenVinoBuilder
@@ -30,7 +33,7 @@ def chosen(engine: str = "auto", precision: str = "auto") -> tuple[str, str]:
     return builder.name, used
 
 
-def test_native_bf16_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fastest_floating_point_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, openvino=("bf16", "fp32"))
     assert chosen() == chosen(precision="bf16") == ("openvino", "bf16")
     assert chosen(precision="fp32") == ("onnxruntime", "fp32")
@@ -42,7 +45,33 @@ def test_without_bf16_the_light_engine_wins(monkeypatch: pytest.MonkeyPatch) -> 
     machine(monkeypatch, openvino=("fp32",))
     assert chosen() == chosen(precision="fp32") == ("onnxruntime", "fp32")
     assert chosen("openvino") == ("openvino", "fp32")
-    assert "no native bf16" in choose()[2]
+    assert "no faster in fp32" in choose()[2]
+
+
+def test_bf16_that_is_native_but_slow_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, openvino=("fp32", "bf16", "int8"))
+    assert chosen() == ("onnxruntime", "fp32")
+    assert chosen("openvino") == ("openvino", "fp32")
+    assert chosen(precision="bf16") == ("openvino", "bf16")
+
+
+def test_int8_is_taken_only_where_asked_or_preferred_and_where_the_bundle_has_it(
+    monkeypatch: pytest.MonkeyPatch, tiny: Any
+) -> None:
+    machine(monkeypatch, openvino=("fp32", "int8"))
+    entry = tiny.bundle.manifest.graphs["unet"]
+    quantized = replace(tiny.bundle, manifest=replace(tiny.bundle.manifest, quantized={"unet": entry}))
+
+    def taken(bundle: Bundle, precision: str = "auto", prefer: tuple[str, ...] = ()) -> tuple[str, str]:
+        builder, used, _ = choose("auto", precision, bundle=bundle, prefer=prefer)
+        return builder.name, used
+
+    assert taken(quantized) == ("onnxruntime", "fp32")
+    assert taken(quantized, prefer=("int8",)) == taken(quantized, "int8") == ("openvino", "int8")
+    assert taken(quantized, "fp32", prefer=("int8",)) == ("onnxruntime", "fp32")
+    assert taken(tiny.bundle, prefer=("int8",)) == ("onnxruntime", "fp32")
+    with pytest.raises(EngineUnavailable, match=r"has no int8 graphs; export it with dp-export --precision int8"):
+        taken(tiny.bundle, "int8")
 
 
 def test_the_only_usable_engine_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

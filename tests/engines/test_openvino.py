@@ -51,14 +51,14 @@ def test_equal_to_numpy_at_any_size(make: Make, worst: Worst, half: bool, extern
     for size in ((8, 8), (5, 11), (16, 3), (8, 8)):
         inputs = tiny.inputs(*size)
         outputs = engine.run(inputs)
-        assert list(outputs) == ["eps"] and outputs["eps"].dtype == np.float32
+        assert list(outputs) == ["eps", "deep"] and outputs["eps"].dtype == np.float32
         assert worst(outputs["eps"], tiny.expected(inputs)) < 1e-5
 
 
 def test_casts_of_half_weights_are_gone_after_loading(make: Make) -> None:
     tiny = make(half=True)
     path = tiny.bundle.graph_file("unet")
-    properties = module._properties(path, "fp32", 1)
+    properties = module._properties(path, "f32", 1)
     compiled = module.compile_graph(path, tiny.bundle.spec("unet"), {"h": 8, "w": 8}, properties)
     kinds = {op.get_rt_info()["layerType"].astype(str) for op in compiled.get_runtime_model().get_ops()}
     assert "Convolution" in kinds and "Convert" not in kinds, kinds
@@ -285,4 +285,36 @@ def test_the_builder_names_its_machine() -> None:
     assert builder.why_unavailable() is None
     assert builder.version()[:2].isdigit()
     assert "FP32" in builder.device()
-    assert builder.precisions()[-1] == "fp32"
+    *floats, last = builder.precisions()
+    assert last == "int8" and set(floats) <= {"fp32", "bf16"} and "fp32" in floats
+    assert builder.hint("int8") == builder.hint(floats[0])
+
+
+def quantized(tiny: Any) -> Any:
+    """The bundle with an int8 form of its UNet, calibrated on a few inputs."""
+    pytest.importorskip("nncf", reason="quantises with the package nncf")
+    from diffplugin.export.quantize import quantize_bundle
+
+    items = [tiny.inputs(seed=seed) for seed in range(3)]
+    entries = quantize_bundle(tiny.bundle, OpenVinoBuilder(), {"unet": items}, budget=1.0)
+    return replace(tiny, bundle=replace(tiny.bundle, manifest=replace(tiny.bundle.manifest, quantized=entries)))
+
+
+def test_int8_runs_the_quantised_graph_and_is_close(tiny: Any, tmp_path: Path) -> None:
+    ready = quantized(tiny)
+    entry = ready.bundle.manifest.quantized["unet"]
+    assert entry.file == "int8/unet.xml" and entry.sha256 != ready.bundle.graph("unet").sha256
+    for sides in ((8, 8), (16, 9)):
+        inputs = ready.inputs(*sides)
+        engine = load(ready, precision="int8", cache=tmp_path / "cache")
+        found, exact = engine.run(inputs)["eps"], load(ready).run(inputs)["eps"]
+        error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
+        print(f"{sides}: relative error {error:.1e}")
+        assert 1e-5 < error < 0.2
+        again = load(ready, precision="int8", cache=tmp_path / "cache").run(inputs)["eps"]
+        assert np.array_equal(found, again)  # from the compiled model
+
+
+def test_int8_without_int8_graphs_names_the_remedy(tiny: Any) -> None:
+    with pytest.raises(EngineUnavailable, match="has no int8 graphs; export it with dp-export --precision int8"):
+        load(tiny, precision="int8")

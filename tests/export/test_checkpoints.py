@@ -135,6 +135,19 @@ def test_a_folder_without_configs_is_refused(copy: Path) -> None:
         _ = _find(copy).dims
 
 
+def test_widths_of_the_released_layout(oracle: Path) -> None:
+    dims = _find(oracle / "checkpoint").dims
+    config = _find(oracle / "checkpoint").config("unet")
+    assert [dims.residual_channels, dims.deep_channels] == config["block_out_channels"][:2]
+
+
+def test_a_unet_of_one_level_is_refused(copy: Path) -> None:
+    path = copy / "stable-diffusion" / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"block_out_channels": [32]}))
+    with pytest.raises(CheckpointError, match=r"the unet has 1 level\(s\), expected at least 2"):
+        _ = _find(copy).dims
+
+
 def test_hub_ids_are_looked_up_offline_in_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match="neither a folder nor a hub id"):
         local_folder("no such folder", offline=True, patterns=("*",))

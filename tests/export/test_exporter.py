@@ -59,6 +59,7 @@ def test_the_embedded_bundle_has_its_own_cards() -> None:
 def test_the_embedded_bundle_was_validated() -> None:
     parity = open_bundle(default_bundle()).manifest.parity
     errors = [error for graph in parity["relative_error"].values() for error in graph.values()]
+    assert set(parity["relative_error"]["unet"]) == {"eps", "deep"} and "unet_shallow" in parity["relative_error"]
     assert errors and max(errors) <= parity["relative_error_budget"] == 1e-4
     assert parity["picture_psnr_db"] >= parity["picture_psnr_budget_db"] == 70
 

@@ -10,9 +10,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra [export]")
 onnx = pytest.importorskip("onnx", reason="needs the extra [export]")
 
+from diffplugin.bundle import default_bundle, open_bundle  # noqa: E402
 from diffplugin.engines.onnxruntime import OnnxRuntimeEngine  # noqa: E402
 from diffplugin.export import onnx as exporter  # noqa: E402
 from diffplugin.export.checkpoints import Checkpoint, find  # noqa: E402
+from diffplugin.export.exporter import embedded_checkpoint  # noqa: E402
 from diffplugin.export.graphs import graph_keys, kind_of, module_for  # noqa: E402
 from diffplugin.export.parity import relative_error  # noqa: E402
 from diffplugin.export.reference import TorchEngine  # noqa: E402
@@ -70,6 +72,28 @@ def test_free_axes_are_free(scb: Path, checkpoint: Checkpoint, sides: tuple[int,
     for name, value in expected.items():
         error = relative_error(found[name], value)
         assert error <= 1e-5, f"{name} at {sides}, {steps} steps: {error:.1e}"
+
+
+@pytest.mark.parametrize("sides", [(16, 16), (9, 17)])
+def test_the_outermost_blocks_in_onnx_runtime(sides: tuple[int, int]) -> None:
+    """The embedded bundle's graph meets PyTorch, and with the step's own deep feature the whole UNet."""
+    bundle, model = open_bundle(default_bundle()), embedded_checkpoint([])[0]
+    whole, shallow = bundle.spec("unet"), bundle.spec("unet_shallow")
+    inputs = exporter.example_inputs(whole, {"h": sides[0], "w": sides[1]})
+    made = OnnxRuntimeEngine(whole, bundle.graph_file("unet"), 2).run(inputs)
+    inputs["deep"] = made["deep"]
+    expected = TorchEngine(shallow, module_for(model, "unet_shallow")).run(inputs)["eps"]
+    found = OnnxRuntimeEngine(shallow, bundle.graph_file("unet_shallow"), 2).run(inputs)["eps"]
+    for other, what in ((expected, "PyTorch"), (made["eps"], "the whole UNet")):
+        error = relative_error(found, other)
+        assert error <= 1e-5, f"{error:.1e} from {what} at {sides}"
+
+
+def test_the_outermost_blocks_carry_no_other_weights(checkpoint: Checkpoint) -> None:
+    names = {name for name, _ in module_for(checkpoint, "unet_shallow").named_parameters()}
+    parts = {".".join(name.split(".")[1:3]) for name in names if "blocks" in name}
+    assert parts == {"down_blocks.0", "up_blocks.0"} and not any("sampler" in name for name in names)
+    assert any(name.startswith("unet.time_embedding") for name in names)
 
 
 class _Scale(torch.nn.Module):

@@ -27,6 +27,7 @@ DIMS = ModelDims(
     factor=8,
     latent_channels=4,
     residual_channels=4,
+    deep_channels=6,
     time_features=2,
     tokens=3,
     token_width=8,
@@ -105,7 +106,8 @@ class FakeModel:
             "vae_encoder": lambda x: {"cond": _pool(x["image"])},
             "vae_decoder": lambda x: {"image": _grow(x["latents"])},
             "scb": lambda x: _residuals(x, PLUGINS[plugin]),
-            "unet": lambda x: {"eps": self.towards(x, x["residual_1"])},
+            "unet": lambda x: {"eps": self.towards(x, x["residual_1"]), "deep": _deep(x)},
+            "unet_shallow": lambda x: {"eps": self.towards(x, x["residual_1"])},
         }
         return functions[kind]
 
@@ -129,6 +131,12 @@ def _residuals(inputs: Mapping[str, Array], add: float) -> dict[str, Array]:
     count = inputs["time"].shape[0]
     goal = np.repeat(inputs["cond"] + np.float32(add), count, 0)
     return {"residual_0": inputs["cond"], "residual_1": goal, "residual_2": goal}
+
+
+def _deep(inputs: Mapping[str, Array]) -> Array:
+    """Feature of a whole run, [1, 6, h, w]: the mean of its latents, so that a test knows where it comes from."""
+    _, _, height, width = inputs["latents"].shape
+    return np.full((1, DIMS.deep_channels, height, width), inputs["latents"].mean(), np.float32)
 
 
 def _vocabulary() -> tuple[dict[str, int], list[str]]:
@@ -167,7 +175,7 @@ def fake_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fake_bundle(fake_folder: Path) -> Bundle:
-    kinds = ("clip_text", "clip_vision", "selector", "vae_encoder", "unet", "vae_decoder")
+    kinds = ("clip_text", "clip_vision", "selector", "vae_encoder", "unet", "unet_shallow", "vae_decoder")
     keys = (*kinds, *(f"{kind}/{plugin}" for plugin in PLUGINS for kind in ("tpb", "scb")))
     manifest = Manifest(
         created_with="test",

@@ -16,6 +16,7 @@ from PIL import Image
 
 from diffplugin.errors import BundleError, EngineUnavailable
 from diffplugin.runtime import cli
+from diffplugin.runtime.quality import quality_named
 from diffplugin.runtime.restorer import Restorer
 
 if TYPE_CHECKING:
@@ -44,7 +45,11 @@ def infer(
 ) -> Callable[..., Run]:
     """Call dp-infer in an empty folder that has photo.png (80x64)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "load", lambda *a, **k: Restorer(fake_bundle, model, "fp32", reason="as asked"))
+
+    def load(*words: Any, quality: str, **options: Any) -> Restorer:
+        return Restorer(fake_bundle, model, "fp32", reason="as asked", quality=quality_named(quality))
+
+    monkeypatch.setattr(cli, "load", load)
     blocks = np.random.default_rng(0).integers(90, 150, (8, 10, 3), np.uint8)
     Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save("photo.png")
 
@@ -127,6 +132,18 @@ def test_dry_run_writes_nothing(infer: Callable[..., Run], model: FakeModel) -> 
     assert facts["files"][0]["plan"]["unet_runs"] == 20
 
 
+def test_quality(infer: Callable[..., Run], model: FakeModel) -> None:
+    run = infer("photo.png", "blur", "--quality", "balanced", "--json")
+    facts = json.loads(run.out)
+    plan = facts["files"][0]["plan"]
+    assert run.status == 0 and facts["quality"] == plan["quality"] == "balanced"
+    assert plan["unet_runs"] == plan["chain"][0]["steps"] < 20, "the card's steps are 20"
+    assert model.runs("unet") == plan["whole_runs"] and model.runs("unet_shallow") == plan["shallow_runs"] > 0
+    run = infer("photo.png", "blur", "--quality", "fast", "--steps", "20", "--dry-run")
+    assert "fast: at most" in run.out and "20 steps: UNet whole at" in run.out
+    assert "at most" not in infer("photo.png", "blur", "--dry-run").out
+
+
 def test_size_tile_and_output_size(infer: Callable[..., Run]) -> None:
     run = infer("photo.png", "blur", "--size", "160x128", "--tile", "128", "--output-size", "working", "--json")
     plan = json.loads(run.out)["files"][0]["plan"]
@@ -150,6 +167,7 @@ def test_size_tile_and_output_size(infer: Callable[..., Run]) -> None:
         (["photo.png", "rain", "--tile", "7"], 2, "tile 7"),
         (["photo.png", "rain", "--tile", "all"], 2, "'all' is no tile"),
         (["photo.png", "rain", "--threads", "0"], 2, "threads is 0"),
+        (["photo.png", "rain", "--quality", "best"], 2, "'best'"),
         (["photo.png", "rain", "--nonsense"], 2, "--nonsense"),
         (["gone.png", "rain"], 1, "gone.png: no such file"),
         (["*.tif", "rain"], 1, "no file matches"),
@@ -197,7 +215,7 @@ def test_version_and_help(infer: Callable[..., Run]) -> None:
     out = infer("--help").out
     for option in (
         "--plugin", "--bundle", "--output", "--steps", "--seed", "--engine", "--precision", "--size", "--tile",
-        "--output-size", "--compare", "--json", "--dry-run", "--sampler",
+        "--output-size", "--compare", "--json", "--dry-run", "--sampler", "--quality",
     ):  # fmt: skip
         assert option in out
 

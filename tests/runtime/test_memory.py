@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 
 from diffplugin.runtime import memory
-from diffplugin.runtime.memory import UNET_BYTES, VAE_BYTES, available_memory, footprint
+from diffplugin.runtime.memory import UNET_BYTES, VAE_BYTES, available_memory, footprint, kept_bytes
 from diffplugin.spec import ModelDims
 
 DIMS = ModelDims(
     factor=8,
     latent_channels=4,
     residual_channels=320,
+    deep_channels=640,
     time_features=320,
     tokens=256,
     token_width=768,
@@ -36,6 +37,15 @@ def test_footprint_of_stable_diffusion() -> None:
 def test_footprint_scales_with_the_widths() -> None:
     small = footprint(replace(DIMS, residual_channels=32), {"vae_decoder": 1_980_000})
     assert small.per_latent_pixel == VAE_BYTES // 10
+
+
+def test_what_pieces_keep_between_steps_counts_for_all_of_them() -> None:
+    assert kept_bytes(DIMS, deep=False, residuals=False) == 0
+    assert kept_bytes(DIMS, deep=True, residuals=False) == 640 * 4
+    assert kept_bytes(DIMS, deep=False, residuals=True) == 5 * 320 * 4
+    plain, keeping = (footprint(DIMS, {"unet": 4_000}, bytes_per_value=2, kept=kept) for kept in (0, 100))
+    assert plain.total(10, 30) == plain.total(10) and keeping.total(10, 30) == plain.total(10) + 3_000
+    assert keeping.total(10) == plain.total(10) + 1_000, "one piece"
 
 
 def _files(monkeypatch: pytest.MonkeyPatch, files: Mapping[str, str]) -> None:

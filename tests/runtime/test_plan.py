@@ -12,12 +12,14 @@ from diffplugin.errors import RequestError
 from diffplugin.plugins.cards import shipped_cards
 from diffplugin.runtime.memory import Footprint
 from diffplugin.runtime.plan import Options, Plan, make_plan, plan_chain
+from diffplugin.runtime.quality import EXACT, Quality
 from diffplugin.spec import ModelDims
 
 DIMS = ModelDims(
     factor=8,
     latent_channels=4,
     residual_channels=320,
+    deep_channels=640,
     time_features=320,
     tokens=256,
     token_width=768,
@@ -27,13 +29,15 @@ DIMS = ModelDims(
     native_latent=64,
 )
 LIGHT = Footprint(weights=1000, per_latent_pixel=1)
+LESS = Quality(name="less", description="", steps=10, deep_every=2, scb_every=4)
 
 
 def _plan(width: int, height: int, available: int | None = None, memory: Footprint = LIGHT, **options: Any) -> Plan:
-    chain = plan_chain(["deblur"], shipped_cards(), None)
+    quality = options.pop("quality", EXACT)
+    chain = plan_chain(["deblur"], shipped_cards(), None, quality)
     return make_plan(
         (width, height), chain, Options(**options),
-        dims=DIMS, memory=memory, available=available, engine="fake", precision="fp32",
+        dims=DIMS, memory=memory, available=available, engine="fake", precision="fp32", quality=quality.name,
     )  # fmt: skip
 
 
@@ -50,6 +54,21 @@ def test_chained_plugins_take_few_steps(steps: int | None, expected: list[int]) 
 def test_impossible_steps(steps: int) -> None:
     with pytest.raises(RequestError, match=f"steps is {steps}, expected 1 to 1000"):
         plan_chain(["derain"], shipped_cards(), steps)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(None, [10, 3]), (50, [50, 3]), (20, [20, 3]), (2, [2, 2]), (1, [1, 1])]
+)
+def test_a_quality_limits_only_steps_that_nobody_asked_for(steps: int | None, expected: list[int]) -> None:
+    assert [stage.steps for stage in plan_chain(["derain", "deblur"], shipped_cards(), steps, LESS)] == expected
+
+
+def test_a_quality_says_which_steps_run_everything() -> None:
+    exact = plan_chain(["derain"], shipped_cards(), 4)[0]
+    assert exact.fresh == exact.scb_steps == (0, 1, 2, 3)
+    first, second = plan_chain(["derain", "deblur"], shipped_cards(), None, LESS)
+    assert (first.fresh, first.scb_steps) == ((0, 2, 4, 6, 8), (0, 4, 8, 9))
+    assert (second.fresh, second.scb_steps) == ((0, 2), (0, 2))
 
 
 def test_native_size_pads_to_the_factor_and_comes_back() -> None:
@@ -98,6 +117,22 @@ def test_memory_decides_too() -> None:
     assert none.tiles[0].height == 16 and none.estimated_bytes > 10
 
 
+def test_what_all_pieces_keep_decides_too() -> None:
+    """Smaller pieces overlap more, so what all of them keep grows as the largest shrinks."""
+    keeping = Footprint(weights=0, per_latent_pixel=1000, kept_per_latent_pixel=100)
+    plan = _plan(1024, 1024, memory=keeping)
+    side = plan.tiles[0].height
+    assert plan.estimated_bytes == 1000 * side**2 + 100 * len(plan.tiles) * side**2
+    assert _plan(512, 512, 64 * 64 * 1100, keeping).tiling == "one piece"
+    tight = _plan(512, 512, 64 * 64 * 1100 - 1, keeping)
+    assert len(tight.tiles) > 1 and tight.estimated_bytes < 64 * 64 * 1100
+    # nothing fits, and what is kept is all that counts: no storm of the smallest pieces
+    hopeless = _plan(1024, 1024, 10, Footprint(weights=0, per_latent_pixel=0, kept_per_latent_pixel=100))
+    areas = {side: _plan(1024, 1024, tile=8 * side, memory=keeping).tiles for side in (16, 64, 72)}
+    kept = {side: sum(t.height * t.width for t in tiles) for side, tiles in areas.items()}
+    assert sum(t.height * t.width for t in hopeless.tiles) <= min(kept.values()) < kept[16]
+
+
 def test_asked_tiles() -> None:
     assert len(_plan(4000, 4000, tile="off").tiles) == 1
     plan = _plan(512, 512, tile=256)
@@ -111,6 +146,12 @@ def test_asked_tiles() -> None:
 def test_json() -> None:
     made = json.loads(json.dumps(_plan(1024, 1024).to_json()))
     assert made["unet_runs"] == 4 * 20
-    assert made["chain"] == [{"plugin": "deblur", "steps": 20, "start": "noised_input", "renoise_from_t": 960}]
+    stage = {"plugin": "deblur", "steps": 20, "start": "noised_input", "renoise_from_t": 960}
+    every = list(range(20))
+    assert made["chain"] == [stage | {"fresh": every, "scb_steps": every}] and made["quality"] == "exact"
+    assert (made["whole_runs"], made["shallow_runs"], made["scb_runs"]) == (80, 0, 80)
     assert made["tiles"][0] == {"top": 0, "left": 0, "height": 72, "width": 72}
     assert made["estimated_bytes"] == 1000 + 72 * 72
+    less = json.loads(json.dumps(_plan(1024, 1024, quality=LESS).to_json()))
+    assert less["quality"] == "less" and less["chain"][0]["scb_steps"] == [0, 4, 8, 9]
+    assert [less[f"{what}_runs"] for what in ("unet", "whole", "shallow", "scb")] == [40, 20, 20, 16]

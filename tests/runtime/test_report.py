@@ -8,7 +8,15 @@ from dataclasses import replace
 import numpy as np
 
 from diffplugin.plugins.cards import shipped_cards
-from diffplugin.runtime.report import ProgressBar, memory_warning, plan_lines, selection_line, understood_lines
+from diffplugin.runtime.quality import QUALITIES
+from diffplugin.runtime.report import (
+    ProgressBar,
+    loaded_line,
+    memory_warning,
+    plan_lines,
+    selection_line,
+    understood_lines,
+)
 from diffplugin.runtime.restorer import Restorer
 from diffplugin.runtime.select import Selection
 
@@ -41,6 +49,20 @@ def test_plan_and_memory(restorer: Restorer) -> None:
     assert memory_warning(replace(plan, available=None)) is None
     assert memory_warning(replace(plan, available=2**40)) is None
     assert "--tile" in (memory_warning(replace(plan, available=1)) or "")
+
+
+def test_less_work_is_said(restorer: Restorer) -> None:
+    assert loaded_line(restorer) == "fake: fake fp32 (as asked)"
+    restorer.quality = QUALITIES["balanced"]
+    assert loaded_line(restorer) == f"fake: fake fp32 (as asked); balanced: {restorer.quality.description}"
+    plan, _ = restorer.plan(np.zeros((64, 64, 3), np.uint8), plugins=["lowlight", "deblur"], steps=10)
+    expected = (restorer.quality.fresh(10), restorer.quality.scb_steps(10))
+    whole, scb = (len(first) + len(rest) for first, rest in zip(expected, ((0, 2), (0, 2)), strict=True))
+    assert f"13 steps: UNet whole at {whole}, outer blocks at {13 - whole}, SCB at {scb} (balanced)" in "\n".join(
+        plan_lines(plan)
+    )
+    plan, _ = restorer.plan(np.zeros((300, 300, 3), np.uint8), plugins=["deblur"], steps=1)
+    assert "1 steps: UNet whole at 1, outer blocks at 0, SCB at 1, each for 9 pieces (balanced)" in plan_lines(plan)[4]
 
 
 def test_progress_bar_on_a_terminal() -> None:

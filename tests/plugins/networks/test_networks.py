@@ -11,7 +11,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra [export]")
 
+from diffplugin.errors import CheckpointError  # noqa: E402
 from diffplugin.export.checkpoints import Checkpoint, find  # noqa: E402
+from diffplugin.export.exporter import embedded_checkpoint  # noqa: E402
 from diffplugin.export.parity import relative_error  # noqa: E402
 from diffplugin.plugins.networks.attention import sinusoidal  # noqa: E402
 from diffplugin.plugins.networks.clip import TextEncoder  # noqa: E402
@@ -160,6 +162,81 @@ def test_unet_equals_diffusers(changes: dict[str, Any], size: tuple[int, int]) -
     assert error <= 1e-5, f"{changes or 'plain'} at {size}: {error:.1e}"
 
 
+# --- the split of step caching ---
+
+
+def _check_split(unet: UNet, width: int, tokens: Any, size: tuple[int, int], residuals: list[Any], deep: int) -> None:
+    """whole() and shallow() with its deep feature are forward(), and shallow() does depend on that feature."""
+    latents, time = torch.randn(1, 4, *size), torch.randn(1, width)
+    with torch.inference_mode():
+        want = unet(latents, time, tokens, residuals).numpy()
+        eps, feature = unet.whole(latents, time, tokens, residuals)
+        again = unet.shallow(latents, time, tokens, residuals, feature)
+        other = unet.shallow(latents, time, tokens, residuals, 2 * feature)
+        plain = unet.shallow(latents, time, tokens, [2 * r for r in residuals], feature)
+    assert feature.shape == (1, deep, *size)
+    assert np.array_equal(eps.numpy(), want)
+    error = relative_error(again.numpy(), want)
+    assert error <= 1e-6, f"{size}: {error:.1e} off"
+    assert relative_error(other.numpy(), want) > 1e-3, "the deep feature changes nothing"
+    assert relative_error(plain.numpy(), want) > 1e-3, "the residuals change nothing"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"layers_per_block": 1},
+        {"layers_per_block": 3},
+        {"only_cross_attention": True, "attention_head_dim": [2, 4, 8]},
+        {
+            "block_out_channels": [16, 32],
+            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        },
+        {
+            "down_block_types": ["DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
+        },
+    ],
+    ids=["plain", "one layer", "three layers", "only cross-attention", "two levels", "no attention outside"],
+)
+@pytest.mark.parametrize("size", [(16, 16), (11, 14)])
+def test_the_outermost_blocks_with_their_own_deep_feature_are_the_unet(
+    changes: dict[str, Any], size: tuple[int, int]
+) -> None:
+    torch.manual_seed(4)
+    config = _small_unet(**changes)
+    # with one layer a block has two skips of its own, and the third residual belongs to the stride-2 convolution
+    half = tuple(-(-side // 2) for side in size)
+    sides = [size, size, half if config["layers_per_block"] == 1 else size]
+    residuals = [torch.randn(1, 16, *side) for side in sides]
+    _check_split(UNet(config).eval(), 16, torch.randn(1, 7, 24), size, residuals, 32)
+
+
+def test_the_split_of_the_released_layout_and_of_the_embedded_model(checkpoint: Checkpoint) -> None:
+    torch.manual_seed(5)
+    for made in (checkpoint, embedded_checkpoint([])[0]):
+        dims = made.dims
+        residuals = [torch.randn(1, dims.residual_channels, 10, 13) for _ in range(3)]
+        tokens = torch.randn(1, dims.tokens, dims.token_width)
+        _check_split(made.unet(), dims.time_features, tokens, (10, 13), residuals, dims.deep_channels)
+
+
+def test_one_level_has_nothing_to_split() -> None:
+    config = _small_unet(
+        block_out_channels=[16], down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"]
+    )
+    unet = UNet(config).eval()
+    inputs = (torch.randn(1, 4, 8, 8), torch.randn(1, 16), torch.randn(1, 7, 24), [torch.randn(1, 16, 8, 8)] * 3)
+    with torch.inference_mode():
+        assert unet(*inputs).shape == (1, 4, 8, 8)
+    with pytest.raises(CheckpointError, match="1 level, expected at least 2"):
+        unet.whole(*inputs)
+    with pytest.raises(CheckpointError, match="1 level, expected at least 2"):
+        unet.shallow(*inputs, torch.randn(1, 16, 8, 8))
+
+
 def test_autoencoder_equals_diffusers_on_odd_sizes() -> None:
     diffusers = pytest.importorskip("diffusers", reason="needs the extra [test]")
     torch.manual_seed(2)
@@ -211,8 +288,6 @@ def test_text_encoder_pools_at_the_end_of_text(eos: int) -> None:
 
 
 def test_an_unknown_architecture_is_refused_with_all_its_faults() -> None:
-    from diffplugin.errors import CheckpointError
-
     config = _small_unet(
         act_fn="gelu", class_embed_type="timestep", down_block_types=["DownBlock2D", "Odd", "DownBlock2D"]
     )
@@ -221,8 +296,6 @@ def test_an_unknown_architecture_is_refused_with_all_its_faults() -> None:
 
 
 def test_scb_config_is_checked(checkpoint: Checkpoint) -> None:
-    from diffplugin.errors import CheckpointError
-
     config = json.loads((checkpoint.plugins["deblur"] / "scb" / "config.json").read_text()) | {"act_fn": "relu"}
     with pytest.raises(CheckpointError, match=r"SCB config.*act_fn='relu'"):
         SpatialComplementBranch(config)

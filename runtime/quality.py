@@ -1,0 +1,72 @@
+"""How much of the work a run does: everything, or less with features of a step nearby."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffplugin.errors import RequestError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """One choice between speed and fidelity.
+
+    Attributes:
+        name: as ``--quality`` takes it.
+        description: one line for people.
+        steps: most steps of a plugin where the caller names none; None: the card's.
+        deep_every: the whole UNet runs once in so many steps, at the others its outermost blocks with the deep feature
+            of the last whole run (arXiv:2312.00858); 1: always whole.
+        scb_every: the SCB runs once in so many steps and at the last, between its runs the residuals are interpolated;
+            1: at every step.
+        precisions: taken first where the precision is "auto", if the bundle and the engine have them.
+    """
+
+    name: str
+    description: str
+    steps: int | None = None
+    deep_every: int = 1
+    scb_every: int = 1
+    precisions: tuple[str, ...] = ()
+
+    def fresh(self, steps: int) -> tuple[int, ...]:
+        """Of ``steps`` steps those that run the whole UNet, rising; the first is one."""
+        return tuple(range(0, steps, self.deep_every))
+
+    def scb_steps(self, steps: int) -> tuple[int, ...]:
+        """Of ``steps`` steps those whose residuals are computed, rising; the first and the last are two."""
+        return tuple(sorted({*range(0, steps, self.scb_every), steps - 1}))
+
+
+EXACT = Quality(name="exact", description="every network at every step, as released")
+QUALITIES = {
+    quality.name: quality
+    for quality in (
+        EXACT,
+        Quality(
+            name="balanced",
+            description="at most 10 steps unless --steps says more; deep features and SCB at every 2nd step",
+            steps=10,
+            deep_every=2,
+            scb_every=2,
+            precisions=("int8",),
+        ),
+        Quality(
+            name="fast",
+            description="at most 6 steps unless --steps says more; deep features and SCB at every 3rd step",
+            steps=6,
+            deep_every=3,
+            scb_every=3,
+            precisions=("int8",),
+        ),
+    )
+}
+
+
+def quality_named(name: str) -> Quality:
+    """Raises:
+    RequestError: no quality of this name.
+    """
+    if name not in QUALITIES:
+        raise RequestError(f"quality {name!r} does not exist; choose one of {', '.join(QUALITIES)}")
+    return QUALITIES[name]
