@@ -5,10 +5,7 @@ for the bundle:
 
     python -m diffplugin.bench.full_width DIR
     dp-export --base DIR/base --clip DIR/clip --plugins DIR/pre-trained --out DIR/bundle
-    python -m diffplugin.bench.full_width DIR --measure onnxruntime
-
-The last one runs a 512x512 picture and prints peak memory, and the time of a step in the loop beside that of the bare
-engines, interleaved.
+    dp-bench run --model full:DIR --out bench/results/NAME
 """
 
 from __future__ import annotations
@@ -111,56 +108,7 @@ def make(out: Path, *, plugins: tuple[str, ...] = ("deblur",), seed: int = 0) ->
     torch.save({"model": SelectorHeads(768, 768).state_dict()}, selector / "PromptTunner.pt")
 
 
-def measure(bundle: Path, engine: str, *, steps: int = 2, rounds: int = 3) -> dict[str, Any]:
-    """Peak resident memory, and seconds per step of the loop and of the engines alone, as medians of ``rounds``.
-
-    On Linux the peak counts pages of mapped weight files too, which the system takes back when it needs them.
-    """
-    import resource
-    import statistics
-    import time
-
-    import diffplugin
-    from diffplugin.export.onnx import example_inputs
-    from diffplugin.export.parity import test_picture
-    from diffplugin.runtime.pool import Clock, EnginePool
-
-    picture = test_picture(512, 512)
-    with diffplugin.load(bundle, engine=engine) as restorer:
-        plugin = next(iter(restorer.cards))
-        began = time.perf_counter()
-        first = restorer.restore(picture, plugins=[plugin], steps=steps)
-        first_picture = time.perf_counter() - began
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        pool: EnginePool = restorer._pool
-        specs = {key: pool.bundle.spec(key) for key in ("unet", f"scb/{plugin}")}
-        bare, loop = [], []
-        for _ in range(rounds):
-            clock = Clock()
-            for key, spec in specs.items():
-                pool.run(key, example_inputs(spec, {"h": 64, "w": 64, "n": 1}), clock)
-            bare.append(sum(clock.seconds.values()))
-            timings = restorer.restore(picture, plugins=[plugin], steps=steps).timings
-            loop.append(sum(timings.get(stage, 0.0) for stage in ("unet", "scb", "sampler")) / steps)
-    return {
-        "engine": first.plan.engine,
-        "precision": first.plan.precision,
-        "peak_memory_gib": round(peak, 2),
-        "first_picture_s": round(first_picture, 1),
-        "step_s": round(statistics.median(loop), 2),
-        "bare_step_s": round(statistics.median(bare), 2),
-        "ratio": round(statistics.median(loop) / statistics.median(bare), 3),
-    }
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description="A full-width checkpoint with random weights, and what it costs to run."
-    )
+    parser = argparse.ArgumentParser(description="A full-width checkpoint with random weights.")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--measure", metavar="ENGINE", help="run OUT/bundle on this engine")
-    args = parser.parse_args()
-    if args.measure:
-        print(json.dumps(measure(args.out / "bundle", args.measure), indent=1))
-    else:
-        make(args.out)
+    make(parser.parse_args().out)

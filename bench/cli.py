@@ -1,0 +1,200 @@
+"""``dp-bench``: measure this project beside its peers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from diffplugin.bench import compare, fidelity, measure, plots, report
+from diffplugin.bench.contenders import BASELINE, CONTENDERS, contender_named
+from diffplugin.bench.models import EMBEDDED, parse_model
+from diffplugin.bench.work import parse_work
+from diffplugin.errors import DiffPluginError, RequestError
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, like every other complaint."""
+        self.exit(USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The commands of ``dp-bench``."""
+    parser = _Parser(
+        prog="dp-bench",
+        description="Measure this project beside its peers: speed, start, memory and fidelity in one run.",
+        epilog="Exit status: 0 done, 1 failed, 2 the request cannot be understood, 130 interrupted.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    commands.add_parser("list", help="the contenders")
+    for name, text in (("run", "measure"), ("prepare", "fill every contender's caches, measure nothing")):
+        add = commands.add_parser(name, help=text)
+        _common(add)
+        add.add_argument("--work", default="512x512", metavar="WxH[@N]", help="picture size, and how many in a row")
+        add.add_argument("--plugin", default="", metavar="ID", help="default: the bundle's first")
+        if name == "prepare":
+            continue
+        add.add_argument("--rounds", type=int, default=3, metavar="N", help="samples of each contender (default: 3)")
+        add.add_argument(
+            "--baseline", metavar="NAME", help=f"ratios are against it (default: {BASELINE}, or the first)"
+        )
+        add.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+        add.add_argument("--resume", action="store_true", help="go on with an interrupted run in --out")
+        add.add_argument("--prepared", action="store_true", help="skip the preparation: dp-bench prepare has run")
+        add.add_argument(
+            "--fidelity", type=Path, metavar="FILE", help="of dp-bench fidelity, to put into the same rows"
+        )
+        add.add_argument(
+            "--first-picture",
+            action=argparse.BooleanOptionalAction,
+            help="run the whole first picture cold, not its first step alone (default: for the embedded model)",
+        )
+    add = commands.add_parser("fidelity", help="restore degraded photographs: how true the results stay")
+    _common(add)
+    add.add_argument("--side", type=int, default=256, metavar="N", help="of the square pictures, px (default: 256)")
+    add.add_argument("--photos", type=int, metavar="N", help="use the first N photographs only")
+    add.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    add = commands.add_parser("report", help="write the report of a result again")
+    add.add_argument("out", type=Path, metavar="DIR")
+    add.add_argument("--fidelity", type=Path, metavar="FILE", help="of dp-bench fidelity, to put into the same rows")
+    add = commands.add_parser("compare", help="what changed between two results beyond noise")
+    add.add_argument("before", type=Path, metavar="BEFORE")
+    add.add_argument("after", type=Path, metavar="AFTER")
+    return parser
+
+
+def _common(add: argparse.ArgumentParser) -> None:
+    add.add_argument("--model", default=EMBEDDED, metavar="embedded[:BUNDLE]|full:DIR", help="default: embedded")
+    add.add_argument("--contender", action="append", default=[], metavar="NAME", help="repeatable (default: all)")
+    add.add_argument("--steps", type=int, default=20, metavar="N", help="at exact quality (default: 20)")
+    add.add_argument("--threads", type=int, metavar="N", help="default: all usable cores")
+    add.add_argument("--timeout", type=float, default=3600, metavar="S", help="of one sample (default: 3600)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``dp-bench``; returns its exit status. Errors are one line on stderr, never a traceback."""
+    args = build_parser().parse_args(argv)
+    try:
+        return COMMANDS[args.command](args)
+    except DiffPluginError as error:
+        print(f"dp-bench: {error}", file=sys.stderr)
+        return USAGE if isinstance(error, RequestError) else FAILED
+    except OSError as error:
+        print(f"dp-bench: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("dp-bench: interrupted; --resume goes on", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _names(args: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(contender_named(name).name for name in args.contender or CONTENDERS))
+
+
+def _bench(args: argparse.Namespace) -> measure.Bench:
+    names = _names(args)
+    baseline = getattr(args, "baseline", None) or (BASELINE if BASELINE in names else names[0])
+    if baseline not in names:
+        raise RequestError(f"baseline {baseline!r} is not among the contenders: {', '.join(names)}")
+    rounds = getattr(args, "rounds", 1)
+    for what, value in (("rounds", rounds), ("steps", args.steps), ("threads", args.threads or 1)):
+        if value < 1:
+            raise RequestError(f"{what} is {value}, expected at least 1")
+    first = getattr(args, "first_picture", None)
+    return measure.Bench(
+        model=parse_model(args.model),
+        work=parse_work(args.work),
+        steps=args.steps,
+        rounds=rounds,
+        contenders=names,
+        baseline=baseline,
+        plugin=args.plugin,
+        first=args.model.startswith(EMBEDDED) if first is None else first,
+        threads=args.threads,
+        timeout=args.timeout,
+    )
+
+
+def _list(args: argparse.Namespace) -> int:
+    width = max(map(len, CONTENDERS))
+    for contender in CONTENDERS.values():
+        _say(f"{contender.name:<{width}}  {contender.what}")
+    return DONE
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    bench = _bench(args)
+    made = [measure.prepare(bench, name, _say) for name in bench.contenders]
+    return FAILED if all("error" in one for one in made) else DONE
+
+
+def _run(args: argparse.Namespace) -> int:
+    trained = fidelity.read_fidelity(args.fidelity) if args.fidelity else None
+    result = measure.run(_bench(args), args.out, resume=args.resume, prepared=args.prepared, report=_say)
+    if trained:
+        _keep_fidelity(trained, args.out)
+    return _render(result, args.out)
+
+
+def _keep_fidelity(trained: dict[str, Any], out: Path) -> None:
+    import json
+
+    (out / fidelity.FIDELITY).write_text(json.dumps(trained, indent=1) + "\n", encoding="utf-8")
+
+
+def _render(result: dict[str, Any], out: Path) -> int:
+    trained = fidelity.summary(fidelity.read_fidelity(out)) if (out / fidelity.FIDELITY).is_file() else None
+    (out / "results.md").write_text(report.markdown(result, trained), encoding="utf-8")
+    files = plots.draw(result, out, trained)
+    _say(f"{out / 'results.md'}" + "".join(f", {file.name}" for file in files))
+    return DONE if report.rows(result) else FAILED
+
+
+def _fidelity(args: argparse.Namespace) -> int:
+    result = fidelity.measure(
+        parse_model(args.model),
+        _names(args),
+        args.out,
+        steps=args.steps,
+        side=args.side,
+        photos=args.photos,
+        threads=args.threads,
+        timeout=args.timeout,
+        report=_say,
+    )
+    (args.out / "fidelity.md").write_text(report.fidelity_markdown(result), encoding="utf-8")
+    _say(f"{args.out / 'fidelity.md'}")
+    return DONE
+
+
+def _report(args: argparse.Namespace) -> int:
+    if args.fidelity:
+        _keep_fidelity(fidelity.read_fidelity(args.fidelity), args.out)
+    return _render(measure.read_results(args.out), args.out)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    _say(compare.comparison(measure.read_results(args.before), measure.read_results(args.after)).rstrip())
+    return DONE
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "list": _list,
+    "prepare": _prepare,
+    "run": _run,
+    "fidelity": _fidelity,
+    "report": _report,
+    "compare": _compare,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""One contender in a process of its own: ``python -m diffplugin.bench.worker JOB`` with a job as JSON.
+
+The last line on stdout is the result as JSON; ``{"error": ...}`` where the contender cannot run. A process per sample
+gives every contender the whole memory, and honest cold numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffplugin.bench.contenders import Contender
+    from diffplugin.bench.models import Model
+    from diffplugin.runtime.restoration import Restoration
+    from diffplugin.runtime.restorer import Restorer
+
+Job = Mapping[str, Any]
+Result = dict[str, Any]
+
+
+def _opened(job: Job) -> Restorer:
+    from diffplugin.bench.contenders import open_restorer
+
+    return open_restorer(*_named(job), job.get("threads"))
+
+
+def _named(job: Job) -> tuple[Contender, Model]:
+    from diffplugin.bench.contenders import contender_named
+    from diffplugin.bench.models import parse_model
+
+    return contender_named(job["contender"]), parse_model(job["model"])
+
+
+def _steps(restorer: Restorer, steps: int) -> int:
+    """Steps of this contender where exact quality takes ``steps``: less work may mean fewer of them."""
+    return min(steps, restorer.quality.steps or steps)
+
+
+def measure(job: Job) -> Result:
+    """Cold start, then the pictures of the job, timed after a warm-up.
+
+    Job:
+        contender, model, steps, threads: who, and what.
+        pictures: [{source, plugin, target}]; restored in this order, timed together.
+        size: (width, height) of the pictures, for the warm-up.
+        began: ``time.monotonic()`` when this process was started.
+        first: run the whole first picture cold; else it ends after its first step.
+        probe, probes: file for inputs and outputs of the UNet, and whether this contender writes or reads it.
+    """
+    from diffplugin.bench.watch import AnonymousPeak, Sample, memory
+    from diffplugin.errors import Cancelled
+
+    anonymous = AnonymousPeak()
+    restorer = _opened(job)
+    result: Result = {"load_s": time.monotonic() - job["began"]}
+    first_step: list[float] = []
+
+    def progress(done: int, total: int, plugin: str) -> None:
+        if done and not first_step:
+            first_step.append(time.monotonic() - job["began"])
+
+    def stop() -> bool:
+        return bool(first_step) and not job.get("first")
+
+    with restorer:
+        steps = _steps(restorer, job["steps"])
+        first = job["pictures"][0]
+        try:
+            restorer.restore(first["source"], plugins=[first["plugin"]], steps=steps, progress=progress, cancelled=stop)
+            if job.get("first"):
+                result["first_picture_s"] = time.monotonic() - job["began"]
+        except Cancelled:
+            pass
+        result["first_step_s"] = first_step[0]
+        width, height = job["size"]
+        restorer.prepare(height, width, plugins=[first["plugin"]])
+        probe = _Probe(restorer, steps) if job.get("probes") == "write" else None
+        stages: dict[str, float] = {}
+        made: list[Restoration] = []
+        walls = []
+        with Sample() as sample:
+            for picture in job["pictures"]:
+                began = time.perf_counter()
+                made.append(
+                    restorer.restore(picture["source"], plugins=[picture["plugin"]], steps=steps, observe=probe)
+                )
+                walls.append(time.perf_counter() - began)
+        for one in made:
+            for stage, seconds in one.timings.items():
+                stages[stage] = stages.get(stage, 0.0) + seconds
+        for picture, one in zip(job["pictures"], made, strict=True):
+            if picture.get("target"):
+                one.image.save(picture["target"])
+        result |= {
+            "steps": made[0].plan.chain[0].steps,
+            "unet_runs": made[0].plan.unet_runs,
+            "wall_s": sample.wall,
+            "walls_s": walls,
+            "cpu_s": sample.cpu,
+            "contention": sample.contention,
+            "stages_s": stages,
+            "peak_bytes": memory()["peak"],
+            "anonymous_bytes": anonymous.bytes(),
+        }
+        if probe is not None:
+            probe.write(Path(job["probe"]))
+        elif job.get("probes") == "read" and Path(job["probe"]).is_file():
+            result["unet_error"] = _unet_errors(restorer, Path(job["probe"]))
+    return result
+
+
+class _Probe:
+    """Observer: what entered and left the UNet at the first, the middle and the last step."""
+
+    def __init__(self, restorer: Restorer, steps: int) -> None:
+        from diffplugin.runtime.schedule import step_table
+
+        self._wanted = sorted({0, steps // 2, steps - 1})
+        self._time = restorer._time(step_table("unipc", restorer._schedule, steps))
+        self._seen: dict[str, Any] = {}
+
+    def __call__(self, plugin: str, name: str, step: int, value: Any) -> None:
+        if name == "tokens" or (step in self._wanted and name.startswith(("latents", "residual", "eps"))):
+            self._seen.setdefault(f"{step if name != 'tokens' else 0} {name}", value)
+
+    def write(self, file: Path) -> None:
+        import numpy as np
+
+        for step in self._wanted:
+            self._seen[f"{step} time"] = self._time[step : step + 1]
+            self._seen[f"{step} tokens"] = self._seen["0 tokens"]
+        sides = {array.shape[-2:] for name, array in self._seen.items() if "residual" in name or "latents" in name}
+        if len(sides) == 1:  # a picture in pieces shows the UNet's inputs piece by piece
+            np.savez(file, **self._seen)
+
+
+def _unet_errors(restorer: Restorer, file: Path) -> dict[str, float]:
+    """Relative L2 error of the UNet's output on the reference's inputs, by step."""
+    import numpy as np
+
+    from diffplugin.export.parity import relative_error
+
+    with np.load(file) as found:
+        arrays = {name: found[name] for name in found.files}
+    engine = restorer._pool.get("unet")
+    errors = {}
+    for step in sorted({int(name.split()[0]) for name in arrays}):
+        inputs = {name.split()[1]: array for name, array in arrays.items() if name.startswith(f"{step} ")}
+        expected = inputs.pop("eps")
+        errors[str(step)] = relative_error(engine.run(inputs)["eps"], expected)
+    return errors
+
+
+def restore(job: Job) -> Result:
+    """Pictures only, for fidelity. Job: as :func:`measure`, without the cold start."""
+    walls = []
+    with _opened(job) as restorer:
+        steps = _steps(restorer, job["steps"])
+        for picture in job["pictures"]:
+            began = time.perf_counter()
+            made = restorer.restore(picture["source"], plugins=[picture["plugin"]], steps=steps)
+            walls.append(time.perf_counter() - began)
+            made.image.save(picture["target"])
+    return {"walls_s": walls, "steps": steps}
+
+
+def export(job: Job) -> Result:
+    """One graph's plain export, for a peer that needs it. Job: contender, model, key."""
+    from diffplugin.bench.contenders import peer_builder
+    from diffplugin.bundle import open_bundle
+
+    contender, model = _named(job)
+    peer_builder(contender, model).export(open_bundle(model.bundle), job["key"])
+    return {}
+
+
+def prepare(job: Job) -> Result:
+    """Load every engine and run it once: compiled models go into their caches. Job: as :func:`measure`."""
+    from diffplugin.bench.watch import AnonymousPeak, memory
+
+    anonymous = AnonymousPeak()
+    with _opened(job) as restorer:
+        width, height = job["size"]
+        restorer.prepare(height, width, plugins=[job["plugin"]])
+    seconds = time.monotonic() - job["began"]
+    return {"prepare_s": seconds, "peak_bytes": memory()["peak"], "anonymous_bytes": anonymous.bytes()}
+
+
+KINDS: dict[str, Callable[[Job], Result]] = {
+    "measure": measure,
+    "restore": restore,
+    "export": export,
+    "prepare": prepare,
+}
+
+
+def main(argv: list[str]) -> int:
+    job = json.loads(argv[1])
+    try:
+        result = KINDS[job["kind"]](job)
+    except Exception as error:  # a peer's library raises what it likes; the report says what
+        from diffplugin.engines.base import one_line
+        from diffplugin.errors import DiffPluginError
+
+        known = isinstance(error, DiffPluginError)
+        result = {"error": one_line(error) if known else f"{type(error).__name__}: {one_line(error)}"}
+    print(json.dumps(result), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
