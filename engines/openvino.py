@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.metadata
 import logging
@@ -17,7 +18,7 @@ import numpy as np
 from diffplugin.bundle import graph_files
 from diffplugin.engines.base import check_names, check_precision, one_line, shapes_text, thread_count
 from diffplugin.engines.blobs import read_blob, trim, write_blob
-from diffplugin.engines.pages import release_pages
+from diffplugin.engines.pages import releasing
 from diffplugin.engines.probe import convolution, fastest_first
 from diffplugin.errors import EngineError, EngineUnavailable, ForeignEngine
 from diffplugin.manifest import fingerprint
@@ -94,21 +95,21 @@ class OpenVinoEngine:
 
     def _load(self, shapes: str, sizes: Mapping[str, int]) -> tuple[Any, Any]:
         """(infer request, what must live as long): from the bundle, else from the cache, else compiled."""
-        built, cached_file = self._built(shapes), self._cache_file(shapes)
-        for file in (built, cached_file):
-            if file is not None and (found := _import(file, self._path, self._properties)):
-                compiled, blob = found
-                break
-            if file is not None and file.is_file():
-                _log.warning("%s: damaged or unreadable compiled model; compiling %s again", file, self._key)
-        else:
-            compiled, blob = compile_graph(self._path, self.spec, sizes, self._properties), None
-            if cached_file is not None:
-                _store(compiled, cached_file)
-        _check_hint(compiled, self._properties)
-        for path in graph_files(self._path):
-            release_pages(path)  # the compiled model has its own copy of the weights, in its own order
-        return compiled.create_infer_request(), blob
+        stored = [file for file in (self._built(shapes), self._cache_file(shapes)) if file is not None]
+        # the compiled model has its own copy of the weights, in its own order
+        with releasing((*graph_files(self._path), *stored)):
+            for file in stored:
+                if found := _import(file, self._path, self._properties):
+                    compiled, blob = found
+                    break
+                if file.is_file():
+                    _log.warning("%s: damaged or unreadable compiled model; compiling %s again", file, self._key)
+            else:
+                compiled, blob = compile_graph(self._path, self.spec, sizes, self._properties), None
+                if (cached_file := self._cache_file(shapes)) is not None:
+                    _store(compiled, cached_file)
+            _check_hint(compiled, self._properties)
+            return compiled.create_infer_request(), blob
 
     def _built(self, shapes: str) -> Path | None:
         """File of the bundle's engine for this shape and machine. A foreign one is named, once, and not used."""
@@ -178,9 +179,11 @@ def _import(file: Path, graph: Path, properties: Mapping[str, Any]) -> tuple[Any
         return None
     import openvino
 
+    # OpenVINO shares writable arrays only; it reads this one, and were it to write, the system would stop it
+    same = np.ctypeslib.as_array((ctypes.c_uint8 * blob.size).from_address(blob.ctypes.data))
     try:
-        tensor = openvino.Tensor(blob, shared_memory=True)
-        return _core().import_model(tensor, "CPU", dict(properties)), tensor
+        tensor = openvino.Tensor(same, shared_memory=True)
+        return _core().import_model(tensor, "CPU", dict(properties)), (blob, tensor)
     except RuntimeError as error:
         _log.debug("%s does not fit %s: %s", file, graph, error)
         return None

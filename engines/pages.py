@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _DONTNEED = 4  # MADV_DONTNEED
@@ -30,3 +33,30 @@ def release_pages(path: Path) -> int:
             if libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _DONTNEED) == 0:
                 freed += end - begin
     return freed
+
+
+@contextmanager
+def releasing(paths: Iterable[Path], every: float = 0.1) -> Iterator[None]:
+    """Give back the pages of mapped files again and again while the block copies from them, and once at its end:
+    gigabytes of weights then pass through memory without ever being in it together.
+
+    Args:
+        every: seconds between two times.
+    """
+    files, done = tuple(paths), threading.Event()
+
+    def release() -> None:
+        while True:
+            last = done.wait(every)
+            for path in files:
+                release_pages(path)
+            if last:
+                return
+
+    thread = threading.Thread(target=release, name="releasing")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

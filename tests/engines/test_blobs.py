@@ -41,7 +41,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path, monkeypatch:
 
 def test_what_was_used_last_stays(tmp_path: Path) -> None:
     for age, name in enumerate("abcd"):
-        write_blob(tmp_path / name, bytes(68))  # 100 bytes with the hash
+        write_blob(tmp_path / name, bytes(96))  # 100 bytes with the checksum
         os.utime(tmp_path / name, (1000 - age, 1000 - age))
     assert read_blob(tmp_path / "d") is not None  # the oldest becomes the youngest
     trim(tmp_path, 250)

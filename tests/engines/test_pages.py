@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import mmap
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from diffplugin.engines.pages import release_pages
+from diffplugin.engines.pages import release_pages, releasing
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
@@ -29,3 +30,18 @@ def test_read_only_pages_go_and_written_ones_stay(tmp_path: Path, resident: Call
     shared.close()
     private.close()
     assert release_pages(path) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+def test_pages_go_while_a_block_reads_them(tmp_path: Path, resident: Callable[[Path], int]) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"\x07" * 2**20)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as shared:
+        with releasing([path], every=0.01):
+            assert sum(shared[::4096]) == 7 * 256
+            until = time.monotonic() + 10
+            while (inside := resident(path)) >= 1024 and time.monotonic() < until:
+                time.sleep(0.01)
+            assert inside < 1024, f"{inside} KiB stayed while the block ran"
+            assert sum(shared[::4096]) == 7 * 256
+        assert resident(path) < 1024
