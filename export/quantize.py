@@ -1,9 +1,9 @@
 """int8: post-training quantisation of a bundle's graphs with NNCF, calibrated on the tensors of real restorations.
 
-Convolutions and linear layers run in int8 (activations per tensor, weights per channel); attention, norms and the
-first and last convolution stay in floating point, and so does the VAE's encoder. The vision encoder, 1 % of the work and a fifth of the weights, has
-int8 weights only. The result is OpenVINO IR beside the ONNX graphs. A graph whose error is over :data:`GRAPH_BUDGET`
-stays in floating point: the exporter says which.
+Convolutions and linear layers run in int8 (activations per tensor, weights per channel); attention, norms, the first
+and last convolution and the VAE's encoder stay in floating point. The vision encoder, 1 % of the work and a fifth of
+the weights, has int8 weights only. The result is OpenVINO IR beside the ONNX graphs. A graph whose error is over
+:data:`GRAPH_BUDGET` stays in floating point: the exporter says which.
 """
 
 from __future__ import annotations
