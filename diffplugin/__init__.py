@@ -54,7 +54,8 @@ def load(
     wanted = quality_named(quality)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(default_bundle() if bundle is None else bundle)
     builder, chosen, reason = choose(engine, precision, bundle=opened, prefer=wanted.precisions)
-    return Restorer(opened, builder, chosen, reason=reason, threads=threads, cache=cache_folder(), quality=wanted)
+    own = wanted.at(chosen)
+    return Restorer(opened, builder, chosen, reason=reason, threads=threads, cache=cache_folder(), quality=own)
 
 
 def __getattr__(name: str) -> Any:

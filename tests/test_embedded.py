@@ -13,6 +13,9 @@ import pytest
 from PIL import Image
 
 import diffplugin
+from diffplugin.bundle import default_bundle, open_bundle
+from diffplugin.engines import choose
+from diffplugin.runtime.quality import EXACT
 from diffplugin.runtime.restorer import Restorer
 from diffplugin.spec import Array
 
@@ -78,6 +81,18 @@ def test_less_work_at_the_same_steps_is_nearly_the_same_picture(degraded: str, p
         found = _psnr(made[quality].array, made["exact"].array)
         assert made[quality].plan.whole_runs < 20 and made[quality].plan.scb_runs < 20
         assert found >= 45, f"{plugin}, {quality}: {found:.1f} dB"
+
+
+def test_sharing_the_scb_as_reduced_precision_does_costs_little() -> None:
+    """At 20 steps and float32, so that nothing else differs; 128x128."""
+    photo, made = np.ascontiguousarray(_rgb("mountains-rainy.jpg")[192:320, 256:384]), {}
+    builder, _, _ = choose("onnxruntime", "fp32")
+    for quality in (EXACT, EXACT.at("bf16")):
+        with Restorer(open_bundle(default_bundle()), builder, "fp32", quality=quality) as restorer:
+            result = restorer.restore(photo, plugins=["derain"], steps=20)
+        made[result.plan.scb_runs] = result.array
+    found = _psnr(made[11], made[20])
+    assert 50 <= found < 99, f"{found:.1f} dB"
 
 
 def test_no_heavy_package_is_imported_at_run_time() -> None:

@@ -34,6 +34,18 @@ def test_each_is_less_work_than_the_one_before() -> None:
         assert quality.name == name and quality.description and "\n" not in quality.description
 
 
+def test_reduced_precision_shares_the_scb_between_timesteps() -> None:
+    for quality in QUALITIES.values():
+        assert quality.at("fp32") is quality and quality.at("fp16") is quality
+    for precision in ("bf16", "int8"):
+        made = EXACT.at(precision)
+        assert [len(made.scb_steps(n)) for n in (1, 10, 19, 20, 50, 100)] == [1, 10, 19, 11, 11, 11]
+        assert made.fresh(20) == EXACT.fresh(20)
+        for name in ("balanced", "fast"):  # at their own few steps nothing changes
+            quality = QUALITIES[name]
+            assert quality.steps and quality.at(precision).scb_steps(quality.steps) == quality.scb_steps(quality.steps)
+
+
 @pytest.mark.parametrize("name", ["best", "", "Exact"])
 def test_unknown_names(name: str) -> None:
     for refuse in (quality_named, lambda name: diffplugin.load(quality=name)):
