@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffplugin.engines.base import check_names, check_precision, one_line, thread_count
+from diffplugin.engines.base import LoadsOnnx, check_names, check_precision, one_line, thread_count
 from diffplugin.errors import EngineError, EngineUnavailable
 from diffplugin.spec import Array, GraphSpec, check_inputs
 
@@ -34,14 +34,20 @@ class OnnxRuntimeEngine:
     """
 
     name = "onnxruntime"
-    precision = "fp32"
 
     def __init__(
-        self, spec: GraphSpec, path: Path, threads: int, *, weights_bytes: int = 0, provider: str = CPU
+        self,
+        spec: GraphSpec,
+        path: Path,
+        threads: int,
+        *,
+        weights_bytes: int = 0,
+        provider: str = CPU,
+        precision: str = "fp32",
     ) -> None:
         import onnxruntime as ort
 
-        self.spec = spec
+        self.spec, self.precision = spec, precision
         here = ort.get_available_providers()
         if provider not in here:
             raise EngineUnavailable(
@@ -94,11 +100,18 @@ def _options(ort: Any, threads: int) -> Any:
     return options
 
 
-class OnnxRuntimeBuilder:
+class OnnxRuntimeBuilder(LoadsOnnx):
+    """ONNX Runtime.
+
+    Args:
+        half: also runs the graphs of float16, to prove them where no GPU is: a CPU computes most of their operators
+            in float32 and rounds the results, which is slower than float32 itself.
+    """
+
     name = "onnxruntime"
 
-    def __init__(self, provider: str = CPU) -> None:
-        self.provider = provider
+    def __init__(self, provider: str = CPU, *, half: bool = False) -> None:
+        self.provider, self.half = provider, half
 
     def why_unavailable(self) -> str | None:
         try:
@@ -116,21 +129,17 @@ class OnnxRuntimeBuilder:
         return "cpu" if self.provider == CPU else self.provider
 
     def precisions(self) -> tuple[str, ...]:
-        return ("fp32",)
+        return ("fp32", "fp16") if self.half else ("fp32",)
 
     def load(
         self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None
     ) -> OnnxRuntimeEngine:
-        check_precision(self, precision)
+        check_precision(self, precision, bundle)
         return OnnxRuntimeEngine(
             bundle.spec(key),
-            bundle.graph_file(key),
+            bundle.graph_file(key, precision),
             thread_count(threads),
-            weights_bytes=bundle.graph(key).weights_bytes,
+            weights_bytes=bundle.graph(key, precision).weights_bytes,
             provider=self.provider,
+            precision=precision,
         )
-
-    def build(
-        self, bundle: Bundle, key: str, *, precision: str, sizes: Mapping[str, int], out: Path
-    ) -> tuple[Path, ...]:
-        return ()

@@ -50,9 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16", "int8"))
     made.add_argument(
         "--size",
-        default="512",
-        metavar="N|HxW|MIN:MAX",
-        help="picture size that engines are prepared for (default: 512)",
+        action="append",
+        default=[],
+        metavar="N|HxW|MIN:OPT:MAX",
+        help="picture size that engines are prepared for (default: 512); repeatable, one engine each",
     )
     made.add_argument(
         "--calibration",
@@ -163,7 +164,7 @@ def _export(args: argparse.Namespace) -> int:
         cards=cards,
         engine=args.engine,
         precision=args.precision,
-        sizes=parse_size(args.size),
+        sizes=[parse_size(size) for size in args.size],
         validate=not args.no_validate,
         calibration=_pictures(args.calibration),
         report=lambda line: print(line, flush=True),

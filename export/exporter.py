@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 import diffplugin
 from diffplugin.bundle import ENGINES, Bundle, graph_files, list_files, sha256, write_manifest, writing
 from diffplugin.engines import builder_named, choose
-from diffplugin.engines.base import shapes_text
+from diffplugin.engines.base import BuildOptions
 from diffplugin.errors import CheckpointError, MissingDependency, RequestError
 from diffplugin.export.checkpoints import Checkpoint, find, weights_file
 from diffplugin.export.graphs import graph_keys, module_for
@@ -35,13 +35,14 @@ from diffplugin.plugins.cards import PluginCard, card_to_toml, registry
 from diffplugin.plugins.mapping import FILE as COMPOUNDS
 from diffplugin.plugins.mapping import mapping_table
 from diffplugin.runtime.image import read_photo
+from diffplugin.shapes import Range, full_profile, shapes_text
 from diffplugin.spec import Array, graph_specs
 
 if TYPE_CHECKING:
     from diffplugin.engines.base import EngineBuilder
 
 Report = Callable[[str], None]
-Sizes = tuple[tuple[int, int], ...]
+Sizes = Sequence[tuple[Range, Range]]  # (height, width) in pixels
 
 
 def embedded_folder() -> Path:
@@ -61,20 +62,19 @@ def embedded_checkpoint(plugins: list[str]) -> tuple[Checkpoint, Path, str]:
     return find(root / "base", root / "clip", root / "pre-trained", plugins), root, "embedded"
 
 
-def parse_size(text: str) -> tuple[tuple[int, int], ...]:
-    """``512`` -> ((512, 512),); ``512x768`` -> ((512, 768),), height first; ``256:1024`` -> both ends.
+def parse_size(text: str) -> tuple[Range, Range]:
+    """Height and width in pixels: ``512``, ``512x768`` (height first), or ``256:512:1024`` for both sides.
 
     Raises:
-        RequestError: not of these forms, or not positive.
+        RequestError: not of these forms, or not positive and rising.
     """
     number = r"([1-9]\d{0,4})"
-    if found := re.fullmatch(number, text):
-        return ((int(found[1]), int(found[1])),)
-    if found := re.fullmatch(f"{number}x{number}", text):
-        return ((int(found[1]), int(found[2])),)
-    if (found := re.fullmatch(f"{number}:{number}", text)) and int(found[1]) <= int(found[2]):
-        return ((int(found[1]),) * 2, (int(found[2]),) * 2)
-    raise RequestError(f"size {text!r}: expected N, HxW or MIN:MAX in pixels, such as 512, 512x768 or 256:1024")
+    if found := re.fullmatch(f"{number}(?:x{number})?", text):
+        return Range.of(int(found[1])), Range.of(int(found[2] or found[1]))
+    if found := re.fullmatch(f"{number}:{number}:{number}", text):
+        side = Range(int(found[1]), int(found[2]), int(found[3]))
+        return side, side
+    raise RequestError(f"size {text!r}: expected N, HxW or MIN:OPT:MAX in pixels: 512, 512x768 or 256:512:1024")
 
 
 def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
@@ -144,45 +144,40 @@ def _manifest(
     )
 
 
-def _build_engines(
-    bundle: Bundle, builder: EngineBuilder, precision: str, sizes: Sizes, report: Report
+def build_engines(
+    bundle: Bundle, builder: EngineBuilder, precision: str, sizes: Sizes, options: BuildOptions, report: Report
 ) -> tuple[EngineEntry, ...]:
     """Engines built ahead of time for every graph and size; none where the engine loads from ONNX."""
-    entries: list[EngineEntry] = []
-    factor = bundle.manifest.dims.factor
-    for key in bundle.manifest.graphs:
+    entries: dict[str, EngineEntry] = {}
+    dims, plugins = bundle.manifest.dims, len(bundle.manifest.plugins)
+    devices = options.gpus or (builder.device(),)
+    for key in bundle.keys(precision):
         graph_sha256 = bundle.graph(key, precision).sha256
-        for height, width in sizes:
-            latent = {"h": height // factor, "w": width // factor}
-            axes = latent | {
-                "H": latent["h"] * factor,
-                "W": latent["w"] * factor,
-                "n": 1,
-                "p": len(bundle.manifest.plugins),
-            }
-            shapes = shapes_text(bundle.spec(key), axes)
-            print_ = fingerprint(graph_sha256, shapes, precision, builder.name, builder.version(), builder.device())
-            folder = bundle.path / ENGINES / print_
-            if any(entry.fingerprint == print_ for entry in entries):
+        for pair in sizes:
+            height, width = (side.over(dims.factor) for side in pair)
+            profile = full_profile(height, width, dims, batch=builder.batch, plugins=plugins)
+            shapes = shapes_text(bundle.spec(key), profile)
+            print_ = fingerprint(graph_sha256, shapes, precision, builder.name, builder.version(), devices)
+            if print_ in entries:
                 continue  # a graph without free axes is built once
-            files = builder.build(bundle, key, precision=precision, sizes=axes, out=folder)
-            if not files:
+            folder = bundle.path / ENGINES / print_
+            built = builder.build(bundle, key, precision=precision, profile=profile, out=folder, options=options)
+            if built is None:
                 continue
             report(f"built {builder.name} {precision} engine of {key} for {shapes or 'its one shape'}")
-            entries.append(
-                EngineEntry(
-                    fingerprint=print_,
-                    engine=builder.name,
-                    version=builder.version(),
-                    precision=precision,
-                    device=builder.device(),
-                    shapes=shapes,
-                    graph=key,
-                    graph_sha256=graph_sha256,
-                    files=tuple(file.relative_to(bundle.path).as_posix() for file in files),
-                )
+            entries[print_] = EngineEntry(
+                fingerprint=print_,
+                engine=builder.name,
+                version=builder.version(),
+                precision=precision,
+                devices=devices,
+                shapes=shapes,
+                graph=key,
+                graph_sha256=graph_sha256,
+                files=tuple(file.relative_to(bundle.path).as_posix() for file in built.files),
+                report=built.report,
             )
-    return tuple(entries)
+    return tuple(entries.values())
 
 
 def _central(picture: Array) -> Array:
@@ -235,9 +230,10 @@ def export_bundle(
     cards: Path | None = None,
     engine: str = "auto",
     precision: str = "auto",
-    sizes: Sizes = ((512, 512),),
+    sizes: Sizes = (),
     validate: bool = True,
     calibration: Sequence[Path] = (),
+    options: BuildOptions | None = None,
     report: Report = lambda line: None,
 ) -> Path:
     """Write the bundle ``out`` and return it.
@@ -246,7 +242,8 @@ def export_bundle(
         name: the bundle's name, kept in its manifest.
         cards: folder whose ``<id>/card.toml`` or ``cards/<id>.toml`` replace or add to the shipped cards.
         engine, precision: what to prepare and to validate with (``diffplugin.engines.choose``).
-        sizes: (height, width) in pixels that engines are built for.
+        sizes: (height, width) in pixels that engines are built for, one engine per pair and graph; none: 512 x 512.
+        options: how engines are built.
         calibration: pictures for int8, best degraded as the plugins expect; none: synthetic ones.
         validate: compare every graph and one picture with the reference.
         report: takes one line of progress.
@@ -259,8 +256,8 @@ def export_bundle(
     """
     chosen = _cards(checkpoint, cards)
     dims = checkpoint.dims  # reads all configs: faults show before any work
-    too_small = [size for size in sizes if min(size) < dims.factor]
-    if too_small:
+    sizes = sizes or [parse_size("512")]
+    if too_small := [side for pair in sizes for side in pair if side.least < dims.factor]:
         raise RequestError(f"size {too_small[0]}: a side is under {dims.factor} pixels, one latent pixel")
     builder, wanted, reason = choose(engine, precision)
     if wanted == "int8" and (lacking := why_unavailable()):
@@ -276,10 +273,11 @@ def export_bundle(
             _copy_compounds(cards, folder / "plugins")
         manifest = _manifest(checkpoint, name, chosen, _export_graphs(checkpoint, folder, report))
         if wanted == "int8":
-            manifest = replace(manifest, quantized=_quantize(Bundle(folder, manifest), builder, calibration, report))
+            int8 = _quantize(Bundle(folder, manifest), builder, calibration, report)
+            manifest = replace(manifest, variants={"int8": int8})
         bundle = Bundle(folder, manifest)
         if validate:
             manifest = replace(manifest, parity=_validate(bundle, checkpoint, builder, wanted, report))
-        engines = _build_engines(bundle, builder, wanted, sizes, report)
+        engines = build_engines(bundle, builder, wanted, sizes, options or BuildOptions(), report)
         write_manifest(folder, replace(manifest, engines=engines, files=list_files(folder)))
     return out

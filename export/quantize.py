@@ -210,7 +210,7 @@ def quantize_bundle(
         files = graph_files(path)
         weights = sum(file.stat().st_size for file in files[1:])
         entry = GraphEntry(file=path.relative_to(bundle.path).as_posix(), sha256=sha256(*files), weights_bytes=weights)
-        trial = replace(bundle, manifest=replace(bundle.manifest, quantized={key: entry}))
+        trial = replace(bundle, manifest=replace(bundle.manifest, variants={FOLDER: {key: entry}}))
         error = _error(trial, builder, key, items[:: -(-len(items) // MEASURED)])
         within = error <= budget
         verdict = "" if within else f" over {budget:g}: stays in floating point"

@@ -38,7 +38,7 @@ def test_files_specs_and_cards(folder: Path) -> None:
     assert bundle.spec("scb/derain").graph == "scb"
     assert bundle.spec("unet").inputs[2].axes == (1, bundle.manifest.dims.tokens, bundle.manifest.dims.token_width)
     assert bundle.cards() == {"derain": shipped_cards()["derain"]}
-    with pytest.raises(BundleError, match=r"no graph 'scb/desnow'; it has .*scb/derain"):
+    with pytest.raises(BundleError, match=r"no graph 'scb/desnow' at fp32; it has .*scb/derain"):
         bundle.graph_file("scb/desnow")
     with pytest.raises(BundleError, match="no kind of graph is called 'sbc'"):
         bundle.spec("sbc/derain")
@@ -54,10 +54,11 @@ def test_only_the_manifest_is_read_at_first(tmp_path: Path, write: Write) -> Non
     assert open_bundle(tmp_path / "bare").manifest.plugins == ("derain",)
 
 
-def find(bundle: Bundle, **changes: str) -> EngineEntry | None:
+def find(bundle: Bundle, **changes: Any) -> EngineEntry | None:
     builder = OnnxRuntimeBuilder()
     here = {"version": builder.version(), "device": builder.device()}
-    wanted = here | {"key": "unet", "engine": "onnxruntime", "precision": "fp32", "shapes": "h=8,w=8"} | changes
+    sizes = {"h": 8, "w": 8, "n": 99}
+    wanted = here | {"key": "unet", "engine": "onnxruntime", "precision": "fp32", "sizes": sizes} | changes
     return bundle.engine(wanted.pop("key"), **wanted)
 
 
@@ -65,7 +66,7 @@ def test_engines_are_found_by_all_that_they_depend_on(tmp_path: Path, write: Wri
     write(tmp_path, version=here["version"])
     bundle = open_bundle(tmp_path)
     assert find(bundle) == bundle.manifest.engines[0]
-    for other in ({"precision": "bf16"}, {"engine": "openvino"}, {"shapes": "h=9,w=8"}, {"key": "vae_decoder"}):
+    for other in ({"precision": "bf16"}, {"engine": "openvino"}, {"sizes": {"h": 9, "w": 8}}, {"key": "vae_decoder"}):
         assert find(bundle, **other) is None
     for foreign in ({"version": "0"}, {"device": "elsewhere"}):
         with pytest.raises(ForeignEngine, match=r"built for version .* dp-export --prune"):
@@ -74,7 +75,8 @@ def test_engines_are_found_by_all_that_they_depend_on(tmp_path: Path, write: Wri
 
 def test_a_fingerprint_depends_on_everything() -> None:
     parts = ["graph", "shapes", "precision", "engine", "version", "device"]
-    prints = {fingerprint(*(p + "!" if i == changed else p for i, p in enumerate(parts))) for changed in range(7)}
+    changed = ([p + "!" if i == k else p for i, p in enumerate(parts)] for k in range(7))
+    prints = {fingerprint(*about[:5], (about[5],)) for about in changed}
     assert len(prints) == 7 and all(len(p) == 16 and int(p, 16) >= 0 for p in prints)
 
 

@@ -60,7 +60,7 @@ def test_int8_is_taken_only_where_asked_or_preferred_and_where_the_bundle_has_it
 ) -> None:
     machine(monkeypatch, openvino=("fp32", "int8"))
     entry = tiny.bundle.manifest.graphs["unet"]
-    quantized = replace(tiny.bundle, manifest=replace(tiny.bundle.manifest, quantized={"unet": entry}))
+    quantized = replace(tiny.bundle, manifest=replace(tiny.bundle.manifest, variants={"int8": {"unet": entry}}))
 
     def taken(bundle: Bundle, precision: str = "auto", prefer: tuple[str, ...] = ()) -> tuple[str, str]:
         builder, used, _ = choose("auto", precision, bundle=bundle, prefer=prefer)

@@ -149,5 +149,5 @@ def test_large_maps_are_normalised_as_well_as_pytorch_does(tmp_path: Path) -> No
 
 def test_every_graph_of_a_checkpoint_has_a_key(checkpoint: Checkpoint) -> None:
     keys = graph_keys(checkpoint)
-    assert {kind_of(key) for key in keys} == set(graph_specs(checkpoint.dims))
+    assert {kind_of(key) for key in keys} == set(graph_specs(checkpoint.dims)) - {"step"}, "a step is made of the UNet"
     assert [key for key in keys if key.startswith("scb/")] == ["scb/deblur", "scb/derain", "scb/lowlight"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from diffplugin.bundle import Bundle
+from diffplugin.engines.base import LoadsOnnx
 from diffplugin.engines.fake import FakeEngine
 from diffplugin.export.tokenizer import write_tokenizer
 from diffplugin.manifest import GraphEntry, Manifest
@@ -49,7 +50,7 @@ def _grow(latents: Array) -> Array:
     return np.ascontiguousarray(latents[:, :3].repeat(8, 2).repeat(8, 3))
 
 
-class FakeModel:
+class FakeModel(LoadsOnnx):
     """Engines of one bundle. ``swap`` another function in for a graph; ``loads`` and ``runs`` count.
 
     The SCB hands the UNet ``cond`` plus the plugin's number, and the UNet finds the noise that leads there: a run
@@ -83,11 +84,6 @@ class FakeModel:
 
     def precisions(self) -> tuple[str, ...]:
         return ("fp32",)
-
-    def build(
-        self, bundle: Bundle, key: str, *, precision: str, sizes: Mapping[str, int], out: Path
-    ) -> tuple[Path, ...]:
-        return ()
 
     def load(self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None) -> FakeEngine:
         self.loads.append(key)
