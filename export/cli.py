@@ -62,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
         help="pictures to calibrate int8 on, best ones that need the plugins (default: synthetic ones)",
     )
     made.add_argument("--no-validate", action="store_true", help="skip the comparison with the PyTorch reference")
+    made.add_argument(
+        "--triton-repo", type=Path, metavar="DIR", help="also write a model repository for NVIDIA's Triton server"
+    )
+    made.add_argument("--bundle", type=Path, help="with --triton-repo: take this bundle as it is, export nothing")
     care = parser.add_argument_group("care of bundles").add_mutually_exclusive_group()
     care.add_argument("--list", action="store_true", help="list the bundles in the cache folder, or in --out")
     care.add_argument("--verify", type=Path, metavar="BUNDLE", help="check every file against the manifest")
@@ -90,6 +94,10 @@ def _command(args: argparse.Namespace) -> int:
         return _list(args.out)
     if args.verify:
         return _verify(args.verify)
+    if args.bundle and not args.triton_repo:
+        raise DiffPluginError("--bundle is for --triton-repo DIR: name that too, or leave it out")
+    if args.bundle:
+        return _triton(args.bundle, args.triton_repo)
     return _prune(args.prune) if args.prune else _export(args)
 
 
@@ -170,6 +178,15 @@ def _export(args: argparse.Namespace) -> int:
         report=lambda line: print(line, flush=True),
     )
     print(f"{path}: written in {time.monotonic() - started:.0f} s")
+    return _triton(path, args.triton_repo) if args.triton_repo else 0
+
+
+def _triton(bundle: Path, out: Path) -> int:
+    from diffplugin.bundle import open_bundle
+    from diffplugin.export.triton import write_repository
+
+    names = write_repository(open_bundle(bundle), out)
+    print(f"{out}: {len(names)} models; the loop is {names[0]}")
     return 0
 
 
