@@ -38,12 +38,14 @@ class BuildOptions:
         gpus: compute capabilities ("sm_89") to build for; empty: this machine's device.
         workspace: most bytes of scratch memory that a layer may take; None: as the library decides.
         weight_streaming: weights may stay in the host's memory.
+        memory: bytes that a build may take; None: unknown, so not checked.
         progress: takes one line now and then.
     """
 
     gpus: tuple[str, ...] = ()
     workspace: int | None = None
     weight_streaming: bool = False
+    memory: int | None = None
     progress: Callable[[str], None] = lambda line: None
 
 
