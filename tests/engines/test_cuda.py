@@ -34,20 +34,26 @@ CALLS: dict[str, Callable[[CudaDriver], object]] = {
 }
 
 
+CONSTANTS = {
+    "cudaStreamNonBlocking": 1,
+    "cudaMemcpyKind": SimpleNamespace(cudaMemcpyHostToDevice="up", cudaMemcpyDeviceToHost="down"),
+    "cudaStreamCaptureMode": SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread"),
+    "cudaDeviceAttr": SimpleNamespace(
+        cudaDevAttrComputeCapabilityMajor="major", cudaDevAttrComputeCapabilityMinor="minor"
+    ),
+}
+
+
 class Runtime:
     """Stands for ``cuda.bindings.runtime``: answers as told, records what it was asked."""
-
-    cudaStreamNonBlocking = 1
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="up", cudaMemcpyDeviceToHost="down")
-    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread")
-    cudaDeviceAttr = SimpleNamespace(
-        cudaDevAttrComputeCapabilityMajor="major", cudaDevAttrComputeCapabilityMinor="minor"
-    )
 
     def __init__(self, **answers: Any) -> None:
         self.answers, self.asked = answers, list[tuple[Any, ...]]()
 
-    def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
+    def __getattr__(self, name: str) -> Any:
+        if name in CONSTANTS:
+            return CONSTANTS[name]
+
         def call(*arguments: Any) -> tuple[Any, ...]:
             self.asked.append((name, *arguments))
             answer = self.answers.get(name, (0,))
@@ -144,8 +150,7 @@ def test_errors_have_the_kind_the_words_and_the_remedy(
     error: str, number: int, kind: type[EngineError], says: str
 ) -> None:
     driver = _failing("cudaMalloc", error, number)
-    with pytest.raises(
-        kind, match=rf"CUDA: cudaMalloc failed with {error} \(words of the library\).*{says}|{says}"
-    ) as e:
+    with pytest.raises(kind, match=says) as caught:
         driver.malloc(1)
-    assert type(e.value) is kind and "words of the library" in str(e.value)
+    assert type(caught.value) is kind
+    assert str(caught.value).startswith(f"CUDA: cudaMalloc failed with {error} (words of the library)")
