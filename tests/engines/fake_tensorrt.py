@@ -22,7 +22,7 @@ from diffplugin.engines.tensorrt_engine import TensorRtEngine
 from diffplugin.errors import EngineError
 from diffplugin.manifest import EngineEntry, fingerprint
 from diffplugin.shapes import Range, free_inputs, parse_shapes, shapes_text
-from diffplugin.spec import DTYPES
+from diffplugin.spec import DTYPES, Array
 from tests.engines.fake_driver import FakeDriver
 
 if TYPE_CHECKING:
@@ -42,6 +42,12 @@ def _session(path: str) -> Any:
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
+def run_onnx(bundle: Bundle, key: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Outputs of a bundle's graph, as the fake engines compute them."""
+    names = [t.name for t in bundle.spec(key).outputs]
+    return dict(zip(names, _session(str(bundle.graph_file(key))).run(names, dict(inputs)), strict=True))
+
+
 class FakeTensorRt:
     """Stands for the module ``tensorrt_rtx``.
 
@@ -52,6 +58,7 @@ class FakeTensorRt:
         capturable: what contexts answer.
         refuses: engine files are refused, as foreign or broken ones are.
         streamable: bytes of weights that engines built for weight streaming have.
+        poisoned: graphs whose outputs become NaN.
         created: every engine that was deserialised.
     """
 
@@ -69,6 +76,7 @@ class FakeTensorRt:
     def __init__(self, driver: FakeDriver, *, rtx: bool = True) -> None:
         self.driver, self.rtx = driver, rtx
         self.capturable, self.refuses, self.streamable = True, False, 0
+        self.poisoned: set[str] = set()
         self.created: list[_Engine] = []
         self.logger: Any = None
         if rtx:
@@ -215,7 +223,7 @@ class _Context:
         assert not stale, f"{engine.name}: {', '.join(stale)} was never written"
         outputs = engine.session.run(list(engine.outputs), inputs)
         for name, array in zip(engine.outputs, outputs, strict=True):
-            view(name)[...] = array
+            view(name)[...] = np.nan if engine.name in engine.library.poisoned else array
 
     def _is_stream_capturable(self, stream: int) -> bool:
         return self._library.capturable
