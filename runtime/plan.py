@@ -43,6 +43,7 @@ class Stage:
     Attributes:
         fresh: steps that run the whole UNet, the first among them; the others run its outermost blocks alone.
         scb_steps: steps whose residuals are computed, the first and the last among them.
+        scb_batch: timesteps that the SCB takes at once; more than 1 on a device only.
     """
 
     plugin: str
@@ -51,6 +52,7 @@ class Stage:
     renoise_from_t: int
     fresh: tuple[int, ...]
     scb_steps: tuple[int, ...]
+    scb_batch: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,8 @@ class Plan:
         sampler, seed, engine, precision: as they will run ("auto" resolved).
         quality: name of the quality that the stages follow.
         memory: estimate; ``estimated_bytes`` stands against ``available`` bytes (None: unknown).
+        loop: "device": each plugin's picture runs there as a whole (``runtime.capture``); "host": graph by graph.
+        loop_reason: why, where the engine could do both.
     """
 
     input_size: tuple[int, int]
@@ -86,6 +90,8 @@ class Plan:
     quality: str
     memory: Footprint
     available: int | None
+    loop: Literal["host", "device"] = "host"
+    loop_reason: str = ""
 
     @property
     def estimated_bytes(self) -> int:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from diffplugin.bundle import Bundle, default_bundle, open_bundle, sha256
+from diffplugin.manifest import GraphEntry
+from diffplugin.shapes import Range, full_profile
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKED = ROOT / "tests" / "data" / "oracle.tar.xz"
@@ -38,3 +44,22 @@ def oracle_bundle(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     root = oracle / "checkpoint"
     checkpoint = find(root / "stable-diffusion", root / "clip", root / "pre-trained")
     return export_bundle(checkpoint, tmp_path_factory.mktemp("bundle") / "oracle", name="oracle", validate=False)
+
+
+@pytest.fixture(scope="session")
+def device_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The embedded model with a ``step`` graph and engines of the fake TensorRT: latent sides 8 to 32, up to 4
+    timesteps of the SCB at once."""
+    pytest.importorskip("onnx", reason="needs the extra [export]")
+    from tests.engines.fake_tensorrt import fake_engines
+    from tests.engines.step_graph import write_step
+
+    source = open_bundle(default_bundle())
+    folder = tmp_path_factory.mktemp("device") / "embedded"
+    shutil.copytree(source.path, folder)
+    write_step(folder / "onnx/unet.onnx", source.spec("step"), folder / "onnx/step.onnx")
+    step = GraphEntry(file="onnx/step.onnx", sha256=sha256(folder / "onnx/step.onnx"), weights_bytes=0)
+    manifest = replace(source.manifest, graphs={**source.manifest.graphs, "step": step})
+    side = Range(8, 16, 32)
+    profile = full_profile(side, side, manifest.dims, batch=4, plugins=len(manifest.plugins))
+    return Bundle(folder, replace(manifest, engines=fake_engines(Bundle(folder, manifest), [profile])))
