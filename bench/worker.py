@@ -199,10 +199,10 @@ KINDS: dict[str, Callable[[Job], Result]] = {
 }
 
 
-def main(argv: list[str]) -> int:
-    job = json.loads(argv[1])
+def answer(argv: list[str], run: Callable[[Job], Result]) -> int:
+    """Run the job of a command line and print its result, or the reason why there is none."""
     try:
-        result = KINDS[job["kind"]](job)
+        result = run(json.loads(argv[1]))
     except Exception as error:  # a peer's library raises what it likes; the report says what
         from diffplugin.engines.base import one_line
         from diffplugin.errors import DiffPluginError
@@ -214,4 +214,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(answer(sys.argv, lambda job: KINDS[job["kind"]](job)))
