@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffplugin.bundle import graph_files
-from diffplugin.engines.base import check_names, check_precision, one_line, shapes_text, thread_count
+from diffplugin.engines.base import (
+    check_names,
+    check_precision,
+    one_line,
+    shapes_text,
+    thread_count,
+    usable_cores,
+)
 from diffplugin.engines.blobs import read_blob, trim, write_blob
 from diffplugin.engines.pages import releasing
 from diffplugin.engines.probe import convolution, fastest_first
@@ -149,6 +156,8 @@ def _properties(path: Path, hint: str, threads: int) -> dict[str, Any]:
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
+        # Pinned threads of several processes that share the cores would sit on the same ones.
+        "ENABLE_CPU_PINNING": threads >= usable_cores(),
     }
     files = graph_files(path)
     # Weights beside an ONNX graph: a compiled model names them instead of repeating gigabytes per shape. Not for IR:
