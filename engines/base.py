@@ -62,11 +62,13 @@ class EngineBuilder(Protocol):
 
     Attributes:
         name: as ``--engine`` takes it.
+        concurrent: a loaded engine computes several runs at once, each on its own threads; False: one after another.
         ahead: its engines may be built for other devices than this machine's.
         batch: most timesteps of the SCB that an engine built ahead takes at once.
     """
 
     name: str
+    concurrent: bool
     ahead: bool
     batch: int
 
@@ -83,7 +85,7 @@ class EngineBuilder(Protocol):
         """Precisions that run natively here: floating point, fastest first, then what costs accuracy."""
 
     def load(self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None) -> Engine:
-        """The engine of one graph. ``cache``: a folder for compiled models; ``threads`` None: all cores.
+        """The engine of one graph. ``cache``: a folder for compiled models; ``threads``: of one run, None: all cores.
 
         Raises:
             EngineUnavailable: the precision does not run natively here.

@@ -40,6 +40,7 @@ class TensorRtBuilder:
         name: "tensorrt" or "tensorrt-rtx".
     """
 
+    concurrent = False  # a picture at a time has the whole GPU
     batch = 20  # a whole schedule
 
     def __init__(self, name: str) -> None:

@@ -233,6 +233,7 @@ class FakeTensorRtBuilder(LoadsOnnx):
     """Engines of the fake library: what ``engines.tensorrt.TensorRtBuilder`` is to the real one."""
 
     name = "tensorrt-fake"
+    concurrent = False
 
     def __init__(self, driver: FakeDriver, library: FakeTensorRt | None = None, device: str = "sm_89") -> None:
         self._driver, self._library, self._device = driver, library or FakeTensorRt(driver), device
