@@ -14,10 +14,12 @@ import numpy as np
 
 from diffplugin.engines.device import ALIGNMENT, DeviceBuilder, DeviceEngine, Driver
 from diffplugin.errors import DeviceMemoryFull, EngineError
+from diffplugin.runtime.built import Built
 from diffplugin.runtime.capture import DevicePicture, Difference, Key, Request
 from diffplugin.runtime.plan import Plan, Stage
 from diffplugin.runtime.pool import EnginePool
 from diffplugin.runtime.schedule import StepTable, step_weights
+from diffplugin.shapes import parse_shapes
 from diffplugin.spec import Array, ModelDims
 
 if TYPE_CHECKING:
@@ -60,6 +62,17 @@ class DeviceLoop:
         self._users: Counter[DevicePicture] = Counter()
         self._lock = threading.Lock()
         self._closed = False
+
+    @property
+    def built(self) -> tuple[Built, ...]:
+        """Latent sides that the bundle's engines take."""
+        bundle, name, precision = self._pool.bundle, self._pool.builder.name, self._pool.precision
+        found = (
+            parse_shapes(entry.shapes)
+            for entry in bundle.manifest.engines
+            if (entry.graph, entry.engine, entry.precision) == ("unet", name, precision)
+        )
+        return tuple(Built(shapes["h"], shapes["w"]) for shapes in found)
 
     def planned(self, plan: Plan) -> Plan:
         """The plan with what this loop will do of it: everything, or nothing and why."""

@@ -20,7 +20,7 @@ from diffplugin.runtime.image import (
     Size,
     crop,
     from_tensor,
-    pad_to,
+    grow,
     photo_from,
     resize,
     to_tensor,
@@ -192,14 +192,14 @@ class Restorer:
             device=self.device if plan.loop == "device" and observe is None else None,
         )
         with clock("prepare"):
-            picture, inner = pad_to(to_tensor(working_photo(photo, options.size)), self.dims.factor)
+            picture = grow(to_tensor(working_photo(photo, options.size)), plan.padded_size)
         for i, stage in enumerate(plan.chain):
             ticks.begin(stage.plugin)
             if i:  # the release hands an 8-bit picture from plugin to plugin
                 picture = to_tensor(from_tensor(picture))
             picture = self._stage(run, stage, picture, plan.sampler, tokens)
         with clock("finish"):
-            photo = with_rgb(photo, resize(from_tensor(crop(picture, inner)), plan.output_size))
+            photo = with_rgb(photo, resize(from_tensor(crop(picture, plan.working_size[::-1])), plan.output_size))
         return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=False)
 
     def plan(
@@ -287,6 +287,7 @@ class Restorer:
             engine=self.engine,
             precision=self.precision,
             quality=self.quality.name,
+            built=() if self.device is None else self.device.built,
         )
         return plan if self.device is None else self.device.planned(plan)
 
