@@ -91,10 +91,10 @@ class TensorRtBuilder:
         return ("fp16",)
 
     def load(self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None) -> Any:
-        """The engine; ``threads`` and ``cache`` are for processors."""
+        """The engine; ``threads`` are for processors."""
         check_precision(self, precision, bundle)
         return importlib.import_module("diffplugin.engines.tensorrt_engine").TensorRtEngine(
-            bundle, key, self, precision=precision
+            bundle, key, self, precision=precision, cache=cache
         )
 
     def check_gpus(self, gpus: tuple[str, ...]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from diffplugin.engines.base import check_names, one_line
 from diffplugin.engines.device import Driver, PlainRuns
+from diffplugin.engines.kernel_cache import KernelCache
 from diffplugin.errors import BundleDamaged, EngineError, EngineUnavailable
 from diffplugin.manifest import EngineEntry
 from diffplugin.spec import Array, GraphSpec
@@ -45,6 +46,7 @@ class TensorRtEngine:
     """One graph: the bundle's engines for it, each deserialised when its sizes are first used.
 
     Args:
+        cache: a folder for kernels that are compiled when an engine first runs; None: none are kept.
         weights_budget: bytes of weights that stay in device memory where the engine was built for weight streaming;
             None: all if they fit, else what TensorRT proposes.
 
@@ -55,13 +57,20 @@ class TensorRtEngine:
     """
 
     def __init__(
-        self, bundle: Bundle, key: str, flavour: Flavour, *, precision: str, weights_budget: int | None = None
+        self,
+        bundle: Bundle,
+        key: str,
+        flavour: Flavour,
+        *,
+        precision: str,
+        cache: Path | None = None,
+        weights_budget: int | None = None,
     ) -> None:
         self.spec: GraphSpec = bundle.spec(key)
         self.name, self.precision = flavour.name, precision
         self._bundle, self._key, self._flavour = bundle, key, flavour
-        self._budget = weights_budget
-        self._engines: OrderedDict[str, Any] = OrderedDict()
+        self._cache, self._budget = cache, weights_budget
+        self._engines: OrderedDict[str, tuple[Any, KernelCache]] = OrderedDict()
         self._lock = threading.Lock()
         self._plain: PlainRuns | None = None
         self._closed = False
@@ -91,8 +100,8 @@ class TensorRtEngine:
                     self._engines.popitem(last=False)
                 self._engines[entry.fingerprint] = self._load(entry)
             self._engines.move_to_end(entry.fingerprint)
-            engine = self._engines[entry.fingerprint]
-        return TensorRtContext(self._flavour.library(), engine, self.spec, sizes)
+            engine, kernels = self._engines[entry.fingerprint]
+        return TensorRtContext(self._flavour.library(), engine, self.spec, sizes, kernels)
 
     def _entry(self, sizes: Mapping[str, int]) -> EngineEntry | None:
         flavour = self._flavour
@@ -105,14 +114,15 @@ class TensorRtEngine:
             device=flavour.device(),
         )
 
-    def _load(self, entry: EngineEntry) -> Any:
+    def _load(self, entry: EngineEntry) -> tuple[Any, KernelCache]:
         if not entry.files:
             raise BundleDamaged(f"{self._bundle.path}: engine {entry.fingerprint} lists no file; export it again")
         path = self._bundle.path / entry.files[0]
         engine = deserialize(self._flavour.library(), path)
         check_engine(self._flavour.library(), engine, self.spec, path)
         self._stream_weights(engine)
-        return engine
+        name = f"{entry.fingerprint}-{self._flavour.device()}.kernels"
+        return engine, KernelCache(self._cache / name if self._cache is not None else None)
 
     def _stream_weights(self, engine: Any) -> None:
         """Choose how many bytes of the weights stay on the device, before a context exists."""
@@ -142,10 +152,12 @@ class TensorRtContext:
         EngineError: TensorRT cannot make it, or refuses the sizes.
     """
 
-    def __init__(self, library: Any, engine: Any, spec: GraphSpec, sizes: Mapping[str, int]) -> None:
-        self._spec, self._words = spec, words_of(library)
-        self._context: Any = self._said(_new_context(library, engine), "an execution context cannot be made")
-        self._engine = engine  # must outlive its contexts
+    def __init__(
+        self, library: Any, engine: Any, spec: GraphSpec, sizes: Mapping[str, int], kernels: KernelCache
+    ) -> None:
+        self._spec, self._words, self._kernels = spec, words_of(library), kernels
+        self._context: Any = self._said(_new_context(library, engine, kernels), "an execution context cannot be made")
+        self._engine = engine  # must outlive its contexts, as must the kernels
         for tensor in spec.inputs:
             shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in tensor.axes)
             self._said(self._context.set_input_shape(tensor.name, shape), f"{tensor.name} cannot be {shape}")
@@ -176,10 +188,12 @@ class TensorRtContext:
         return f"the engine of {self._spec.graph} cannot be captured; build it with user allocation"
 
     def close(self) -> None:
+        if self._context is not None:
+            self._kernels.save()
         self._context = self._engine = None
 
 
-def _new_context(library: Any, engine: Any) -> Any:
+def _new_context(library: Any, engine: Any, kernels: KernelCache) -> Any:
     """A context without working memory of its own. Kernels are chosen before the first run and stay (TensorRT-RTX by
     default exchanges them in the background, which a captured graph would not see)."""
     strategy = library.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -189,6 +203,7 @@ def _new_context(library: Any, engine: Any) -> Any:
     config.set_execution_context_allocation_strategy(strategy)
     if hasattr(library, "DynamicShapesKernelSpecializationStrategy"):
         config.dynamic_shapes_kernel_specialization_strategy = library.DynamicShapesKernelSpecializationStrategy.EAGER
+    kernels.attach(config)
     return engine.create_execution_context(config)
 
 

@@ -78,6 +78,7 @@ class FakeTensorRt:
         self.capturable, self.refuses, self.streamable = True, False, 0
         self.poisoned: set[str] = set()
         self.created: list[_Engine] = []
+        self.kernels = b"kernels of this card"
         self.logger: Any = None
         if rtx:
             self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(LAZY="lazy", EAGER="eager")
@@ -125,7 +126,7 @@ class _Engine:
 
     def create_runtime_config(self) -> Any:
         assert self.weight_streaming_budget_v2 >= 0 or not self.streamable_weights_size, "no budget of weights"
-        return _Config(self.library.rtx)
+        return _Config(self.library.rtx, self.library.kernels) if self.library.rtx else _Config(False)
 
     def create_execution_context(self, config: Any) -> _Context | None:
         assert config.strategy == "user", "working memory must come from outside"
@@ -135,16 +136,46 @@ class _Engine:
         except EngineError:
             self.library.error("out of luck")
             return None
+        if config.cache is not None:
+            config.cache.compile(self.library.driver)
         return _Context(self)
 
 
 class _Config:
-    def __init__(self, rtx: bool) -> None:
+    def __init__(self, rtx: bool, kernels: bytes = b"") -> None:
         self.strategy: str | None = None
+        self.cache: _Kernels | None = None
+        if rtx:
+            self.create_runtime_cache = lambda: _Kernels(kernels)
         self.dynamic_shapes_kernel_specialization_strategy = "lazy" if rtx else None
 
     def set_execution_context_allocation_strategy(self, strategy: str) -> None:
         self.strategy = strategy
+
+    def set_runtime_cache(self, cache: _Kernels) -> bool:
+        self.cache = cache
+        return True
+
+
+class _Kernels:
+    """Compiled kernels: ``compiles`` are what the first context of an engine adds."""
+
+    def __init__(self, compiles: bytes) -> None:
+        self._compiles, self.content = compiles, b""
+
+    def deserialize(self, blob: Any) -> bool:
+        if not bytes(blob).startswith(b"kernels"):
+            return False
+        self.content = bytes(blob)
+        return True
+
+    def compile(self, driver: FakeDriver) -> None:
+        if self._compiles not in self.content:
+            driver.note("compile")
+            self.content += self._compiles
+
+    def serialize(self) -> bytes:
+        return self.content
 
 
 class _Context:
@@ -256,7 +287,7 @@ class FakeTensorRtBuilder(LoadsOnnx):
     def load(
         self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None
     ) -> TensorRtEngine:
-        return TensorRtEngine(bundle, key, self, precision=precision)
+        return TensorRtEngine(bundle, key, self, precision=precision, cache=cache)
 
 
 def fake_engines(

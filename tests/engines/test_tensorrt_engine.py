@@ -221,6 +221,31 @@ def test_runs_from_several_threads(device_bundle: Bundle, load: Load) -> None:
     assert all(np.array_equal(together[i], one) for i, one in enumerate(alone))
 
 
+def test_kernels_are_compiled_once_per_machine(device_bundle: Bundle, tmp_path: Path) -> None:
+    """Two processes, as it were; then a damaged file, one of another card, and a folder that cannot be written."""
+
+    def compiled(kernels: bytes = b"kernels of this card", cache: Path | None = tmp_path / "cache") -> int:
+        driver = FakeDriver()
+        library = FakeTensorRt(driver)
+        library.kernels = kernels
+        builder = FakeTensorRtBuilder(driver, library)
+        engine = builder.load(device_bundle, "vae_decoder", precision="fp32", threads=None, cache=cache)
+        for width in (8, 9):
+            engine.run(_inputs(device_bundle, "vae_decoder", w=width))
+        engine.close()
+        return driver.counted()["compile"]
+
+    assert [compiled(), compiled()] == [1, 0]
+    (file,) = (tmp_path / "cache").iterdir()
+    assert file.name.endswith("-sm_89.kernels")
+    file.write_bytes(file.read_bytes()[:-5])
+    assert [compiled(), compiled()] == [1, 0], "damaged: compiled and written again"
+    assert [compiled(b"kernels too"), compiled(b"kernels too"), compiled()] == [1, 0, 0], "what is new is added"
+    (tmp_path / "file").write_text("")
+    assert compiled(cache=tmp_path / "file" / "cache") == 1
+    assert compiled(cache=None) == 0, "without a folder the library has no cache to fill"
+
+
 def test_what_the_library_says_is_kept_until_it_is_told(library: FakeTensorRt) -> None:
     words = tensorrt_engine.words_of(library)
     severity = library.ILogger.Severity
@@ -246,8 +271,9 @@ def test_what_is_used_of_the_real_library_is_there() -> None:
         "weight_streaming_budget_v2",
         library.IExecutionContext: "execute_async_v3 get_tensor_shape is_stream_capturable set_device_memory "
         "set_input_shape set_tensor_address update_device_memory_size_for_shapes",
-        library.IRuntimeConfig: "dynamic_shapes_kernel_specialization_strategy "
-        "set_execution_context_allocation_strategy",
+        library.IRuntimeConfig: "create_runtime_cache dynamic_shapes_kernel_specialization_strategy "
+        "set_execution_context_allocation_strategy set_runtime_cache",
+        library.IRuntimeCache: "deserialize serialize",
         library.ExecutionContextAllocationStrategy: "USER_MANAGED",
         library.DynamicShapesKernelSpecializationStrategy: "EAGER",
         library.TensorIOMode: "INPUT OUTPUT",
