@@ -74,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--steps", type=int, metavar="N", help="steps of the first plugin (default: its card's, 20)")
     run.add_argument("--seed", type=int, default=42, metavar="N", help="of the start noise (default: 42)")
     run.add_argument("--sampler", default="unipc", choices=tuple(SAMPLERS), help="default: unipc, as released")
-    run.add_argument("--engine", default="auto", metavar="NAME", help="auto, onnxruntime or openvino")
+    run.add_argument("--engine", default="auto", metavar="NAME", help="auto, onnxruntime, openvino, tensorrt or tensorrt-rtx")
     run.add_argument("--precision", default="auto", metavar="NAME", help="auto, fp32, bf16, fp16 or int8")
     run.add_argument(
         "--quality",
