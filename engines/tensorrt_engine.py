@@ -254,13 +254,12 @@ class _Words:
     def __init__(self, library: Any) -> None:
         errors: deque[str] = deque(maxlen=4)
         serious = (library.ILogger.Severity.INTERNAL_ERROR, library.ILogger.Severity.ERROR)
-        warning = library.ILogger.Severity.WARNING
 
         class Logger(library.ILogger):  # type: ignore[misc]
             def log(self, severity: Any, message: str) -> None:
                 if severity in serious:
                     errors.append(message.strip())
-                _log.debug("%s: %s", library.__name__, message) if severity != warning else _log.info("%s", message)
+                _log.debug("%s: %s", library.__name__, message)
 
         self._errors = errors
         self.logger = Logger()

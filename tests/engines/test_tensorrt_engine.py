@@ -277,7 +277,7 @@ def test_what_is_used_of_the_real_library_is_there() -> None:
         library.ExecutionContextAllocationStrategy: "USER_MANAGED",
         library.DynamicShapesKernelSpecializationStrategy: "EAGER",
         library.TensorIOMode: "INPUT OUTPUT",
-        library.ILogger.Severity: "INTERNAL_ERROR ERROR WARNING",
+        library.ILogger.Severity: "INTERNAL_ERROR ERROR",
         library: "Runtime float32 int64",
     }
     missing = [
