@@ -115,11 +115,6 @@ class DeviceBuilder(Protocol):
     def driver(self) -> Driver: ...
 
 
-def tensor_bytes(spec: GraphSpec, context: DeviceContext) -> dict[str, int]:
-    """Bytes of every input and output of a context."""
-    return {t.name: prod(context.shape(t.name)) * DTYPES[t.dtype].itemsize for t in (*spec.inputs, *spec.outputs)}
-
-
 def allocate(driver: Driver, stack: ExitStack, size: int) -> int:
     """Address of new memory that ``stack`` frees."""
     address = driver.malloc(size)
@@ -137,8 +132,10 @@ class _PlainRun:
         try:
             self._stream = driver.open_stream()
             self._stack.callback(driver.close_stream, self._stream)
-            sizes = tensor_bytes(spec, context)
-            self._addresses = {name: allocate(driver, self._stack, size) for name, size in sizes.items()}
+            self._addresses = {
+                t.name: allocate(driver, self._stack, prod(context.shape(t.name)) * DTYPES[t.dtype].itemsize)
+                for t in (*spec.inputs, *spec.outputs)
+            }
             if context.scratch:
                 context.bind_scratch(allocate(driver, self._stack, context.scratch), context.scratch)
             for name, address in self._addresses.items():
