@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Mapping
 from functools import cache as cached
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from diffplugin.engines.base import check_names, one_line
 from diffplugin.engines.device import Driver, PlainRuns
 from diffplugin.engines.kernel_cache import KernelCache
-from diffplugin.errors import BundleDamaged, EngineError, EngineUnavailable
+from diffplugin.errors import BundleDamaged, DeviceMemoryFull, EngineError, EngineUnavailable
 from diffplugin.manifest import EngineEntry
 from diffplugin.spec import Array, GraphSpec
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
 
 _log = logging.getLogger("diffplugin")
-_KEPT = 2  # deserialised engines of one graph that wait for their next context
+_MEMORY_WORDS = ("out of memory", "outofmemory", "cudaerrormemoryallocation")  # how TensorRT says so in its log
 _SPARE = 2**30  # bytes of device memory to leave free beside weights before they are streamed
 
 
@@ -42,8 +43,17 @@ class Flavour(Protocol):
     def driver(self) -> Driver: ...
 
 
+class _Loaded:
+    """A deserialised engine: its weights are on the device as long as this object lives."""
+
+    def __init__(self, engine: Any, kernels: KernelCache) -> None:
+        self.engine, self.kernels = engine, kernels
+
+
 class TensorRtEngine:
     """One graph: the bundle's engines for it, each deserialised when its sizes are first used.
+
+    An engine stays on the device as long as a context of it does; the last one that was used waits for its next.
 
     Args:
         cache: a folder for kernels that are compiled when an engine first runs; None: none are kept.
@@ -70,7 +80,8 @@ class TensorRtEngine:
         self.name, self.precision = flavour.name, precision
         self._bundle, self._key, self._flavour = bundle, key, flavour
         self._cache, self._budget = cache, weights_budget
-        self._engines: OrderedDict[str, tuple[Any, KernelCache]] = OrderedDict()
+        self._loaded: WeakValueDictionary[str, _Loaded] = WeakValueDictionary()
+        self._last: _Loaded | None = None
         self._lock = threading.Lock()
         self._plain: PlainRuns | None = None
         self._closed = False
@@ -95,13 +106,12 @@ class TensorRtEngine:
         with self._lock:
             if self._closed:
                 raise EngineError(f"{self.spec.graph}: this engine is closed")
-            if entry.fingerprint not in self._engines:
-                while len(self._engines) >= _KEPT:
-                    self._engines.popitem(last=False)
-                self._engines[entry.fingerprint] = self._load(entry)
-            self._engines.move_to_end(entry.fingerprint)
-            engine, kernels = self._engines[entry.fingerprint]
-        return TensorRtContext(self._flavour.library(), engine, self.spec, sizes, kernels)
+            loaded = self._loaded.get(entry.fingerprint)
+            if loaded is None:
+                self._last = None  # unless it is in use, its weights make room first
+                loaded = self._load(entry)
+            self._last = self._loaded[entry.fingerprint] = loaded
+        return TensorRtContext(self._flavour.library(), loaded, self.spec, sizes)
 
     def _entry(self, sizes: Mapping[str, int]) -> EngineEntry | None:
         flavour = self._flavour
@@ -114,7 +124,7 @@ class TensorRtEngine:
             device=flavour.device(),
         )
 
-    def _load(self, entry: EngineEntry) -> tuple[Any, KernelCache]:
+    def _load(self, entry: EngineEntry) -> _Loaded:
         if not entry.files:
             raise BundleDamaged(f"{self._bundle.path}: engine {entry.fingerprint} lists no file; export it again")
         path = self._bundle.path / entry.files[0]
@@ -122,7 +132,7 @@ class TensorRtEngine:
         check_engine(self._flavour.library(), engine, self.spec, path)
         self._stream_weights(engine)
         name = f"{entry.fingerprint}-{self._flavour.device()}.kernels"
-        return engine, KernelCache(self._cache / name if self._cache is not None else None)
+        return _Loaded(engine, KernelCache(self._cache / name if self._cache is not None else None))
 
     def _stream_weights(self, engine: Any) -> None:
         """Choose how many bytes of the weights stay on the device, before a context exists."""
@@ -139,10 +149,9 @@ class TensorRtEngine:
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            plain, self._plain = self._plain, None
+            plain, self._plain, self._last = self._plain, None, None
         if plain is not None:
             plain.close()
-        self._engines.clear()
 
 
 class TensorRtContext:
@@ -152,12 +161,10 @@ class TensorRtContext:
         EngineError: TensorRT cannot make it, or refuses the sizes.
     """
 
-    def __init__(
-        self, library: Any, engine: Any, spec: GraphSpec, sizes: Mapping[str, int], kernels: KernelCache
-    ) -> None:
-        self._spec, self._words, self._kernels = spec, words_of(library), kernels
-        self._context: Any = self._said(_new_context(library, engine, kernels), "an execution context cannot be made")
-        self._engine = engine  # must outlive its contexts, as must the kernels
+    def __init__(self, library: Any, loaded: _Loaded, spec: GraphSpec, sizes: Mapping[str, int]) -> None:
+        self._spec, self._words = spec, words_of(library)
+        self._context: Any = self._said(_new_context(library, loaded), "an execution context cannot be made")
+        self._loaded: _Loaded | None = loaded  # must outlive its contexts
         for tensor in spec.inputs:
             shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in tensor.axes)
             self._said(self._context.set_input_shape(tensor.name, shape), f"{tensor.name} cannot be {shape}")
@@ -166,7 +173,7 @@ class TensorRtContext:
     def _said(self, answer: Any, what: str) -> Any:
         """TensorRT's answer, unless it is None or False: then what it logged is the reason."""
         if answer is None or answer is False:
-            raise EngineError(f"{self._spec.graph}: {what} ({self._words.last()})")
+            raise self._words.error(f"{self._spec.graph}: {what}")
         return answer
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -188,22 +195,22 @@ class TensorRtContext:
         return f"the engine of {self._spec.graph} cannot be captured; build it with user allocation"
 
     def close(self) -> None:
-        if self._context is not None:
-            self._kernels.save()
-        self._context = self._engine = None
+        if self._loaded is not None:
+            self._loaded.kernels.save()
+        self._context = self._loaded = None
 
 
-def _new_context(library: Any, engine: Any, kernels: KernelCache) -> Any:
+def _new_context(library: Any, loaded: _Loaded) -> Any:
     """A context without working memory of its own. Kernels are chosen before the first run and stay (TensorRT-RTX by
     default exchanges them in the background, which a captured graph would not see)."""
-    strategy = library.ExecutionContextAllocationStrategy.USER_MANAGED
+    engine, strategy = loaded.engine, library.ExecutionContextAllocationStrategy.USER_MANAGED
     if not hasattr(engine, "create_runtime_config"):  # TensorRT before 10.12
         return engine.create_execution_context(strategy)
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(strategy)
     if hasattr(library, "DynamicShapesKernelSpecializationStrategy"):
         config.dynamic_shapes_kernel_specialization_strategy = library.DynamicShapesKernelSpecializationStrategy.EAGER
-    kernels.attach(config)
+    loaded.kernels.attach(config)
     return engine.create_execution_context(config)
 
 
@@ -212,7 +219,7 @@ def deserialize(library: Any, path: Path) -> Any:
 
     Raises:
         BundleDamaged: the file is missing.
-        EngineError: TensorRT refuses it; its own words are in the message.
+        DeviceMemoryFull, EngineError: TensorRT refuses it; its own words are in the message.
     """
     try:
         data = np.memmap(path, np.uint8, mode="r")
@@ -220,7 +227,7 @@ def deserialize(library: Any, path: Path) -> Any:
         raise BundleDamaged(f"{path}: cannot be read ({one_line(error)}); export the bundle again") from None
     engine = _runtime(library).deserialize_cuda_engine(data)
     if engine is None:
-        raise EngineError(f"{path}: {library.__name__} cannot load it ({words_of(library).last()})")
+        raise words_of(library).error(f"{path}: {library.__name__} cannot load it")
     return engine
 
 
@@ -264,9 +271,11 @@ class _Words:
         self._errors = errors
         self.logger = Logger()
 
-    def last(self) -> str:
-        """The last error, on one line; it is taken."""
-        return " ".join(self._errors.pop().split()) if self._errors else "it said nothing"
+    def error(self, what: str) -> EngineError:
+        """The exception for a call that failed, with the last error that was logged; it is taken."""
+        said = " ".join(self._errors.pop().split()) if self._errors else "it said nothing"
+        full = any(words in said.lower() for words in _MEMORY_WORDS)
+        return (DeviceMemoryFull if full else EngineError)(f"{what} ({said})")
 
 
 @cached

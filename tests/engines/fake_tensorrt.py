@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -59,7 +60,9 @@ class FakeTensorRt:
         refuses: engine files are refused, as foreign or broken ones are.
         streamable: bytes of weights that engines built for weight streaming have.
         poisoned: graphs whose outputs become NaN.
-        created: every engine that was deserialised.
+        complaint: what is logged where the driver makes ``deserialize`` or ``context`` fail.
+        created: graphs of every engine that was deserialised.
+        engines: those that live.
     """
 
     __name__ = "tensorrt_fake"
@@ -77,8 +80,10 @@ class FakeTensorRt:
         self.driver, self.rtx = driver, rtx
         self.capturable, self.refuses, self.streamable = True, False, 0
         self.poisoned: set[str] = set()
-        self.created: list[_Engine] = []
+        self.created: list[str] = []
+        self.engines: WeakSet[_Engine] = WeakSet()
         self.kernels = b"kernels of this card"
+        self.complaint = "out of luck"
         self.logger: Any = None
         if rtx:
             self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(LAZY="lazy", EAGER="eager")
@@ -95,8 +100,13 @@ class FakeTensorRt:
             self.error("Serialization assertion failed:\nnot built for this device")
             return None
         made = _Engine(self, json.loads(bytes(data)))
-        self.driver.note("deserialize", made.name)
-        self.created.append(made)
+        try:
+            self.driver.note("deserialize", made.name)
+        except EngineError:
+            self.error(self.complaint)
+            return None
+        self.created.append(made.name)
+        self.engines.add(made)
         return made
 
 
@@ -134,11 +144,11 @@ class _Engine:
         try:
             self.library.driver.note("context", self.name)
         except EngineError:
-            self.library.error("out of luck")
+            self.library.error(self.library.complaint)
             return None
         if config.cache is not None:
             config.cache.compile(self.library.driver)
-        return _Context(self)
+        return (_RtxContext if self.library.rtx else _Context)(self)
 
 
 class _Config:
@@ -185,8 +195,6 @@ class _Context:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._scratch: tuple[int, int] | None = None
-        if self._library.rtx:
-            self.is_stream_capturable = self._is_stream_capturable
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         axes, _ = self._engine.inputs[name]
@@ -256,7 +264,9 @@ class _Context:
         for name, array in zip(engine.outputs, outputs, strict=True):
             view(name)[...] = np.nan if engine.name in engine.library.poisoned else array
 
-    def _is_stream_capturable(self, stream: int) -> bool:
+
+class _RtxContext(_Context):
+    def is_stream_capturable(self, stream: int) -> bool:
         return self._library.capturable
 
 
