@@ -227,7 +227,7 @@ def _core() -> Any:
 class OpenVinoBuilder:
     name = "openvino"
     concurrent = False  # streams of one thread each gained a tenth on two cores, for twice the activations
-    ahead = False
+    ahead = only_built = False
     batch = 1  # on a CPU a batch saves no operations
 
     def why_unavailable(self) -> str | None:
@@ -275,11 +275,14 @@ class OpenVinoBuilder:
     def why_cannot_build(self) -> str | None:
         return self.why_unavailable()
 
+    def check_options(self, options: BuildOptions) -> None:
+        only_here(self.name, options)
+
     def build(
         self, bundle: Bundle, key: str, *, precision: str, profile: Profile, out: Path, options: BuildOptions
     ) -> Built | None:
         check_precision(self, precision, bundle)
-        only_here(self.name, options)
+        self.check_options(options)
         shapes = shapes_text(bundle.spec(key), profile)
         if ":" in shapes:
             raise RequestError(f"engine {self.name}: builds {key} for one size, not for {shapes}; use --size N or HxW")

@@ -16,7 +16,7 @@ from PIL import Image
 
 import diffplugin
 from diffplugin.bundle import open_bundle
-from diffplugin.export.parity import psnr, relative_error
+from diffplugin.export.measures import psnr, relative_error
 from diffplugin.runtime.restorer import Restorer
 from diffplugin.spec import Array
 
