@@ -38,8 +38,9 @@ class KernelCache:
         """Keep what was compiled since; a cache that cannot be written costs time at the next start, not the run."""
         if self._file is None or self._cache is None:
             return
-        compiled = memoryview(self._cache.serialize())
-        if compiled.nbytes == self._size:
+        content = self._cache.serialize()
+        compiled = memoryview(content if content is not None else b"")
+        if compiled.nbytes in (0, self._size):
             return
         try:
             write_blob(self._file, compiled)

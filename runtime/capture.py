@@ -18,7 +18,7 @@ from math import prod
 
 import numpy as np
 
-from diffplugin.engines.device import ALIGNMENT, DeviceContext, DeviceEngine, Driver, allocate
+from diffplugin.engines.device import ALIGNMENT, DeviceContext, DeviceEngine, Driver, allocate, release
 from diffplugin.errors import EngineError
 from diffplugin.spec import RESIDUALS, Array
 
@@ -98,7 +98,7 @@ class DevicePicture:
             self._stack.callback(driver.close_stream, self._stream)
             self._make(engine)
         except BaseException:
-            self._stack.close()
+            release(driver, None, self._stack)
             raise
 
     def _make(self, engine: Callable[[str], DeviceEngine]) -> None:
@@ -226,6 +226,8 @@ class DevicePicture:
         """Seconds of every run by graph, in order, as plain enqueues, each waited for: for measurements."""
         taken: dict[str, list[float]] = {}
         with self._lock:
+            if self._closed:
+                raise EngineError(f"{self.key}: closed")
             self._upload(request)
             self._driver.synchronize(self._stream)
             for run in self._program:
@@ -289,9 +291,7 @@ class DevicePicture:
             if self._closed:
                 return
             self._closed, self._executable = True, None
-            with suppress(EngineError):  # what failed in the stream has been raised where it was waited for
-                self._driver.synchronize(self._stream)
-            self._stack.close()
+            release(self._driver, self._stream, self._stack)
 
 
 def _bytes(context: DeviceContext, name: str) -> int:

@@ -58,6 +58,7 @@ class DeviceLoop:
         self.compared: list[Difference] | None = None
         self.free, _ = driver.memory()
         self._pool, self._driver = pool, driver
+        self._batches: dict[tuple[str, int, int, int], int] = {}
         self._pictures: OrderedDict[Key, DevicePicture] = OrderedDict()
         self._users: Counter[DevicePicture] = Counter()
         self._lock = threading.Lock()
@@ -103,9 +104,13 @@ class DeviceLoop:
 
     def _batch(self, plugin: str, steps: int, height: int, width: int) -> int:
         """Timesteps that the SCB takes at once."""
-        scb, sides = self._engine(f"scb/{plugin}"), {"h": height, "w": width}
-        possible = [n for n in range(1, steps + 1) if scb.has({"n": n, **sides})]
-        return scb_batch(steps, possible, height, width, self._pool.bundle.manifest.dims, self.free // _SCB_SHARE)
+        asked = (plugin, steps, height, width)
+        if asked not in self._batches:
+            scb, sides = self._engine(f"scb/{plugin}"), {"h": height, "w": width}
+            possible = [n for n in range(1, steps + 1) if scb.has({"n": n, **sides})]
+            dims, budget = self._pool.bundle.manifest.dims, self.free // _SCB_SHARE
+            self._batches[asked] = scb_batch(steps, possible, height, width, dims, budget)
+        return self._batches[asked]
 
     def restore(
         self, run: Run, stage: Stage, image: Array, *, table: StepTable, time: Array, tokens: Array
