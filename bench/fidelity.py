@@ -141,7 +141,7 @@ def _row(
     bad: dict[tuple[str, str], Pixels],
 ) -> dict[str, Any]:
     """Means over the photographs; ``psnr_reference_min_db`` is the worst of them."""
-    from diffplugin.export.parity import psnr
+    from diffplugin.export.measures import psnr
     from diffplugin.plugins.train.evaluate import ssim
 
     own = [case for case in cases if case[0] == plugin]

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from diffplugin.errors import RequestError
-from diffplugin.export.parity import psnr, relative_error
+from diffplugin.export.measures import psnr, relative_error
 
 if TYPE_CHECKING:
     from diffplugin.runtime.restorer import Restorer

@@ -199,7 +199,7 @@ def _psnr(a: Path, b: Path) -> float:
     import numpy as np
     from PIL import Image
 
-    from diffplugin.export.parity import psnr
+    from diffplugin.export.measures import psnr
 
     with Image.open(a) as one, Image.open(b) as other:
         return psnr(np.asarray(one.convert("RGB")), np.asarray(other.convert("RGB")))

@@ -143,7 +143,7 @@ def _unet_errors(restorer: Restorer, file: Path) -> dict[str, float]:
     """Relative L2 error of the UNet's output on the reference's inputs, by step."""
     import numpy as np
 
-    from diffplugin.export.parity import relative_error
+    from diffplugin.export.measures import relative_error
 
     with np.load(file) as found:
         arrays = {name: found[name] for name in found.files}

@@ -62,12 +62,16 @@ class EngineBuilder(Protocol):
 
     Attributes:
         name: as ``--engine`` takes it.
+        concurrent: a loaded engine computes several runs at once, each on its own threads; False: one after another.
         ahead: its engines may be built for other devices than this machine's.
+        only_built: it runs engines built ahead and no ONNX.
         batch: most timesteps of the SCB that an engine built ahead takes at once.
     """
 
     name: str
+    concurrent: bool
     ahead: bool
+    only_built: bool
     batch: int
 
     def why_unavailable(self) -> str | None:
@@ -83,7 +87,7 @@ class EngineBuilder(Protocol):
         """Precisions that run natively here: floating point, fastest first, then what costs accuracy."""
 
     def load(self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None) -> Engine:
-        """The engine of one graph. ``cache``: a folder for compiled models; ``threads`` None: all cores.
+        """The engine of one graph. ``cache``: a folder for compiled models; ``threads``: of one run, None: all cores.
 
         Raises:
             EngineUnavailable: the precision does not run natively here.
@@ -93,13 +97,18 @@ class EngineBuilder(Protocol):
     def why_cannot_build(self) -> str | None:
         """None: engines can be built here, ahead of time. Else the reason and the remedy."""
 
+    def check_options(self, options: BuildOptions) -> None:
+        """Raises:
+        RequestError: they are not possible with this engine here.
+        """
+
     def build(
         self, bundle: Bundle, key: str, *, precision: str, profile: Profile, out: Path, options: BuildOptions
     ) -> Built | None:
         """An engine built ahead of time for these sizes of the free axes, its files in ``out``; None: it loads ONNX.
 
         Raises:
-            RequestError: ``profile`` or ``options`` are not possible with this engine.
+            RequestError: ``profile`` or ``options`` are not possible with this engine here.
             EngineError: it cannot be built; ``out`` is left empty.
         """
 
@@ -107,7 +116,7 @@ class EngineBuilder(Protocol):
 class LoadsOnnx:
     """What builders share that build nothing ahead of time."""
 
-    ahead = False
+    concurrent = ahead = only_built = False
     batch = 1  # on a CPU a batch saves no operations
     name: str
 
@@ -120,8 +129,11 @@ class LoadsOnnx:
     def build(
         self, bundle: Bundle, key: str, *, precision: str, profile: Profile, out: Path, options: BuildOptions
     ) -> Built | None:
-        only_here(self.name, options)
+        self.check_options(options)
         return None
+
+    def check_options(self, options: BuildOptions) -> None:
+        only_here(self.name, options)
 
 
 def usable_cores() -> int:
@@ -198,7 +210,7 @@ def check_names(spec: GraphSpec, path: Path, inputs: Iterable[str], outputs: Ite
 
 
 def only_here(engine: str, options: BuildOptions) -> None:
-    """Refuse the options of engines for other devices.
+    """Refuse the options of engines for GPUs.
 
     Raises:
         RequestError: naming them.

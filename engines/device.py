@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from diffplugin.engines.base import Engine
 from diffplugin.errors import EngineError
 from diffplugin.spec import DTYPES, Array, GraphSpec, check_inputs
 
+_log = logging.getLogger("diffplugin")
 ALIGNMENT = 256  # bytes: what a bound address must be a multiple of
 _KEPT_SHAPES = 2  # shapes of one graph that keep a context for plain runs
 
@@ -115,16 +117,26 @@ class DeviceBuilder(Protocol):
     def driver(self) -> Driver: ...
 
 
-def tensor_bytes(spec: GraphSpec, context: DeviceContext) -> dict[str, int]:
-    """Bytes of every input and output of a context."""
-    return {t.name: prod(context.shape(t.name)) * DTYPES[t.dtype].itemsize for t in (*spec.inputs, *spec.outputs)}
-
-
 def allocate(driver: Driver, stack: ExitStack, size: int) -> int:
     """Address of new memory that ``stack`` frees."""
     address = driver.malloc(size)
     stack.callback(driver.free, address)
     return address
+
+
+def release(driver: Driver, stream: int | None, stack: ExitStack) -> None:
+    """Give back what ``stack`` holds, once the stream has done its work.
+
+    What cannot be given back is logged and not raised: the error that led here says more, and with most of them the
+    process has lost the device.
+    """
+    if stream is not None:
+        with suppress(EngineError):  # what went wrong in the stream has been raised where it was waited for
+            driver.synchronize(stream)
+    try:
+        stack.close()
+    except EngineError as error:
+        _log.warning("not all of the device's memory was given back: %s", error)
 
 
 class _PlainRun:
@@ -137,14 +149,16 @@ class _PlainRun:
         try:
             self._stream = driver.open_stream()
             self._stack.callback(driver.close_stream, self._stream)
-            sizes = tensor_bytes(spec, context)
-            self._addresses = {name: allocate(driver, self._stack, size) for name, size in sizes.items()}
+            self._addresses = {
+                t.name: allocate(driver, self._stack, prod(context.shape(t.name)) * DTYPES[t.dtype].itemsize)
+                for t in (*spec.inputs, *spec.outputs)
+            }
             if context.scratch:
                 context.bind_scratch(allocate(driver, self._stack, context.scratch), context.scratch)
             for name, address in self._addresses.items():
                 context.bind(name, address)
         except BaseException:
-            self._stack.close()
+            release(driver, None, self._stack)
             raise
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -159,9 +173,7 @@ class _PlainRun:
         return outputs
 
     def close(self) -> None:
-        with suppress(EngineError):  # what went wrong in the stream has been raised where it was waited for
-            self._driver.synchronize(self._stream)
-        self._stack.close()
+        release(self._driver, self._stream, self._stack)
 
 
 class PlainRuns:

@@ -109,6 +109,7 @@ class OnnxRuntimeBuilder(LoadsOnnx):
     """
 
     name = "onnxruntime"
+    concurrent = True
 
     def __init__(self, provider: str = CPU, *, half: bool = False) -> None:
         self.provider, self.half = provider, half

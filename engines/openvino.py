@@ -24,6 +24,7 @@ from diffplugin.engines.base import (
     one_line,
     only_here,
     thread_count,
+    usable_cores,
 )
 from diffplugin.engines.blobs import read_blob, trim, write_blob
 from diffplugin.engines.pages import releasing
@@ -158,6 +159,8 @@ def _properties(path: Path, hint: str, threads: int) -> dict[str, Any]:
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
+        # Pinned threads of several processes that share the cores would sit on the same ones.
+        "ENABLE_CPU_PINNING": threads >= usable_cores(),
     }
     files = graph_files(path)
     # Weights beside an ONNX graph: a compiled model names them instead of repeating gigabytes per shape. Not for IR:
@@ -223,7 +226,8 @@ def _core() -> Any:
 
 class OpenVinoBuilder:
     name = "openvino"
-    ahead = False
+    concurrent = False  # streams of one thread each gained a tenth on two cores, for twice the activations
+    ahead = only_built = False
     batch = 1  # on a CPU a batch saves no operations
 
     def why_unavailable(self) -> str | None:
@@ -271,11 +275,14 @@ class OpenVinoBuilder:
     def why_cannot_build(self) -> str | None:
         return self.why_unavailable()
 
+    def check_options(self, options: BuildOptions) -> None:
+        only_here(self.name, options)
+
     def build(
         self, bundle: Bundle, key: str, *, precision: str, profile: Profile, out: Path, options: BuildOptions
     ) -> Built | None:
         check_precision(self, precision, bundle)
-        only_here(self.name, options)
+        self.check_options(options)
         shapes = shapes_text(bundle.spec(key), profile)
         if ":" in shapes:
             raise RequestError(f"engine {self.name}: builds {key} for one size, not for {shapes}; use --size N or HxW")

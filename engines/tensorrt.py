@@ -40,6 +40,8 @@ class TensorRtBuilder:
         name: "tensorrt" or "tensorrt-rtx".
     """
 
+    concurrent = False  # a picture at a time has the whole GPU
+    only_built = True
     batch = 20  # a whole schedule
 
     def __init__(self, name: str) -> None:
@@ -90,17 +92,14 @@ class TensorRtBuilder:
         return ("fp16",)
 
     def load(self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None) -> Any:
-        """The engine; ``threads`` and ``cache`` are for processors."""
+        """The engine; ``threads`` are for processors."""
         check_precision(self, precision, bundle)
         return importlib.import_module("diffplugin.engines.tensorrt_engine").TensorRtEngine(
-            bundle, key, self, precision=precision
+            bundle, key, self, precision=precision, cache=cache
         )
 
-    def check_gpus(self, gpus: tuple[str, ...]) -> None:
-        """Raises:
-        RequestError: the library cannot build for one of them here.
-        """
-        known = capabilities(self.library())
+    def check_options(self, options: BuildOptions) -> None:
+        gpus, known = options.gpus, capabilities(self.library())
         if gpus and not known:
             raise RequestError(f"engine {self.name}: builds for the GPU of this machine; leave out --gpus")
         if not gpus and self.ahead and (reason := self.why_unavailable()):
@@ -112,7 +111,7 @@ class TensorRtBuilder:
         self, bundle: Bundle, key: str, *, precision: str, profile: Profile, out: Path, options: BuildOptions
     ) -> Built:
         check_precision(self, precision, bundle)
-        self.check_gpus(options.gpus)
+        self.check_options(options)
         need = _LIBRARY_BYTES + round(_BYTES_PER_WEIGHT_BYTE * bundle.graph(key, precision).weights_bytes)
         if options.memory is not None and need > options.memory:
             raise EngineError(

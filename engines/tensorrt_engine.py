@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Mapping
 from functools import cache as cached
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from diffplugin.engines.base import check_names, one_line
 from diffplugin.engines.device import Driver, PlainRuns
-from diffplugin.errors import BundleDamaged, EngineError, EngineUnavailable
+from diffplugin.engines.kernel_cache import KernelCache
+from diffplugin.errors import BundleDamaged, DeviceMemoryFull, EngineError, EngineUnavailable
 from diffplugin.manifest import EngineEntry
 from diffplugin.spec import Array, GraphSpec
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
 
 _log = logging.getLogger("diffplugin")
-_KEPT = 2  # deserialised engines of one graph that wait for their next context
+_MEMORY_WORDS = ("out of memory", "outofmemory", "cudaerrormemoryallocation")  # how TensorRT says so in its log
 _SPARE = 2**30  # bytes of device memory to leave free beside weights before they are streamed
 
 
@@ -41,10 +43,20 @@ class Flavour(Protocol):
     def driver(self) -> Driver: ...
 
 
+class _Loaded:
+    """A deserialised engine: its weights are on the device as long as this object lives."""
+
+    def __init__(self, engine: Any, kernels: KernelCache) -> None:
+        self.engine, self.kernels = engine, kernels
+
+
 class TensorRtEngine:
     """One graph: the bundle's engines for it, each deserialised when its sizes are first used.
 
+    An engine stays on the device as long as a context of it does; the last one that was used waits for its next.
+
     Args:
+        cache: a folder for kernels that are compiled when an engine first runs; None: none are kept.
         weights_budget: bytes of weights that stay in device memory where the engine was built for weight streaming;
             None: all if they fit, else what TensorRT proposes.
 
@@ -55,13 +67,21 @@ class TensorRtEngine:
     """
 
     def __init__(
-        self, bundle: Bundle, key: str, flavour: Flavour, *, precision: str, weights_budget: int | None = None
+        self,
+        bundle: Bundle,
+        key: str,
+        flavour: Flavour,
+        *,
+        precision: str,
+        cache: Path | None = None,
+        weights_budget: int | None = None,
     ) -> None:
         self.spec: GraphSpec = bundle.spec(key)
         self.name, self.precision = flavour.name, precision
         self._bundle, self._key, self._flavour = bundle, key, flavour
-        self._budget = weights_budget
-        self._engines: OrderedDict[str, Any] = OrderedDict()
+        self._cache, self._budget = cache, weights_budget
+        self._loaded: WeakValueDictionary[str, _Loaded] = WeakValueDictionary()
+        self._last: _Loaded | None = None
         self._lock = threading.Lock()
         self._plain: PlainRuns | None = None
         self._closed = False
@@ -86,13 +106,12 @@ class TensorRtEngine:
         with self._lock:
             if self._closed:
                 raise EngineError(f"{self.spec.graph}: this engine is closed")
-            if entry.fingerprint not in self._engines:
-                while len(self._engines) >= _KEPT:
-                    self._engines.popitem(last=False)
-                self._engines[entry.fingerprint] = self._load(entry)
-            self._engines.move_to_end(entry.fingerprint)
-            engine = self._engines[entry.fingerprint]
-        return TensorRtContext(self._flavour.library(), engine, self.spec, sizes)
+            loaded = self._loaded.get(entry.fingerprint)
+            if loaded is None:
+                self._last = None  # unless it is in use, its weights make room first
+                loaded = self._load(entry)
+            self._last = self._loaded[entry.fingerprint] = loaded
+        return TensorRtContext(self._flavour.library(), loaded, self.spec, sizes)
 
     def _entry(self, sizes: Mapping[str, int]) -> EngineEntry | None:
         flavour = self._flavour
@@ -105,14 +124,15 @@ class TensorRtEngine:
             device=flavour.device(),
         )
 
-    def _load(self, entry: EngineEntry) -> Any:
+    def _load(self, entry: EngineEntry) -> _Loaded:
         if not entry.files:
             raise BundleDamaged(f"{self._bundle.path}: engine {entry.fingerprint} lists no file; export it again")
         path = self._bundle.path / entry.files[0]
         engine = deserialize(self._flavour.library(), path)
         check_engine(self._flavour.library(), engine, self.spec, path)
         self._stream_weights(engine)
-        return engine
+        name = f"{entry.fingerprint}-{self._flavour.device()}.kernels"
+        return _Loaded(engine, KernelCache(self._cache / name if self._cache is not None else None))
 
     def _stream_weights(self, engine: Any) -> None:
         """Choose how many bytes of the weights stay on the device, before a context exists."""
@@ -129,10 +149,9 @@ class TensorRtEngine:
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            plain, self._plain = self._plain, None
+            plain, self._plain, self._last = self._plain, None, None
         if plain is not None:
             plain.close()
-        self._engines.clear()
 
 
 class TensorRtContext:
@@ -142,10 +161,10 @@ class TensorRtContext:
         EngineError: TensorRT cannot make it, or refuses the sizes.
     """
 
-    def __init__(self, library: Any, engine: Any, spec: GraphSpec, sizes: Mapping[str, int]) -> None:
+    def __init__(self, library: Any, loaded: _Loaded, spec: GraphSpec, sizes: Mapping[str, int]) -> None:
         self._spec, self._words = spec, words_of(library)
-        self._context: Any = self._said(_new_context(library, engine), "an execution context cannot be made")
-        self._engine = engine  # must outlive its contexts
+        self._context: Any = self._said(_new_context(library, loaded), "an execution context cannot be made")
+        self._loaded: _Loaded | None = loaded  # must outlive its contexts
         for tensor in spec.inputs:
             shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in tensor.axes)
             self._said(self._context.set_input_shape(tensor.name, shape), f"{tensor.name} cannot be {shape}")
@@ -154,7 +173,7 @@ class TensorRtContext:
     def _said(self, answer: Any, what: str) -> Any:
         """TensorRT's answer, unless it is None or False: then what it logged is the reason."""
         if answer is None or answer is False:
-            raise EngineError(f"{self._spec.graph}: {what} ({self._words.last()})")
+            raise self._words.error(f"{self._spec.graph}: {what}")
         return answer
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -176,19 +195,22 @@ class TensorRtContext:
         return f"the engine of {self._spec.graph} cannot be captured; build it with user allocation"
 
     def close(self) -> None:
-        self._context = self._engine = None
+        if self._loaded is not None:
+            self._loaded.kernels.save()
+        self._context = self._loaded = None
 
 
-def _new_context(library: Any, engine: Any) -> Any:
+def _new_context(library: Any, loaded: _Loaded) -> Any:
     """A context without working memory of its own. Kernels are chosen before the first run and stay (TensorRT-RTX by
     default exchanges them in the background, which a captured graph would not see)."""
-    strategy = library.ExecutionContextAllocationStrategy.USER_MANAGED
+    engine, strategy = loaded.engine, library.ExecutionContextAllocationStrategy.USER_MANAGED
     if not hasattr(engine, "create_runtime_config"):  # TensorRT before 10.12
         return engine.create_execution_context(strategy)
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(strategy)
     if hasattr(library, "DynamicShapesKernelSpecializationStrategy"):
         config.dynamic_shapes_kernel_specialization_strategy = library.DynamicShapesKernelSpecializationStrategy.EAGER
+    loaded.kernels.attach(config)
     return engine.create_execution_context(config)
 
 
@@ -197,7 +219,7 @@ def deserialize(library: Any, path: Path) -> Any:
 
     Raises:
         BundleDamaged: the file is missing.
-        EngineError: TensorRT refuses it; its own words are in the message.
+        DeviceMemoryFull, EngineError: TensorRT refuses it; its own words are in the message.
     """
     try:
         data = np.memmap(path, np.uint8, mode="r")
@@ -205,7 +227,7 @@ def deserialize(library: Any, path: Path) -> Any:
         raise BundleDamaged(f"{path}: cannot be read ({one_line(error)}); export the bundle again") from None
     engine = _runtime(library).deserialize_cuda_engine(data)
     if engine is None:
-        raise EngineError(f"{path}: {library.__name__} cannot load it ({words_of(library).last()})")
+        raise words_of(library).error(f"{path}: {library.__name__} cannot load it")
     return engine
 
 
@@ -239,20 +261,21 @@ class _Words:
     def __init__(self, library: Any) -> None:
         errors: deque[str] = deque(maxlen=4)
         serious = (library.ILogger.Severity.INTERNAL_ERROR, library.ILogger.Severity.ERROR)
-        warning = library.ILogger.Severity.WARNING
 
         class Logger(library.ILogger):  # type: ignore[misc]
             def log(self, severity: Any, message: str) -> None:
                 if severity in serious:
                     errors.append(message.strip())
-                _log.debug("%s: %s", library.__name__, message) if severity != warning else _log.info("%s", message)
+                _log.debug("%s: %s", library.__name__, message)
 
         self._errors = errors
         self.logger = Logger()
 
-    def last(self) -> str:
-        """The last error, on one line; it is taken."""
-        return " ".join(self._errors.pop().split()) if self._errors else "it said nothing"
+    def error(self, what: str) -> EngineError:
+        """The exception for a call that failed, with the last error that was logged; it is taken."""
+        said = " ".join(self._errors.pop().split()) if self._errors else "it said nothing"
+        full = any(words in said.lower() for words in _MEMORY_WORDS)
+        return (DeviceMemoryFull if full else EngineError)(f"{what} ({said})")
 
 
 @cached

@@ -20,7 +20,7 @@ _IO = re.compile(r"Name: (.+?), IOMode: (\w+), DataType: (\w+), Dimensions: \[(.
 _PROFILE = re.compile(r"MinShape: \[(.*?)\], OptShape: \[(.*?)\], MaxShape: \[(.*?)\]")
 
 ATTENTION = "_gemm_mha"  # in the names of its kernels
-NORM = "InstanceNormalization"
+NORM = ("GroupNormalization", "InstanceNormalization")
 # What may stand between a group norm's statistics and its SiLU.
 _BETWEEN = ("Reshape", "Mul", "Add", "Cast")
 
@@ -71,12 +71,12 @@ class LogReader:
         softmaxes = [node for node, operator in self._operators.items() if operator == "Softmax"]
         pairs = [n for n, operator in self._operators.items() if operator == "Sigmoid" and self._after_norm(n)]
         attention = self._computed_by(lambda layer: ATTENTION in layer)
-        norms = {layer: nodes for layer, nodes in self._layers.items() if self._has(nodes, NORM)}
+        norms = {layer: nodes for layer, nodes in self._layers.items() if self._has(nodes)}
         silus = {node for nodes in norms.values() for node in nodes}
         return {
             "attention": _count(softmaxes, attention),
             "group_norm_silu": _count(pairs, silus),
-            "group_norms": sum(operator == NORM for operator in self._operators.values()),
+            "group_norms": sum(operator in NORM for operator in self._operators.values()),
             "layers": len(self._layers),
             "operators": dict(sorted(Counter(self._operators.values()).items())),
             **self._memory,
@@ -86,8 +86,8 @@ class LogReader:
     def _computed_by(self, wanted: Any) -> set[str]:
         return {node for layer, nodes in self._layers.items() if wanted(layer) for node in nodes}
 
-    def _has(self, nodes: list[str], operator: str) -> bool:
-        return any(self._operators.get(node) == operator for node in nodes)
+    def _has(self, nodes: list[str]) -> bool:
+        return any(self._operators.get(node) in NORM for node in nodes)
 
     def _after_norm(self, node: str) -> bool:
         """A SiLU's sigmoid whose input comes from a norm."""
@@ -95,7 +95,7 @@ class LogReader:
             before = self._producers.get(tensors[0])
             if before is None:
                 return False
-            if self._operators[before] == NORM:
+            if self._operators[before] in NORM:
                 return True
             if self._operators[before] not in _BETWEEN:
                 return False

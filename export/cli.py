@@ -46,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--offline", action="store_true", help="take hub ids from the local cache only")
     made = parser.add_argument_group("bundle")
     made.add_argument("--out", type=Path, metavar="BUNDLE", help="folder to write")
-    made.add_argument("--engine", default="auto", metavar="NAME", help="auto, onnxruntime or openvino (default: auto)")
+    made.add_argument(
+        "--engine", default="auto", metavar="NAME", help="auto, onnxruntime, openvino, tensorrt-rtx or tensorrt"
+    )
     made.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16", "int8"))
     made.add_argument(
         "--size",
@@ -55,6 +57,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N|HxW|MIN:OPT:MAX",
         help="picture size that engines are prepared for (default: 512); repeatable, one engine each",
     )
+    made.add_argument(
+        "--gpus",
+        type=lambda text: tuple(text.replace(" ", "").split(",")),
+        default=(),
+        metavar="sm_89,...",
+        help="compute capabilities that tensorrt-rtx builds for; no GPU is needed here",
+    )
+    made.add_argument("--workspace", type=int, metavar="MIB", help="most scratch memory of a TensorRT engine's layer")
+    made.add_argument("--weight-streaming", action="store_true", help="TensorRT weights may stay in the host's memory")
     made.add_argument(
         "--calibration",
         type=Path,
@@ -143,8 +154,10 @@ def _export(args: argparse.Namespace) -> int:
         raise DiffPluginError(f"--calibration is for --precision int8, here it is {args.precision}; leave it out")
 
     try:
+        from diffplugin.engines.base import BuildOptions
+        from diffplugin.export.ahead import parse_size
         from diffplugin.export.checkpoints import find, local_folder
-        from diffplugin.export.exporter import embedded_checkpoint, export_bundle, parse_size
+        from diffplugin.export.exporter import embedded_checkpoint, export_bundle
     except ModuleNotFoundError as error:
         raise MissingDependency(f"dp-export needs the package {error.name}: pip install 'diffplugin[export]'") from None
 
@@ -175,6 +188,11 @@ def _export(args: argparse.Namespace) -> int:
         sizes=[parse_size(size) for size in args.size],
         validate=not args.no_validate,
         calibration=_pictures(args.calibration),
+        options=BuildOptions(
+            gpus=args.gpus,
+            workspace=None if args.workspace is None else args.workspace * 2**20,
+            weight_streaming=args.weight_streaming,
+        ),
         report=lambda line: print(line, flush=True),
     )
     print(f"{path}: written in {time.monotonic() - started:.0f} s")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +12,17 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import diffplugin
-from diffplugin.bundle import ENGINES, Bundle, graph_files, list_files, sha256, write_manifest, writing
-from diffplugin.engines import builder_named, choose
+from diffplugin.bundle import Bundle, graph_files, list_files, sha256, write_manifest, writing
+from diffplugin.engines import builder_named
 from diffplugin.engines.base import BuildOptions
-from diffplugin.errors import CheckpointError, MissingDependency, RequestError
+from diffplugin.errors import CheckpointError, MissingDependency, NotFinite
+from diffplugin.export.ahead import Report, Sizes, build_engines, checked_sizes, choose_builder
 from diffplugin.export.checkpoints import Checkpoint, find, weights_file
+from diffplugin.export.emulate import EmulatedHalf
+from diffplugin.export.fp16 import export_fp16
 from diffplugin.export.graphs import graph_keys, module_for
 from diffplugin.export.onnx import export_graph
-from diffplugin.export.parity import TENSOR_BUDGET, check, compare_graphs, compare_picture
+from diffplugin.export.parity import PICTURE_BUDGET, TENSOR_BUDGET, check, compare_graphs, compare_picture
 from diffplugin.export.quantize import (
     SIDE,
     calibration_inputs,
@@ -30,19 +32,15 @@ from diffplugin.export.quantize import (
 )
 from diffplugin.export.reference import ReferenceBuilder
 from diffplugin.export.tokenizer import write_tokenizer
-from diffplugin.manifest import EngineEntry, GraphEntry, Manifest, fingerprint
+from diffplugin.manifest import GraphEntry, Manifest
 from diffplugin.plugins.cards import PluginCard, card_to_toml, registry
 from diffplugin.plugins.mapping import FILE as COMPOUNDS
 from diffplugin.plugins.mapping import mapping_table
 from diffplugin.runtime.image import read_photo
-from diffplugin.shapes import Range, full_profile, shapes_text
 from diffplugin.spec import Array, graph_specs
 
 if TYPE_CHECKING:
     from diffplugin.engines.base import EngineBuilder
-
-Report = Callable[[str], None]
-Sizes = Sequence[tuple[Range, Range]]  # (height, width) in pixels
 
 
 def embedded_folder() -> Path:
@@ -60,21 +58,6 @@ def embedded_checkpoint(plugins: list[str]) -> tuple[Checkpoint, Path, str]:
             f"{root}: this installation has no embedded checkpoint; name --base, --clip and --plugins"
         )
     return find(root / "base", root / "clip", root / "pre-trained", plugins), root, "embedded"
-
-
-def parse_size(text: str) -> tuple[Range, Range]:
-    """Height and width in pixels: ``512``, ``512x768`` (height first), or ``256:512:1024`` for both sides.
-
-    Raises:
-        RequestError: not of these forms, or not positive and rising.
-    """
-    number = r"([1-9]\d{0,4})"
-    if found := re.fullmatch(f"{number}(?:x{number})?", text):
-        return Range.of(int(found[1])), Range.of(int(found[2] or found[1]))
-    if found := re.fullmatch(f"{number}:{number}:{number}", text):
-        side = Range(int(found[1]), int(found[2]), int(found[3]))
-        return side, side
-    raise RequestError(f"size {text!r}: expected N, HxW or MIN:OPT:MAX in pixels: 512, 512x768 or 256:512:1024")
 
 
 def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
@@ -144,42 +127,6 @@ def _manifest(
     )
 
 
-def build_engines(
-    bundle: Bundle, builder: EngineBuilder, precision: str, sizes: Sizes, options: BuildOptions, report: Report
-) -> tuple[EngineEntry, ...]:
-    """Engines built ahead of time for every graph and size; none where the engine loads from ONNX."""
-    entries: dict[str, EngineEntry] = {}
-    dims, plugins = bundle.manifest.dims, len(bundle.manifest.plugins)
-    devices = options.gpus or (builder.device(),)
-    for key in bundle.keys(precision):
-        graph_sha256 = bundle.graph(key, precision).sha256
-        for pair in sizes:
-            height, width = (side.over(dims.factor) for side in pair)
-            profile = full_profile(height, width, dims, batch=builder.batch, plugins=plugins)
-            shapes = shapes_text(bundle.spec(key), profile)
-            print_ = fingerprint(graph_sha256, shapes, precision, builder.name, builder.version(), devices)
-            if print_ in entries:
-                continue  # a graph without free axes is built once
-            folder = bundle.path / ENGINES / print_
-            built = builder.build(bundle, key, precision=precision, profile=profile, out=folder, options=options)
-            if built is None:
-                continue
-            report(f"built {builder.name} {precision} engine of {key} for {shapes or 'its one shape'}")
-            entries[print_] = EngineEntry(
-                fingerprint=print_,
-                engine=builder.name,
-                version=builder.version(),
-                precision=precision,
-                devices=devices,
-                shapes=shapes,
-                graph=key,
-                graph_sha256=graph_sha256,
-                files=tuple(file.relative_to(bundle.path).as_posix() for file in built.files),
-                report=built.report,
-            )
-    return tuple(entries.values())
-
-
 def _central(picture: Array) -> Array:
     """The central square of a picture uint8 [H, W, 3], at the size of calibration."""
     return np.asarray(ImageOps.fit(Image.fromarray(picture), (SIDE, SIDE), Image.Resampling.LANCZOS))
@@ -206,7 +153,11 @@ def _validate(
     for comparison in compare_graphs(bundle, reference, builder, precision=precision, vocabulary=vocabulary):
         report(comparison.describe())
         comparisons.append(comparison)
-    picture = compare_picture(bundle, reference, builder, precision=precision)
+    try:
+        picture = compare_picture(bundle, reference, builder, precision=precision)
+    except NotFinite as error:  # the graphs above say where
+        report(f"whole picture      {error}")
+        picture = (float("nan"), PICTURE_BUDGET[precision])
     report(f"whole picture      {picture[0]:.1f} dB against the reference (at least {picture[1]:g})")
     check(comparisons, picture)
     return {
@@ -256,10 +207,8 @@ def export_bundle(
     """
     chosen = _cards(checkpoint, cards)
     dims = checkpoint.dims  # reads all configs: faults show before any work
-    sizes = sizes or [parse_size("512")]
-    if too_small := [side for pair in sizes for side in pair if side.least < dims.factor]:
-        raise RequestError(f"size {too_small[0]}: a side is under {dims.factor} pixels, one latent pixel")
-    builder, wanted, reason = choose(engine, precision)
+    sizes, options = checked_sizes(sizes, dims), options or BuildOptions()
+    builder, wanted, reason = choose_builder(engine, precision, options)
     if wanted == "int8" and (lacking := why_unavailable()):
         raise MissingDependency(lacking)
     report(f"engine {builder.name} {wanted} ({reason})")
@@ -275,9 +224,12 @@ def export_bundle(
         if wanted == "int8":
             int8 = _quantize(Bundle(folder, manifest), builder, calibration, report)
             manifest = replace(manifest, variants={"int8": int8})
+        elif wanted == "fp16":
+            manifest = replace(manifest, variants={"fp16": export_fp16(checkpoint, folder, report)})
         bundle = Bundle(folder, manifest)
+        proof = EmulatedHalf() if wanted == "fp16" else builder
         if validate:
-            manifest = replace(manifest, parity=_validate(bundle, checkpoint, builder, wanted, report))
-        engines = build_engines(bundle, builder, wanted, sizes, options or BuildOptions(), report)
+            manifest = replace(manifest, parity=_validate(bundle, checkpoint, proof, wanted, report))
+        engines = build_engines(bundle, builder, wanted, sizes, options, report)
         write_manifest(folder, replace(manifest, engines=engines, files=list_files(folder)))
     return out

@@ -22,7 +22,7 @@ import numpy as np
 from diffplugin.bundle import graph_files, sha256
 from diffplugin.errors import MissingDependency
 from diffplugin.export.graphs import kind_of
-from diffplugin.export.parity import relative_error, test_picture
+from diffplugin.export.measures import relative_error, test_picture
 from diffplugin.manifest import GraphEntry
 from diffplugin.runtime.restorer import Restorer
 from diffplugin.spec import Array

@@ -14,12 +14,13 @@ import time as clock
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
-from diffplugin.engines.device import ALIGNMENT, DeviceContext, DeviceEngine, Driver, allocate, tensor_bytes
+from diffplugin.engines.device import ALIGNMENT, DeviceContext, DeviceEngine, Driver, allocate, release
 from diffplugin.errors import EngineError
-from diffplugin.spec import RESIDUALS, Array, GraphSpec
+from diffplugin.spec import RESIDUALS, Array
 
 _log = logging.getLogger("diffplugin")
 
@@ -97,19 +98,17 @@ class DevicePicture:
             self._stack.callback(driver.close_stream, self._stream)
             self._make(engine)
         except BaseException:
-            self._stack.close()
+            release(driver, None, self._stack)
             raise
 
     def _make(self, engine: Callable[[str], DeviceEngine]) -> None:
         key, sides = self.key, {"h": self.key.h, "w": self.key.w}
-        self._specs: dict[str, GraphSpec] = {}
         self._contexts: list[DeviceContext] = []
 
         def context(name: str, sizes: Mapping[str, int]) -> DeviceContext:
             made = engine(name).context(sizes)
             self._stack.callback(made.close)
             self._contexts.append(made)
-            self._specs[name.partition("/")[0]] = engine(name).spec
             return made
 
         self._step, self._decoder = context("step", sides), context("vae_decoder", sides)
@@ -123,24 +122,20 @@ class DevicePicture:
 
     def _allocate(self) -> None:
         """Every buffer, once. Names are the step graph's; those that rotate have a number."""
-        key = self.key
-        step, decoder = (
-            tensor_bytes(self._specs["step"], self._step),
-            tensor_bytes(self._specs["vae_decoder"], self._decoder),
-        )
-        scb = tensor_bytes(self._specs["scb"], next(iter(self._scb.values())))
+        key, step, scb = self.key, self._step, self._scb[min(self.key.batch, self.key.steps)]
         self._groups = -(-key.steps // key.batch)
-        self._rows = {"weights": _row(step["weights"]), "time": _row(step["time"]), "scb_time": _row(scb["time"])}
-        self._slice = step["residual_1"]
+        self._rows = {"weights": _row(_bytes(step, "weights")), "time": _row(_bytes(step, "time"))}
+        self._rows |= {"scb_time": _row(_bytes(scb, "time"))}
+        self._slice = _bytes(step, RESIDUALS[1])
         if key.batch > 1 and self._slice % ALIGNMENT:
             raise EngineError(f"scb/{key.plugin}: residuals of {self._slice} bytes cannot be cut out of a batch")
-        latent = step["latents"]
-        sizes = {"image": decoder["image"], "tokens": step["tokens"]}
-        sizes |= dict.fromkeys(("cond", "noise", "latents0", "latents1", "last0", "last1"), latent)
-        sizes |= {f"x0{i}": latent for i in range(3)}
-        sizes |= {name: scb[name] for name in RESIDUALS}
-        sizes |= {"weights": key.steps * self._rows["weights"], "time": key.steps * self._rows["time"]}
-        sizes |= {"scb_time": self._groups * self._rows["scb_time"], "restored": decoder["image"]}
+        image, latent = _bytes(self._decoder, "image"), _bytes(step, "latents")
+        sizes = {"image": image, "tokens": _bytes(step, "tokens")}
+        rotating = ("latents0", "latents1", "last0", "last1", "x00", "x01", "x02")
+        sizes |= dict.fromkeys(("cond", "noise", *rotating), latent)
+        sizes |= {name: _bytes(scb, name) for name in RESIDUALS}
+        sizes |= {name: key.steps * self._rows[name] for name in ("weights", "time")}
+        sizes |= {"scb_time": self._groups * self._rows["scb_time"], "restored": image}
         self._at = {name: allocate(self._driver, self._stack, size) for name, size in sizes.items()}
         self.bytes = sum(sizes.values())
         scratch = max(context.scratch for context in self._contexts)
@@ -231,6 +226,8 @@ class DevicePicture:
         """Seconds of every run by graph, in order, as plain enqueues, each waited for: for measurements."""
         taken: dict[str, list[float]] = {}
         with self._lock:
+            if self._closed:
+                raise EngineError(f"{self.key}: closed")
             self._upload(request)
             self._driver.synchronize(self._stream)
             for run in self._program:
@@ -294,9 +291,12 @@ class DevicePicture:
             if self._closed:
                 return
             self._closed, self._executable = True, None
-            with suppress(EngineError):  # what failed in the stream has been raised where it was waited for
-                self._driver.synchronize(self._stream)
-            self._stack.close()
+            release(self._driver, self._stream, self._stack)
+
+
+def _bytes(context: DeviceContext, name: str) -> int:
+    """Of a float32 tensor."""
+    return prod(context.shape(name)) * 4
 
 
 def _row(size: int) -> int:

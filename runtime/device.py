@@ -14,10 +14,12 @@ import numpy as np
 
 from diffplugin.engines.device import ALIGNMENT, DeviceBuilder, DeviceEngine, Driver
 from diffplugin.errors import DeviceMemoryFull, EngineError
+from diffplugin.runtime.built import Built
 from diffplugin.runtime.capture import DevicePicture, Difference, Key, Request
 from diffplugin.runtime.plan import Plan, Stage
 from diffplugin.runtime.pool import EnginePool
 from diffplugin.runtime.schedule import StepTable, step_weights
+from diffplugin.shapes import parse_shapes
 from diffplugin.spec import Array, ModelDims
 
 if TYPE_CHECKING:
@@ -56,10 +58,22 @@ class DeviceLoop:
         self.compared: list[Difference] | None = None
         self.free, _ = driver.memory()
         self._pool, self._driver = pool, driver
+        self._batches: dict[tuple[str, int, int, int], int] = {}
         self._pictures: OrderedDict[Key, DevicePicture] = OrderedDict()
         self._users: Counter[DevicePicture] = Counter()
         self._lock = threading.Lock()
         self._closed = False
+
+    @property
+    def built(self) -> tuple[Built, ...]:
+        """Latent sides that the bundle's engines take."""
+        bundle, name, precision = self._pool.bundle, self._pool.builder.name, self._pool.precision
+        found = (
+            parse_shapes(entry.shapes)
+            for entry in bundle.manifest.engines
+            if (entry.graph, entry.engine, entry.precision) == ("unet", name, precision)
+        )
+        return tuple(Built(shapes["h"], shapes["w"]) for shapes in found)
 
     def planned(self, plan: Plan) -> Plan:
         """The plan with what this loop will do of it: everything, or nothing and why."""
@@ -90,9 +104,13 @@ class DeviceLoop:
 
     def _batch(self, plugin: str, steps: int, height: int, width: int) -> int:
         """Timesteps that the SCB takes at once."""
-        scb, sides = self._engine(f"scb/{plugin}"), {"h": height, "w": width}
-        possible = [n for n in range(1, steps + 1) if scb.has({"n": n, **sides})]
-        return scb_batch(steps, possible, height, width, self._pool.bundle.manifest.dims, self.free // _SCB_SHARE)
+        asked = (plugin, steps, height, width)
+        if asked not in self._batches:
+            scb, sides = self._engine(f"scb/{plugin}"), {"h": height, "w": width}
+            possible = [n for n in range(1, steps + 1) if scb.has({"n": n, **sides})]
+            dims, budget = self._pool.bundle.manifest.dims, self.free // _SCB_SHARE
+            self._batches[asked] = scb_batch(steps, possible, height, width, dims, budget)
+        return self._batches[asked]
 
     def restore(
         self, run: Run, stage: Stage, image: Array, *, table: StepTable, time: Array, tokens: Array

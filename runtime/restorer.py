@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from diffplugin.engines.base import thread_count
 from diffplugin.errors import RequestError
 from diffplugin.plugins.mapping import mapping_table
 from diffplugin.runtime.device import device_loop
@@ -19,17 +20,18 @@ from diffplugin.runtime.image import (
     Size,
     crop,
     from_tensor,
-    pad_to,
+    grow,
     photo_from,
     resize,
     to_tensor,
     with_rgb,
     working_photo,
 )
-from diffplugin.runtime.memory import Footprint, available_memory, footprint, kept_bytes
+from diffplugin.runtime.jobs import pictures_at_once, share
+from diffplugin.runtime.memory import Footprint, footprint, kept_bytes
 from diffplugin.runtime.noise import normal
 from diffplugin.runtime.perception import Perception
-from diffplugin.runtime.plan import Options, OutputSize, Plan, Stage, Tiling, make_plan, plan_chain
+from diffplugin.runtime.plan import ONE_PIECE, Options, OutputSize, Plan, Stage, Tiling, make_plan, plan_chain
 from diffplugin.runtime.pool import Clock, EnginePool
 from diffplugin.runtime.quality import EXACT, Quality
 from diffplugin.runtime.restoration import Restoration
@@ -64,6 +66,7 @@ class Restorer:
         bundle: what was loaded.
         engine, precision, reason: what runs it ("onnxruntime", "fp32"), and why that one.
         quality: how much of the work it does.
+        jobs: restorations that its plans expect to run at once, each on its part of cores and memory.
         cards: the installed plugins by id, in the order of a chain.
         dims: the model's widths.
         device: the loop on the engines' device; None: they run on the host.
@@ -79,6 +82,7 @@ class Restorer:
         threads: int | None = None,
         cache: Path | None = None,
         quality: Quality = EXACT,
+        jobs: int | None = 1,
     ) -> None:
         self.bundle, self.quality = bundle, quality
         self.engine, self.precision, self.reason = builder.name, precision, reason
@@ -86,6 +90,15 @@ class Restorer:
         self.dims = bundle.manifest.dims
         self._schedule = NoiseSchedule.from_config(bundle.manifest.scheduler)
         self._table = mapping_table(bundle.path / "plugins")
+        cores = thread_count(threads)
+        self.jobs = pictures_at_once(
+            jobs,
+            builder,
+            cores=cores,
+            memory=self._footprint(plan_chain(list(self.cards), self.cards, None, quality)),
+            piece=round(ONE_PIECE * self.dims.native_latent**2),
+        )
+        threads = max(1, cores // self.jobs) if self.jobs > 1 else threads
         self._pool = EnginePool(bundle, builder, precision, threads=threads, cache=cache)
         self._perception = Perception(self._pool)
         self.device = device_loop(self._pool)
@@ -179,14 +192,14 @@ class Restorer:
             device=self.device if plan.loop == "device" and observe is None else None,
         )
         with clock("prepare"):
-            picture, inner = pad_to(to_tensor(working_photo(photo, options.size)), self.dims.factor)
+            picture = grow(to_tensor(working_photo(photo, options.size)), plan.padded_size)
         for i, stage in enumerate(plan.chain):
             ticks.begin(stage.plugin)
             if i:  # the release hands an 8-bit picture from plugin to plugin
                 picture = to_tensor(from_tensor(picture))
             picture = self._stage(run, stage, picture, plan.sampler, tokens)
         with clock("finish"):
-            photo = with_rgb(photo, resize(from_tensor(crop(picture, inner)), plan.output_size))
+            photo = with_rgb(photo, resize(from_tensor(crop(picture, plan.working_size[::-1])), plan.output_size))
         return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=False)
 
     def plan(
@@ -263,16 +276,18 @@ class Restorer:
 
     def _plan(self, photo: Photo, options: Options, chosen: Sequence[str]) -> Plan:
         chain = plan_chain(chosen, self.cards, options.steps, self.quality)
+        memory = self._footprint(chain)
         plan = make_plan(
             photo.size,
             chain,
             options,
             dims=self.dims,
-            memory=self._footprint(chain),
-            available=available_memory() if self.device is None else self.device.free,
+            memory=memory,
+            available=share(memory, self.jobs) if self.device is None else self.device.free,
             engine=self.engine,
             precision=self.precision,
             quality=self.quality.name,
+            built=() if self.device is None else self.device.built,
         )
         return plan if self.device is None else self.device.planned(plan)
 

@@ -50,14 +50,16 @@ def oracle_bundle(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def device_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The embedded model with a ``step`` graph and engines of the fake TensorRT: latent sides 8 to 32, up to 4
     timesteps of the SCB at once."""
-    pytest.importorskip("onnx", reason="needs the extra [export]")
+    ir = pytest.importorskip("onnx_ir", reason="needs the extra [export]")
+    from diffplugin.export.step import to_step
     from tests.engines.fake_tensorrt import fake_engines
-    from tests.engines.step_graph import write_step
 
     source = open_bundle(default_bundle())
     folder = tmp_path_factory.mktemp("device") / "embedded"
     shutil.copytree(source.path, folder)
-    write_step(folder / "onnx/unet.onnx", source.spec("step"), folder / "onnx/step.onnx")
+    graph = ir.load(folder / "onnx/unet.onnx")
+    to_step(graph, source.spec("step"))
+    ir.save(graph, folder / "onnx/step.onnx")
     step = GraphEntry(file="onnx/step.onnx", sha256=sha256(folder / "onnx/step.onnx"), weights_bytes=0)
     manifest = replace(source.manifest, graphs={**source.manifest.graphs, "step": step})
     side = Range(8, 16, 32)

@@ -17,7 +17,7 @@ from PIL import Image
 import diffplugin
 from diffplugin.bench.goldens import distance
 from diffplugin.bundle import open_bundle
-from diffplugin.export.parity import psnr
+from diffplugin.export.measures import psnr
 from diffplugin.runtime.restorer import Restorer
 from diffplugin.spec import Array
 

@@ -43,7 +43,8 @@ def check(name: str, ok: bool, found: str) -> Result:
 def build(job: Job) -> Result:
     """Export the model and build its engines for this GPU; what the builder reported of each."""
     from diffplugin.engines.base import BuildOptions
-    from diffplugin.export.exporter import export_bundle, parse_size
+    from diffplugin.export.ahead import parse_size
+    from diffplugin.export.exporter import export_bundle
 
     checkpoint, cards = _checkpoint(job)
     size = parse_size("{}x{}".format(*(GOLDEN_SIZE if job.kind == ORACLE else (job.height, job.width))))
@@ -140,7 +141,8 @@ def replay(job: Job) -> Result:
 def fidelity(job: Job) -> Result:
     """The picture against the one that ONNX Runtime makes of the same bundle on the processor in float32."""
     import diffplugin
-    from diffplugin.export.parity import PICTURE_BUDGET, psnr
+    from diffplugin.export.measures import psnr
+    from diffplugin.export.parity import PICTURE_BUDGET
 
     steps = job.steps if job.kind == EMBEDDED else min(job.steps, STEPS_OF_FULL)
     found = {}

@@ -16,7 +16,7 @@ from diffplugin.bench.peers import TimeTable
 from diffplugin.bench.peers_torch import plain_module
 from diffplugin.bundle import Bundle, open_bundle
 from diffplugin.export.checkpoints import Checkpoint
-from diffplugin.export.parity import psnr
+from diffplugin.export.measures import psnr
 from diffplugin.runtime.image import clip_pixels, from_tensor, to_tensor
 from diffplugin.runtime.noise import normal
 from diffplugin.runtime.schedule import NoiseSchedule, step_table

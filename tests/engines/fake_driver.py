@@ -121,6 +121,7 @@ class FakeDriver:
         with self._lock:
             assert address in self._blocks, f"{address:#x} is not allocated"
             assert not any(self._streams.values()), "memory is freed while work waits"
+            self._check_fault("free")
             self._blocks.pop(address)[0][:] = 0xFF
             self.calls.append(("free", address))
 

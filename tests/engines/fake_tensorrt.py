@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -59,7 +60,9 @@ class FakeTensorRt:
         refuses: engine files are refused, as foreign or broken ones are.
         streamable: bytes of weights that engines built for weight streaming have.
         poisoned: graphs whose outputs become NaN.
-        created: every engine that was deserialised.
+        complaint: what is logged where the driver makes ``deserialize`` or ``context`` fail.
+        created: graphs of every engine that was deserialised.
+        engines: those that live.
     """
 
     __name__ = "tensorrt_fake"
@@ -77,7 +80,10 @@ class FakeTensorRt:
         self.driver, self.rtx = driver, rtx
         self.capturable, self.refuses, self.streamable = True, False, 0
         self.poisoned: set[str] = set()
-        self.created: list[_Engine] = []
+        self.created: list[str] = []
+        self.engines: WeakSet[_Engine] = WeakSet()
+        self.kernels = b"kernels of this card"
+        self.complaint = "out of luck"
         self.logger: Any = None
         if rtx:
             self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(LAZY="lazy", EAGER="eager")
@@ -94,8 +100,13 @@ class FakeTensorRt:
             self.error("Serialization assertion failed:\nnot built for this device")
             return None
         made = _Engine(self, json.loads(bytes(data)))
-        self.driver.note("deserialize", made.name)
-        self.created.append(made)
+        try:
+            self.driver.note("deserialize", made.name)
+        except EngineError:
+            self.error(self.complaint)
+            return None
+        self.created.append(made.name)
+        self.engines.add(made)
         return made
 
 
@@ -125,7 +136,7 @@ class _Engine:
 
     def create_runtime_config(self) -> Any:
         assert self.weight_streaming_budget_v2 >= 0 or not self.streamable_weights_size, "no budget of weights"
-        return _Config(self.library.rtx)
+        return _Config(self.library.rtx, self.library.kernels) if self.library.rtx else _Config(False)
 
     def create_execution_context(self, config: Any) -> _Context | None:
         assert config.strategy == "user", "working memory must come from outside"
@@ -133,18 +144,48 @@ class _Engine:
         try:
             self.library.driver.note("context", self.name)
         except EngineError:
-            self.library.error("out of luck")
+            self.library.error(self.library.complaint)
             return None
-        return _Context(self)
+        if config.cache is not None:
+            config.cache.compile(self.library.driver)
+        return (_RtxContext if self.library.rtx else _Context)(self)
 
 
 class _Config:
-    def __init__(self, rtx: bool) -> None:
+    def __init__(self, rtx: bool, kernels: bytes = b"") -> None:
         self.strategy: str | None = None
+        self.cache: _Kernels | None = None
+        if rtx:
+            self.create_runtime_cache = lambda: _Kernels(kernels)
         self.dynamic_shapes_kernel_specialization_strategy = "lazy" if rtx else None
 
     def set_execution_context_allocation_strategy(self, strategy: str) -> None:
         self.strategy = strategy
+
+    def set_runtime_cache(self, cache: _Kernels) -> bool:
+        self.cache = cache
+        return True
+
+
+class _Kernels:
+    """Compiled kernels: ``compiles`` are what the first context of an engine adds."""
+
+    def __init__(self, compiles: bytes) -> None:
+        self._compiles, self.content = compiles, b""
+
+    def deserialize(self, blob: Any) -> bool:
+        if not bytes(blob).startswith(b"kernels"):
+            return False
+        self.content = bytes(blob)
+        return True
+
+    def compile(self, driver: FakeDriver) -> None:
+        if self._compiles not in self.content:
+            driver.note("compile")
+            self.content += self._compiles
+
+    def serialize(self) -> bytes:
+        return self.content
 
 
 class _Context:
@@ -154,8 +195,6 @@ class _Context:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._scratch: tuple[int, int] | None = None
-        if self._library.rtx:
-            self.is_stream_capturable = self._is_stream_capturable
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         axes, _ = self._engine.inputs[name]
@@ -225,7 +264,9 @@ class _Context:
         for name, array in zip(engine.outputs, outputs, strict=True):
             view(name)[...] = np.nan if engine.name in engine.library.poisoned else array
 
-    def _is_stream_capturable(self, stream: int) -> bool:
+
+class _RtxContext(_Context):
+    def is_stream_capturable(self, stream: int) -> bool:
         return self._library.capturable
 
 
@@ -233,6 +274,7 @@ class FakeTensorRtBuilder(LoadsOnnx):
     """Engines of the fake library: what ``engines.tensorrt.TensorRtBuilder`` is to the real one."""
 
     name = "tensorrt-fake"
+    concurrent = False
 
     def __init__(self, driver: FakeDriver, library: FakeTensorRt | None = None, device: str = "sm_89") -> None:
         self._driver, self._library, self._device = driver, library or FakeTensorRt(driver), device
@@ -255,7 +297,7 @@ class FakeTensorRtBuilder(LoadsOnnx):
     def load(
         self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None
     ) -> TensorRtEngine:
-        return TensorRtEngine(bundle, key, self, precision=precision)
+        return TensorRtEngine(bundle, key, self, precision=precision, cache=cache)
 
 
 def fake_engines(

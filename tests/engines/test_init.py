@@ -105,7 +105,8 @@ def test_an_engine_that_is_not_here_names_the_remedy(monkeypatch: pytest.MonkeyP
 
 def test_unknown_engine() -> None:
     with pytest.raises(
-        EngineUnavailable, match=r"'tensorflow': unknown; expected auto or one of tensorrt, tensorrt-rtx, openvino, onnxruntime"
+        EngineUnavailable,
+        match=r"'tensorflow': unknown; expected auto or one of tensorrt, tensorrt-rtx, openvino, onnxruntime",
     ):
         builder_named("tensorflow")
     assert [builder_named(name).name for name in ENGINES] == list(ENGINES)

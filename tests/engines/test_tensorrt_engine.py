@@ -16,10 +16,18 @@ from diffplugin.engines import tensorrt_engine
 from diffplugin.engines.device import DeviceBuilder, DeviceEngine
 from diffplugin.engines.onnxruntime import OnnxRuntimeBuilder
 from diffplugin.engines.tensorrt_engine import TensorRtEngine
-from diffplugin.errors import BundleDamaged, EngineError, EngineUnavailable, ForeignEngine, ShapeMismatch
+from diffplugin.errors import (
+    BundleDamaged,
+    DeviceMemoryFull,
+    EngineError,
+    EngineUnavailable,
+    ForeignEngine,
+    ShapeMismatch,
+)
+from diffplugin.shapes import Range, full_profile
 from diffplugin.spec import DTYPES, Array
 from tests.engines.fake_driver import FakeDriver
-from tests.engines.fake_tensorrt import SCRATCH, FakeTensorRt, FakeTensorRtBuilder
+from tests.engines.fake_tensorrt import SCRATCH, FakeTensorRt, FakeTensorRtBuilder, fake_engines
 
 Load = Callable[[str], TensorRtEngine]
 
@@ -151,7 +159,7 @@ def test_weights_are_streamed_where_they_do_not_fit(
     builder = FakeTensorRtBuilder(driver, library)
     engine = TensorRtEngine(device_bundle, "vae_decoder", builder, precision="fp32", weights_budget=wanted)
     engine.run(_inputs(device_bundle, "vae_decoder"))
-    assert [made.weight_streaming_budget_v2 for made in library.created] == [kept]
+    assert [made.weight_streaming_budget_v2 for made in library.engines] == [kept]
 
 
 @pytest.mark.parametrize("rtx", [True, False])
@@ -165,7 +173,7 @@ def test_tensorrt_with_and_without_runtime_configs(
 
         def create(engine: Any, strategy: str) -> Any:
             assert strategy == "user"
-            return fake_tensorrt._Context(engine)
+            return (fake_tensorrt._RtxContext if rtx else fake_tensorrt._Context)(engine)
 
         monkeypatch.delattr(fake_tensorrt._Engine, "create_runtime_config")
         monkeypatch.setattr(fake_tensorrt._Engine, "create_execution_context", create)
@@ -221,12 +229,67 @@ def test_runs_from_several_threads(device_bundle: Bundle, load: Load) -> None:
     assert all(np.array_equal(together[i], one) for i, one in enumerate(alone))
 
 
+def test_kernels_are_compiled_once_per_machine(device_bundle: Bundle, tmp_path: Path) -> None:
+    """Two processes, as it were; then a damaged file, one of another card, and a folder that cannot be written."""
+
+    def compiled(kernels: bytes = b"kernels of this card", cache: Path | None = tmp_path / "cache") -> int:
+        driver = FakeDriver()
+        library = FakeTensorRt(driver)
+        library.kernels = kernels
+        builder = FakeTensorRtBuilder(driver, library)
+        engine = builder.load(device_bundle, "vae_decoder", precision="fp32", threads=None, cache=cache)
+        for width in (8, 9):
+            engine.run(_inputs(device_bundle, "vae_decoder", w=width))
+        engine.close()
+        return driver.counted()["compile"]
+
+    assert [compiled(), compiled()] == [1, 0]
+    (file,) = (tmp_path / "cache").iterdir()
+    assert file.name.endswith("-sm_89.kernels")
+    file.write_bytes(file.read_bytes()[:-5])
+    assert [compiled(), compiled()] == [1, 0], "damaged: compiled and written again"
+    assert [compiled(b"kernels too"), compiled(b"kernels too"), compiled()] == [1, 0, 0], "what is new is added"
+    (tmp_path / "file").write_text("")
+    assert compiled(cache=tmp_path / "file" / "cache") == 1
+    assert compiled(cache=None) == 0, "without a folder the library has no cache to fill"
+
+
 def test_what_the_library_says_is_kept_until_it_is_told(library: FakeTensorRt) -> None:
     words = tensorrt_engine.words_of(library)
     severity = library.ILogger.Severity
     for kind, text in ((severity.ERROR, "one\n thing"), (severity.WARNING, "mere"), (severity.VERBOSE, "chatter")):
         words.logger.log(kind, text)
-    assert words.last() == "one thing" and words.last() == "it said nothing"
+    assert [str(words.error("failed")) for _ in range(2)] == ["failed (one thing)", "failed (it said nothing)"]
+
+
+@pytest.mark.parametrize("call", ["deserialize", "context"])
+def test_memory_that_is_short_is_told_apart(
+    device_bundle: Bundle, load: Load, driver: FakeDriver, library: FakeTensorRt, call: str
+) -> None:
+    library.complaint = "Error Code 2: OutOfMemory (no further information)"
+    driver.fail(call)
+    with pytest.raises(DeviceMemoryFull, match="OutOfMemory"):
+        load("unet").run(_inputs(device_bundle, "unet"))
+
+
+def test_weights_are_loaded_once_and_leave_with_their_last_context(device_bundle: Bundle, driver: FakeDriver) -> None:
+    """Two sizes with an engine each: both while contexts live, then the one used last, then none."""
+    profiles = [full_profile(Range.of(h), Range.of(8), device_bundle.manifest.dims, batch=1, plugins=3) for h in (8, 9)]
+    engines = fake_engines(device_bundle, profiles)
+    bundle = replace(device_bundle, manifest=replace(device_bundle.manifest, engines=engines))
+    library = FakeTensorRt(driver)
+    builder = FakeTensorRtBuilder(driver, library)
+    engine = builder.load(bundle, "step", precision="fp32", threads=None, cache=None)
+    contexts = [engine.context({"h": h, "w": 8}) for h in (8, 9, 8, 9, 8)]
+    assert library.created == ["step", "step"] and len(library.engines) == 2
+    for context in contexts:
+        context.close()
+    del contexts, context
+    assert len(library.engines) == 1
+    engine.context({"h": 9, "w": 8}).close()
+    assert len(library.created) == 3 and len(library.engines) == 1, "the one before made room"
+    engine.close()
+    assert len(library.engines) == 0
 
 
 def test_the_real_library_refuses_a_broken_file_with_its_own_words(tmp_path: Path) -> None:
@@ -246,12 +309,13 @@ def test_what_is_used_of_the_real_library_is_there() -> None:
         "weight_streaming_budget_v2",
         library.IExecutionContext: "execute_async_v3 get_tensor_shape is_stream_capturable set_device_memory "
         "set_input_shape set_tensor_address update_device_memory_size_for_shapes",
-        library.IRuntimeConfig: "dynamic_shapes_kernel_specialization_strategy "
-        "set_execution_context_allocation_strategy",
+        library.IRuntimeConfig: "create_runtime_cache dynamic_shapes_kernel_specialization_strategy "
+        "set_execution_context_allocation_strategy set_runtime_cache",
+        library.IRuntimeCache: "deserialize serialize",
         library.ExecutionContextAllocationStrategy: "USER_MANAGED",
         library.DynamicShapesKernelSpecializationStrategy: "EAGER",
         library.TensorIOMode: "INPUT OUTPUT",
-        library.ILogger.Severity: "INTERNAL_ERROR ERROR WARNING",
+        library.ILogger.Severity: "INTERNAL_ERROR ERROR",
         library: "Runtime float32 int64",
     }
     missing = [

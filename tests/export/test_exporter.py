@@ -13,9 +13,11 @@ torch = pytest.importorskip("torch", reason="needs the extra [export]")
 from diffplugin.bundle import default_bundle, open_bundle, verify  # noqa: E402
 from diffplugin.errors import CheckpointError, ParityError, RequestError  # noqa: E402
 from diffplugin.export import cli, exporter  # noqa: E402
+from diffplugin.export.ahead import parse_size  # noqa: E402
 from diffplugin.export.checkpoints import Checkpoint, find  # noqa: E402
-from diffplugin.export.exporter import embedded_checkpoint, export_bundle, parse_size  # noqa: E402
-from diffplugin.export.parity import Comparison, check, psnr, relative_error  # noqa: E402
+from diffplugin.export.exporter import embedded_checkpoint, export_bundle  # noqa: E402
+from diffplugin.export.measures import psnr, relative_error  # noqa: E402
+from diffplugin.export.parity import Comparison, check  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from diffplugin.export import onnx as exporter  # noqa: E402
 from diffplugin.export.checkpoints import Checkpoint, find  # noqa: E402
 from diffplugin.export.exporter import embedded_checkpoint  # noqa: E402
 from diffplugin.export.graphs import graph_keys, kind_of, module_for  # noqa: E402
-from diffplugin.export.parity import relative_error  # noqa: E402
+from diffplugin.export.measures import relative_error  # noqa: E402
 from diffplugin.export.reference import TorchEngine  # noqa: E402
 from diffplugin.plugins.networks.blocks import PictureNorm  # noqa: E402
 from diffplugin.spec import GraphSpec, TensorSpec, graph_specs  # noqa: E402

@@ -17,9 +17,9 @@ import torch
 from onnx import TensorProto, helper
 
 from diffplugin.bundle import default_bundle, open_bundle
+from diffplugin.export.measures import relative_error
 from diffplugin.export.onnx import example_inputs
 from diffplugin.export.operators import DOMAIN, GROUP_NORM_SILU, group_norm_silu, main, outline
-from diffplugin.export.parity import relative_error
 from diffplugin.spec import Array
 
 

@@ -58,6 +58,7 @@ class FakeModel(LoadsOnnx):
     """
 
     name = "fake"
+    concurrent = True
 
     def __init__(self) -> None:
         self.functions: dict[str, Function] = {}

@@ -246,11 +246,28 @@ def test_a_replay_that_fails_raises_and_closing_gives_everything_back(
     assert driver.live() == {}
 
 
+def test_a_lost_device_does_not_hide_the_first_error(
+    device_bundle: Bundle, make: Make, driver: FakeDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After some errors every further call fails. What can still be given back is."""
+    picture = make()
+    for call in ("synchronize", "free"):
+        driver.fail(call)
+    with pytest.raises(EngineError, match="synchronize: made to fail"):
+        picture.restore(_request(device_bundle))
+    picture.close()
+    assert "not all of the device's memory was given back: free: made to fail" in caplog.text
+    assert driver.live() == {"memory": 1}, "all but the one whose release failed"
+    driver._blocks.clear()
+
+
 def test_closed(device_bundle: Bundle, make: Make) -> None:
     picture = make()
     picture.close()
     picture.close()
     assert picture.restore(_request(device_bundle)) is None and not picture.captured
+    with pytest.raises(EngineError, match="closed"):
+        picture.seconds(_request(device_bundle))
 
 
 def test_seconds_of_every_run(device_bundle: Bundle, make: Make) -> None:

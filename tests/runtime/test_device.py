@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -144,17 +145,34 @@ def test_scb_batch() -> None:
     assert scb_batch(20, range(1, 21), 9, 9, DIMS, 99 * per_step) == 1, "81 x 16 bytes cannot be bound in parts"
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"tile": 64}, "pieces are blended at every step"),
-        ({"size": (256, 40)}, "no engine of step, vae_decoder, vae_encoder, scb/derain for 10x64 latents"),
-    ],
-)
-def test_what_runs_from_the_host_says_why(restorer: Restorer, options: dict[str, Any], reason: str) -> None:
-    plan, _ = restorer.plan(_photo(96, 96), plugins=["derain"], steps=2, **options)
-    assert plan.loop == "host" and reason in plan.loop_reason
+def test_pieces_run_from_the_host_and_the_plan_says_why(restorer: Restorer) -> None:
+    plan, _ = restorer.plan(_photo(96, 96), plugins=["derain"], steps=2, tile=64)
+    assert plan.loop == "host" and plan.loop_reason == "4 pieces are blended at every step"
     assert f"loop:    host ({plan.loop_reason})" in plan_lines(plan)
+
+
+def test_without_an_engine_for_a_whole_step_the_host_runs_it(
+    device_bundle: Bundle, driver: FakeDriver, plain: Restorer
+) -> None:
+    engines = tuple(entry for entry in device_bundle.manifest.engines if entry.graph != "step")
+    bundle = replace(device_bundle, manifest=replace(device_bundle.manifest, engines=engines))
+    with Restorer(bundle, FakeTensorRtBuilder(driver), "fp32") as restorer:
+        made = restorer.restore(_photo(), plugins=["derain"], steps=2)
+        expected = plain.restore(_photo(), plugins=["derain"], steps=2)
+    assert made.plan.loop_reason == "the bundle has no engine of step for 12x16 latents"
+    assert np.abs(made.array.astype(int) - expected.array).max() <= 1
+
+
+def test_pictures_of_other_sizes_are_grown_or_cut(restorer: Restorer, plain: Restorer) -> None:
+    """Engines take latent sides of 8 to 32: a small picture is grown, a large one cut; both are the plain loop's."""
+    photo = _photo(20, 40)
+    made = restorer.restore(photo, plugins=["derain"], steps=2)
+    assert made.plan.padded_size == (40, 32) and made.plan.loop == "device" and made.array.shape == photo.shape
+    large = _photo(150, 60)
+    pieces = restorer.restore(large, plugins=["derain"], steps=2)
+    expected = plain.restore(large, plugins=["derain"], steps=2, tile=128)
+    assert pieces.plan.tiles == expected.plan.tiles and len(pieces.plan.tiles) == 2, pieces.plan.tiling
+    assert np.abs(pieces.array.astype(int) - expected.array).max() <= 1
 
 
 def test_pieces_and_observed_runs_go_graph_by_graph(restorer: Restorer, plain: Restorer, driver: FakeDriver) -> None:

@@ -98,7 +98,7 @@ def test_the_peer_computes_the_same_picture(job: Job, plugin: str) -> None:
     import diffplugin
     from diffplugin.bench.gpu_acceptance.peer import TorchPipeline
     from diffplugin.bundle import open_bundle
-    from diffplugin.export.parity import psnr
+    from diffplugin.export.measures import psnr
 
     photo = photograph(job, plugin)
     from diffplugin.export.exporter import embedded_checkpoint
