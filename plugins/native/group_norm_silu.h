@@ -1,7 +1,7 @@
 // GroupNormSilu: y = silu(group_norm(x) * scale + bias), silu(v) = v / (1 + exp(-v)); arXiv:1803.08494, 1606.08415.
 //
-// x, y [batch, channels, area] in float or half, row by row; scale, bias [channels] float; statistics in float. A group
-// has fewer than 2^30 values.
+// x, y [batch, channels, area], row by row, scale, bias [channels], all in float or all in half; statistics in float. A
+// group has fewer than 2^30 values.
 // A group's values lie side by side, so a group is cut into slices that teams take: first every slice's moments, then,
 // from the moments of all slices of a group, its values. The variance is taken about the mean, never as a difference
 // of large sums: a mean far from zero costs no digits.
@@ -59,8 +59,8 @@ DP_BOTH Moments merged(Moments const& a, Moments const& b) {
 
 // One slice of the result. `moments` [batch * groups, slices], every slice's.
 template <class T, class Team>
-DP_BOTH void slice_values(Team& team, GroupNorm const& norm, Moments const* moments, T const* x, float const* scale,
-                          float const* bias, T* y, std::int64_t index, std::int32_t slice) {
+DP_BOTH void slice_values(Team& team, GroupNorm const& norm, Moments const* moments, T const* x, T const* scale,
+                          T const* bias, T* y, std::int64_t index, std::int32_t slice) {
     Moments all = moments[index * norm.slices];
     for (std::int32_t i = 1; i < norm.slices; ++i) {
         all = merged(all, moments[index * norm.slices + i]);
@@ -72,7 +72,8 @@ DP_BOTH void slice_values(Team& team, GroupNorm const& norm, Moments const* mome
     T* const to = y + index * norm.length();
     for (std::int32_t i = norm.begin(slice) + team.rank(); i < end; i += team.size()) {
         std::int32_t const channel = first + i / area;
-        float const value = (to_float(from[i]) - all.mean) * inverse * scale[channel] + bias[channel];
+        float const normal = (to_float(from[i]) - all.mean) * inverse;
+        float const value = normal * to_float(scale[channel]) + to_float(bias[channel]);
         to[i] = narrow<T>(value / (1 + std::exp(-value)));
     }
 }

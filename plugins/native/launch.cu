@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads) moments_kernel(GroupNorm norm, T con
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) values_kernel(GroupNorm norm, Moments const* moments, T const* x,
-                                                          float const* scale, float const* bias, T* y) {
+                                                          T const* scale, T const* bias, T* y) {
     Block block{nullptr};
     std::int64_t const index = blockIdx.x / norm.slices;
     auto const slice = static_cast<std::int32_t>(blockIdx.x % norm.slices);
@@ -39,11 +39,13 @@ __global__ void __launch_bounds__(kThreads) values_kernel(GroupNorm norm, Moment
 }
 
 template <class T>
-cudaError_t launch(GroupNorm const& norm, T const* x, float const* scale, float const* bias, T* y, Moments* moments,
+cudaError_t launch(GroupNorm const& norm, void const* x, void const* scale, void const* bias, void* y, Moments* moments,
                    cudaStream_t stream) {
     auto const blocks = static_cast<unsigned>(norm.batch * norm.groups * norm.slices);
-    moments_kernel<<<blocks, kThreads, 0, stream>>>(norm, x, moments);
-    values_kernel<<<blocks, kThreads, 0, stream>>>(norm, moments, x, scale, bias, y);
+    auto const* const from = static_cast<T const*>(x);
+    moments_kernel<<<blocks, kThreads, 0, stream>>>(norm, from, moments);
+    values_kernel<<<blocks, kThreads, 0, stream>>>(norm, moments, from, static_cast<T const*>(scale),
+                                                   static_cast<T const*>(bias), static_cast<T*>(y));
     return cudaGetLastError();
 }
 
@@ -59,7 +61,7 @@ std::size_t workspace_bytes(GroupNorm const& norm) {
     return static_cast<std::size_t>(norm.batch * norm.groups * norm.slices) * sizeof(Moments);
 }
 
-cudaError_t group_norm_silu(GroupNorm const& norm, Value value, void const* x, float const* scale, float const* bias,
+cudaError_t group_norm_silu(GroupNorm const& norm, Value value, void const* x, void const* scale, void const* bias,
                             void* y, void* workspace, cudaStream_t stream) {
     if (norm.groups <= 0 || norm.channels % norm.groups != 0 || norm.length() > 0x3FFFFFFF) {
         return cudaErrorInvalidValue;
@@ -68,9 +70,8 @@ cudaError_t group_norm_silu(GroupNorm const& norm, Value value, void const* x, f
         return cudaSuccess;
     }
     auto* const moments = static_cast<Moments*>(workspace);
-    return value == Value::kHalf
-               ? launch(norm, static_cast<Half const*>(x), scale, bias, static_cast<Half*>(y), moments, stream)
-               : launch(norm, static_cast<float const*>(x), scale, bias, static_cast<float*>(y), moments, stream);
+    return value == Value::kHalf ? launch<Half>(norm, x, scale, bias, y, moments, stream)
+                                 : launch<float>(norm, x, scale, bias, y, moments, stream);
 }
 
 }  // namespace diffplugin

@@ -17,9 +17,9 @@ GroupNorm group_norm(std::int64_t batch, std::int64_t channels, std::int64_t are
 // Bytes of workspace that group_norm_silu needs.
 std::size_t workspace_bytes(GroupNorm const& norm);
 
-// Device pointers; x and y hold `value`s. cudaErrorInvalidValue: the groups do not divide the channels, or one of them
+// Device pointers to `value`s. cudaErrorInvalidValue: the groups do not divide the channels, or one of them
 // has 2^30 values or more; else the launch's error.
-cudaError_t group_norm_silu(GroupNorm const& norm, Value value, void const* x, float const* scale, float const* bias,
+cudaError_t group_norm_silu(GroupNorm const& norm, Value value, void const* x, void const* scale, void const* bias,
                             void* y, void* workspace, cudaStream_t stream);
 
 }  // namespace diffplugin

@@ -37,7 +37,7 @@ bool linear(PluginTensorDesc const& tensor, DataType type) {
     return tensor.format == PluginFormat::kLINEAR && tensor.type == type;
 }
 
-// (x [n, c, ...] half or float, scale [c] float, bias [c] float) -> y like x
+// (x [n, c, ...], scale [c], bias [c]) -> y like x, all half or all float
 class Plugin final : public IPluginV3,
                      public IPluginV3OneCore,
                      public IPluginV3OneBuild,
@@ -78,11 +78,8 @@ public:
     bool supportsFormatCombination(std::int32_t at, DynamicPluginTensorDesc const* tensors, std::int32_t,
                                    std::int32_t) noexcept override {
         PluginTensorDesc const& tensor = tensors[at].desc;
-        switch (at) {
-            case 0: return linear(tensor, DataType::kHALF) || linear(tensor, DataType::kFLOAT);
-            case 3: return linear(tensor, tensors[0].desc.type);
-            default: return linear(tensor, DataType::kFLOAT);
-        }
+        return at == 0 ? linear(tensor, DataType::kHALF) || linear(tensor, DataType::kFLOAT)
+                       : linear(tensor, tensors[0].desc.type);
     }
 
     std::int32_t configurePlugin(DynamicPluginTensorDesc const*, std::int32_t, DynamicPluginTensorDesc const*,
@@ -103,12 +100,13 @@ public:
     std::int32_t enqueue(PluginTensorDesc const* types, PluginTensorDesc const*, void const* const* inputs,
                          void* const* outputs, void* workspace, cudaStream_t stream) noexcept override {
         auto const value = types[0].type == DataType::kHALF ? Value::kHalf : Value::kFloat;
-        return group_norm_silu(norm(types[0].dims), value, inputs[0], static_cast<float const*>(inputs[1]),
-                               static_cast<float const*>(inputs[2]), outputs[0], workspace, stream);
+        return group_norm_silu(norm(types[0].dims), value, inputs[0], inputs[1], inputs[2], outputs[0], workspace,
+                               stream);
     }
 
     PluginFieldCollection const* getFieldsToSerialize() noexcept override {
-        fields_ = {{{kGroups, &groups_, PluginFieldType::kINT32, 1}, {kEpsilon, &epsilon_, PluginFieldType::kFLOAT32, 1}}};
+        fields_ = {{{kGroups, &groups_, PluginFieldType::kINT32, 1},
+                    {kEpsilon, &epsilon_, PluginFieldType::kFLOAT32, 1}}};
         collection_ = {static_cast<std::int32_t>(fields_.size()), fields_.data()};
         return &collection_;
     }

@@ -52,16 +52,16 @@ void group_norm_silu(IPluginCreatorV3One& creator) {
     if (plugin == nullptr) return;
 
     auto& build = as<IPluginV3OneBuild>(*plugin, PluginCapabilityType::kBUILD);
-    DynamicPluginTensorDesc half[] = {tensor(DataType::kHALF, {1, 320, 64, 64}), tensor(DataType::kFLOAT, {320}),
-                                      tensor(DataType::kFLOAT, {320}), tensor(DataType::kHALF, {1, 320, 64, 64})};
+    DynamicPluginTensorDesc half[] = {tensor(DataType::kHALF, {1, 320, 64, 64}), tensor(DataType::kHALF, {320}),
+                                      tensor(DataType::kHALF, {320}), tensor(DataType::kHALF, {1, 320, 64, 64})};
     for (std::int32_t at = 0; at < 4; ++at) {
-        check(build.supportsFormatCombination(at, half, 3, 1), "half with float weights, tensor " + std::to_string(at));
+        check(build.supportsFormatCombination(at, half, 3, 1), "all half, tensor " + std::to_string(at));
     }
     half[3].desc.type = DataType::kFLOAT;
     check(!build.supportsFormatCombination(3, half, 3, 1), "y has another type than x");
     half[0].desc.format = TensorFormat::kHWC8;
     check(!build.supportsFormatCombination(0, half, 3, 1), "another layout");
-    DataType const types[] = {DataType::kHALF, DataType::kFLOAT, DataType::kFLOAT};
+    DataType const types[] = {DataType::kHALF, DataType::kHALF, DataType::kHALF};
     DataType made = DataType::kINT8;
     check(build.getOutputDataTypes(&made, 1, types, 3) == 0 && made == DataType::kHALF, "y has x's type");
     check(build.getWorkspaceSize(half, 3, half + 3, 1) == 32 * 10 * 12, "workspace of 32 groups in 10 slices");

@@ -27,8 +27,7 @@ std::string told(Case const& one, int team) {
 
 template <class T>
 struct Tensors {
-    std::vector<T> x, y;
-    std::vector<float> scale, bias;
+    std::vector<T> x, y, scale, bias;
 };
 
 template <class T>
@@ -42,8 +41,8 @@ Tensors<T> drawn(Case const& one) {
         made.x.push_back(narrow<T>(static_cast<float>(values(random))));
     }
     for (std::int64_t c = 0; c < one.norm.channels; ++c) {
-        made.scale.push_back(static_cast<float>(unit(random)));
-        made.bias.push_back(static_cast<float>(unit(random)));
+        made.scale.push_back(narrow<T>(static_cast<float>(unit(random))));
+        made.bias.push_back(narrow<T>(static_cast<float>(unit(random))));
     }
     return made;
 }
@@ -55,14 +54,13 @@ std::vector<double> reference(GroupNorm const& norm, Tensors<T> const& t) {
     std::int64_t const length = norm.length();
     for (std::int64_t index = 0; index < norm.batch * norm.groups; ++index) {
         double mean = 0, variance = 0;
-        for (std::int64_t i = 0; i < length; ++i) mean += to_float(t.x[index * length + i]) / static_cast<double>(length);
-        for (std::int64_t i = 0; i < length; ++i) {
-            variance += std::pow(to_float(t.x[index * length + i]) - mean, 2) / static_cast<double>(length);
-        }
+        auto const x = [&](std::int64_t i) { return static_cast<double>(to_float(t.x[index * length + i])); };
+        for (std::int64_t i = 0; i < length; ++i) mean += x(i) / static_cast<double>(length);
+        for (std::int64_t i = 0; i < length; ++i) variance += std::pow(x(i) - mean, 2) / static_cast<double>(length);
         for (std::int64_t i = 0; i < length; ++i) {
             std::int64_t const at = index * length + i, channel = at / norm.area % norm.channels;
-            double const normal = (to_float(t.x[at]) - mean) / std::sqrt(variance + norm.epsilon);
-            double const value = normal * t.scale[channel] + t.bias[channel];
+            double const normal = (x(i) - mean) / std::sqrt(variance + norm.epsilon);
+            double const value = normal * to_float(t.scale[channel]) + to_float(t.bias[channel]);
             made[at] = value / (1 + std::exp(-value));
         }
     }
@@ -163,7 +161,8 @@ void the_size_of_the_team_changes_nothing_but_rounding() {
     run(one.norm, many, 8);
     run(one.norm, again, 8);
     for (std::size_t i = 0; i < alone.y.size(); ++i) {
-        near(to_float(many.y[i]), to_float(alone.y[i]), 1 + std::abs(to_float(alone.y[i])), kHalf, "team of 8 and of 1");
+        double const one = to_float(alone.y[i]);
+        near(to_float(many.y[i]), one, 1 + std::abs(one), kHalf, "team of 8 and of 1");
         check(many.y[i].bits == again.y[i].bits, "the same team gives the same bits");
     }
 }
