@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diffplugin.bench.environment import environment
-from diffplugin.bench.gpu_acceptance.job import EMBEDDED, FULL, ORACLE, Job
+from diffplugin.bench.gpu_acceptance.job import EMBEDDED, FULL, ORACLE, SCRATCH, Job
 from diffplugin.bench.gpu_acceptance.report import failures, markdown
 from diffplugin.bench.measure import worker
 from diffplugin.bench.work import parse_work
@@ -22,12 +22,8 @@ from diffplugin.errors import DiffPluginError, EngineUnavailable, RequestError
 FORMAT = 1
 RESULTS, REPORT = "acceptance.json", "acceptance.md"
 WORKER = "diffplugin.bench.gpu_acceptance.worker"
-# What needs the part before it is not run where that failed.
-PARTS = {
-    ORACLE: ("build", "goldens"),
-    EMBEDDED: ("build", "replay", "fidelity", "measure", "pytorch eager", "torch.compile"),
-    FULL: ("build", "replay", "fidelity", "measure", "pytorch eager", "torch.compile"),
-}
+_MEASURED = ("build", "cold start", "replay", "fidelity", "measure", "pytorch eager", "torch.compile")
+PARTS = {ORACLE: ("build", "goldens"), EMBEDDED: _MEASURED, FULL: _MEASURED}
 PEERS = ("pytorch eager", "torch.compile")
 Run = Callable[[dict[str, Any], float], dict[str, Any]]
 
@@ -70,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         | {"rounds": args.rounds},
     }
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / SCRATCH).mkdir(parents=True, exist_ok=True)
+        (args.out / SCRATCH / ".gitignore").write_text("*\n", encoding="utf-8")
         result = run(jobs, head, args.out, _in_a_process, args.timeout)
     except OSError as error:
         print(f"gpu_acceptance: {error.filename or args.out}: {error.strerror or error}", file=sys.stderr)

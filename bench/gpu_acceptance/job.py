@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from diffplugin.runtime.restorer import Restorer
 
 EMBEDDED, ORACLE, FULL = "embedded", "oracle", "full"
+SCRATCH = "scratch"
 SEED = 42
 
 
@@ -29,7 +30,7 @@ class Job:
         part: its name.
         model: "embedded", "oracle" or "full:DIR".
         engine, precision: as ``diffplugin.load`` takes them.
-        out: folder of all results; bundles and pictures lie in it.
+        out: folder of all results.
         width, height: of the picture, px.
         steps, rounds: of a restoration; how often each way is timed.
         began: ``time.monotonic()`` when the part's process was started.
@@ -55,14 +56,19 @@ class Job:
         return self.model.partition(":")[0]
 
     @property
+    def scratch(self) -> Path:
+        """Folder for what is needed while it runs."""
+        return Path(self.out) / SCRATCH
+
+    @property
     def bundle(self) -> Path:
         """Where the part ``build`` puts its bundle."""
-        return Path(self.out) / "bundles" / f"{self.kind}-{self.engine}"
+        return self.scratch / f"{self.kind}-{self.engine}"
 
     @property
     def picture(self) -> Path:
         """The picture that the measured engines made."""
-        return Path(self.out) / f"{self.kind}-{self.engine}.png"
+        return self.scratch / f"{self.kind}-{self.engine}.png"
 
     def measured(self) -> Model:
         """The model with this job's bundle."""

@@ -71,6 +71,15 @@ def build(job: Job) -> Result:
     return result
 
 
+def start(job: Job) -> Result:
+    """From the start of a process to its first picture; the first time after the build, whatever is cached later."""
+    with open_restorer(job) as restorer:
+        plugin = next(iter(restorer.cards))
+        load_s = job.since()
+        restorer.restore(photograph(job, plugin), plugins=[plugin], seed=SEED, steps=job.steps)
+        return {"load_s": load_s, "first_picture_s": job.since()}
+
+
 def _checkpoint(job: Job) -> tuple[Checkpoint, Path | None]:
     """(checkpoint, folder of its cards)."""
     from diffplugin.bench.goldens import unpack
@@ -91,7 +100,7 @@ def _checkpoint(job: Job) -> tuple[Checkpoint, Path | None]:
 
 
 def _oracle(job: Job) -> Path:
-    return Path(job.out) / "oracle"
+    return job.scratch / "oracle"
 
 
 def goldens(job: Job) -> Result:

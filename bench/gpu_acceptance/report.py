@@ -45,6 +45,7 @@ def rows(result: Record) -> list[dict[str, Any]]:
                     "part": part["part"],
                     "picture_s": spread(seconds),
                     "step_s": unet / part["steps"] if unet else None,
+                    "cold_s": _cold(result, part) if ours else part["first_picture_s"],
                     "load_s": part["load_s"],
                     "first_picture_s": part["first_picture_s"],
                     "second_s": part["second_restore_s"],
@@ -57,6 +58,12 @@ def rows(result: Record) -> list[dict[str, Any]]:
 
 def _dtype(part: Record) -> str:
     return "float16" if part["device"] == "cuda" else "float32"
+
+
+def _cold(result: Record, part: Record) -> float | None:
+    """First picture of the first process after the build."""
+    found = [p for p in result["parts"] if (p["model"], p["part"]) == (part["model"], "cold start")]
+    return found[0].get("first_picture_s") if found else None
 
 
 def _psnr(result: Record, part: Record, ours: bool) -> float | None:
@@ -76,7 +83,8 @@ def markdown(result: Record) -> str:
         _told(result["environment"]),
         f"{conditions['width']}x{conditions['height']} px, {conditions['steps']} steps, medians (lowest–highest) of "
         f"{conditions['rounds']} rounds in turn. Step: the UNet with the sampler's arithmetic where it is one engine, "
-        "waited for. First picture: from the start of the process. Memory: everything that the device gave away while "
+        "waited for. Starts: from the start of a process to its first picture; cold is the first one after the build, "
+        "and a peer has one alone. Second: the picture after it. Memory: everything that the device gave away while "
         "the part ran. PSNR: ours against float32 on the processor (worst plugin); a peer's against ours.",
         _speed(rows(result)),
         "## Seconds per picture and graph, each waited for",
@@ -107,8 +115,17 @@ _PACKAGES = ("diffplugin", "numpy", "onnxruntime", "torch", "tensorrt", "tensorr
 
 
 def _speed(made: Sequence[Record]) -> str:
-    head = ("model", "program", "picture, s", "against eager", "step, ms", "load, s", "first picture, s", "second, s",
-            "device GiB", "PSNR, dB")  # fmt: skip
+    head: tuple[str, ...] = (
+        "model",
+        "program",
+        "picture, s",
+        "against eager",
+        "step, ms",
+        "cold start, s",
+        "load, s",
+        "warm start, s",
+    )
+    head += ("second, s", "device GiB", "PSNR, dB")
     lines = []
     for row in made:
         eager = [r["picture_s"].median for r in made if (r["model"], r["part"]) == (row["model"], "pytorch eager")]
@@ -119,7 +136,7 @@ def _speed(made: Sequence[Record]) -> str:
                 row["picture_s"].text(3),
                 _number(row["picture_s"].median / eager[0] if eager else None, 2),
                 _number(row["step_s"] * 1000 if row["step_s"] else None, 2),
-                *(_number(row[name], 2) for name in ("load_s", "first_picture_s", "second_s", "device_gib")),
+                *(_number(row[name], 2) for name in ("cold_s", "load_s", "first_picture_s", "second_s", "device_gib")),
                 _number(row["psnr_db"], 1),
             )
         )

@@ -22,6 +22,7 @@ def _peer(job: Job, *, compiled: bool) -> Result:
 PARTS: dict[str, Callable[[Job], Result]] = {
     "build": parts.build,
     "goldens": parts.goldens,
+    "cold start": parts.start,
     "replay": parts.replay,
     "fidelity": parts.fidelity,
     "measure": parts.measure,

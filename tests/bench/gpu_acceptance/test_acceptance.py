@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ pytest.importorskip("skimage", reason="needs the extra [bench]")
 from diffplugin.bench.gpu_acceptance import __main__ as acceptance
 from diffplugin.bench.gpu_acceptance.job import Job
 from diffplugin.bench.gpu_acceptance.report import failures, markdown, rows
+from diffplugin.bundle import default_bundle
 from diffplugin.engines import builder_named
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -36,6 +38,7 @@ EAGER = MEASURED | {
 }
 GOOD: dict[str, dict[str, Any]] = {
     "build": {"engines": []},
+    "cold start": {"load_s": 2.0, "first_picture_s": 9.0},
     "goldens": {"checks": [{"name": "tensors", "ok": True, "found": "eps 1e-3 <= 0.01"}]},
     "replay": {"checks": [{"name": "replay", "ok": True, "found": "0 differ"}]},
     "fidelity": {"psnr_db": {"derain": 44.0, "dehaze": 43.0}, "checks": []},
@@ -95,7 +98,7 @@ def test_a_check_that_fails_is_the_verdict(tmp_path: Path) -> None:
 
 
 def test_one_row_per_configuration(tmp_path: Path) -> None:
-    every = [("embedded", part) for part in ("build", "fidelity", "measure", "pytorch eager")]
+    every = [("embedded", part) for part in ("build", "cold start", "fidelity", "measure", "pytorch eager")]
     result, _ = run(tmp_path, GOOD, *every)
     made = rows(result)
     assert [row["program"] for row in made] == [
@@ -105,6 +108,7 @@ def test_one_row_per_configuration(tmp_path: Path) -> None:
     ]
     first, _, eager = made
     assert first["picture_s"].median == 0.6 and first["psnr_db"] == 43.0 and first["device_gib"] == 3
+    assert (first["cold_s"], first["first_picture_s"], eager["cold_s"]) == (9.0, 3.0, 3.0)
     assert first["step_s"] == pytest.approx(0.02) and eager["step_s"] == pytest.approx(0.08)
     line = next(line for line in markdown(result).splitlines() if "one CUDA graph" in line)
     assert line.startswith("| embedded |") and "0.600 (0.500–0.700)" in line and "| 0.30 |" in line
@@ -148,6 +152,18 @@ def _rehearse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> di
     return result
 
 
+def test_parts_run_in_processes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (job,) = jobs(("embedded", "cold start"), out=tmp_path)
+    job = replace(job, engine="onnxruntime", precision="fp32", steps=1)
+    failed = acceptance._in_a_process(job.to_json(), 120)
+    assert "no manifest.json" in failed["error"] and str(tmp_path) not in failed["error"]
+    shutil.copytree(default_bundle(), job.bundle)
+    made = acceptance._in_a_process(job.to_json(), 120)
+    assert 0 < made["load_s"] < made["first_picture_s"], made
+
+
+@pytest.mark.slow
 def test_a_rehearsal_on_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every part but the peers, in processes of their own, as on a GPU."""
     result = _rehearse(tmp_path, monkeypatch, "--no-peers")
