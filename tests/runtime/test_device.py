@@ -6,12 +6,13 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from diffplugin.bundle import Bundle
+from diffplugin.bundle import Bundle, open_bundle
 from diffplugin.engines.onnxruntime import OnnxRuntimeBuilder
 from diffplugin.errors import Cancelled, EngineError, ForeignEngine, NotFinite
 from diffplugin.runtime import stage
@@ -21,9 +22,10 @@ from diffplugin.runtime.quality import QUALITIES
 from diffplugin.runtime.report import plan_lines
 from diffplugin.runtime.restoration import Restoration
 from diffplugin.runtime.restorer import Restorer
+from diffplugin.shapes import Range, full_profile
 from diffplugin.spec import Array
 from tests.engines.fake_driver import FakeDriver
-from tests.engines.fake_tensorrt import FakeTensorRt, FakeTensorRtBuilder
+from tests.engines.fake_tensorrt import FakeTensorRt, FakeTensorRtBuilder, fake_engines
 
 Floats = Callable[..., tuple[Restoration, list[Array]]]
 
@@ -122,9 +124,9 @@ def test_a_plan_says_what_runs(restorer: Restorer) -> None:
 def test_batches_of_the_scb_change_nothing(
     device_bundle: Bundle, driver: FakeDriver, restorer: Restorer, batch: int
 ) -> None:
-    """As many timesteps as fit into an eighth of the memory, 9 maps of 48 channels each."""
+    """As many timesteps as fit into an eighth of the memory, 11 maps of 48 channels each."""
     with Restorer(device_bundle, FakeTensorRtBuilder(driver), "fp32") as small:
-        _loop(small).free = 8 * batch * 9 * 48 * 12 * 16 * 4
+        _loop(small).free = 8 * batch * 11 * 48 * 12 * 16 * 4
         made = small.restore(_photo(), plugins=["derain"], steps=3)
         assert made.plan.chain[0].scb_batch == batch
         assert np.array_equal(made.array, restorer.restore(_photo(), plugins=["derain"], steps=3).array)
@@ -133,7 +135,7 @@ def test_batches_of_the_scb_change_nothing(
 def test_scb_batch() -> None:
     from tests.runtime.conftest import DIMS
 
-    per_step = 9 * DIMS.residual_channels * 64 * 64 * 4
+    per_step = 11 * DIMS.residual_channels * 64 * 64 * 4
 
     def batch(steps: int, budget: int, most: int = 50) -> int:
         return scb_batch(steps, range(1, most + 1), 64, 64, DIMS, budget * per_step)
@@ -374,3 +376,24 @@ def test_replay_can_be_switched_off(restorer: Restorer, driver: FakeDriver) -> N
     _loop(restorer).replay = False
     one, other = (restorer.restore(_photo(), plugins=["derain"], steps=2).array for _ in range(2))
     assert np.array_equal(one, other) and not {"begin_capture", "launch"} & set(driver.names())
+
+
+def test_the_half_precision_graphs_in_the_loop(half_bundle: Path, plain: Restorer) -> None:
+    """What TensorRT runs, through ONNX Runtime: its ``step`` shares the UNet's weights, its inputs are float32."""
+    from diffplugin.export.measures import psnr
+
+    bundle = open_bundle(half_bundle)
+    profile = full_profile(Range.of(12), Range.of(16), bundle.manifest.dims, batch=20, plugins=1)
+    engines = fake_engines(bundle, [profile], precision="fp16")
+    bundle = replace(bundle, manifest=replace(bundle.manifest, engines=engines))
+    driver = FakeDriver()
+    with Restorer(bundle, FakeTensorRtBuilder(driver), "fp16") as restorer:
+        _loop(restorer).compared = compared = []
+        for seed in range(2):
+            made = restorer.restore(_photo(), plugins=["derain"], steps=20, seed=seed)
+            expected = plain.restore(_photo(), plugins=["derain"], steps=20, seed=seed).array
+            found = psnr(made.array, expected)
+            assert made.plan.loop == "device" and made.plan.chain[0].scb_batch == 20
+            assert found >= 40, f"{found:.1f} dB to float32"
+        assert compared and all(one.different == 0 for one in compared)
+    assert driver.live() == {}
