@@ -7,12 +7,17 @@ import shutil
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from diffplugin.bundle import Bundle, default_bundle, open_bundle, sha256
 from diffplugin.manifest import GraphEntry
 from diffplugin.shapes import Range, full_profile
+
+if TYPE_CHECKING:
+    from tests.engines.fake_driver import FakeDriver
+    from tests.engines.fake_tensorrt import FakeTensorRt
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKED = ROOT / "tests" / "data" / "oracle.tar.xz"
@@ -85,3 +90,19 @@ def half_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     variants = {"fp16": export_fp16(embedded_checkpoint(["derain"])[0], out, lambda line: None)}
     write_manifest(out, replace(manifest, variants=variants, files=list_files(out)))
     return out
+
+
+@pytest.fixture
+def driver() -> FakeDriver:
+    """A device that is the host's memory."""
+    from tests.engines.fake_driver import FakeDriver
+
+    return FakeDriver()
+
+
+@pytest.fixture
+def library(driver: FakeDriver) -> FakeTensorRt:
+    """TensorRT's API on that device."""
+    from tests.engines.fake_tensorrt import FakeTensorRt
+
+    return FakeTensorRt(driver)

@@ -33,16 +33,6 @@ Load = Callable[[str], TensorRtEngine]
 
 
 @pytest.fixture
-def driver() -> FakeDriver:
-    return FakeDriver()
-
-
-@pytest.fixture
-def library(driver: FakeDriver) -> FakeTensorRt:
-    return FakeTensorRt(driver)
-
-
-@pytest.fixture
 def load(device_bundle: Bundle, driver: FakeDriver, library: FakeTensorRt) -> Load:
     builder = FakeTensorRtBuilder(driver, library)
     return lambda key: builder.load(device_bundle, key, precision="fp32", threads=None, cache=None)

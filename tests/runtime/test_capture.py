@@ -25,16 +25,6 @@ Make = Callable[..., DevicePicture]
 
 
 @pytest.fixture
-def driver() -> FakeDriver:
-    return FakeDriver()
-
-
-@pytest.fixture
-def library(driver: FakeDriver) -> FakeTensorRt:
-    return FakeTensorRt(driver)
-
-
-@pytest.fixture
 def make(device_bundle: Bundle, driver: FakeDriver, library: FakeTensorRt) -> Iterator[Make]:
     """Pictures of the embedded model; at the end nothing may be left on the device."""
     builder, made = FakeTensorRtBuilder(driver, library), list[DevicePicture]()
