@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,23 @@ def oracle_bundle(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     root = oracle / "checkpoint"
     checkpoint = find(root / "stable-diffusion", root / "clip", root / "pre-trained")
     return export_bundle(checkpoint, tmp_path_factory.mktemp("bundle") / "oracle", name="oracle", validate=False)
+
+
+@pytest.fixture(scope="session")
+def half_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model with one plugin, derain, and its fp16 variant; no engines."""
+    pytest.importorskip("torch", reason="needs the extra [export]")
+    from diffplugin.bundle import default_bundle, list_files, open_bundle, write_manifest
+    from diffplugin.export.exporter import embedded_checkpoint
+    from diffplugin.export.fp16 import export_fp16
+
+    out = tmp_path_factory.mktemp("half") / "embedded"
+    shutil.copytree(default_bundle(), out)
+    for plugin in ("dehaze", "lowlight"):
+        shutil.rmtree(out / "plugins" / plugin)
+    manifest = open_bundle(out).manifest
+    graphs = {k: e for k, e in manifest.graphs.items() if k.partition("/")[2] in ("", "derain")}
+    manifest = replace(manifest, graphs=graphs, plugins=("derain",))
+    variants = {"fp16": export_fp16(embedded_checkpoint(["derain"])[0], out, lambda line: None)}
+    write_manifest(out, replace(manifest, variants=variants, files=list_files(out)))
+    return out
