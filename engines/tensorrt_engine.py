@@ -195,7 +195,7 @@ class TensorRtContext:
         ask = getattr(self._context, "is_stream_capturable", None)  # TensorRT-RTX's; TensorRT says so by failing
         if ask is None or ask(stream):
             return None
-        return f"the engine of {self._spec.graph} cannot be captured; build it with user allocation"
+        return f"the engine of {self._spec.graph} allocates by itself; build it without --weight-streaming"
 
     def close(self) -> None:
         if self._loaded is not None:

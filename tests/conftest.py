@@ -76,7 +76,7 @@ def device_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def half_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model with one plugin, derain, and its fp16 variant; no engines."""
     pytest.importorskip("torch", reason="needs the extra [export]")
-    from diffplugin.bundle import default_bundle, list_files, open_bundle, write_manifest
+    from diffplugin.bundle import list_files, write_manifest
     from diffplugin.export.exporter import embedded_checkpoint
     from diffplugin.export.fp16 import export_fp16
 

@@ -219,7 +219,7 @@ def test_an_engine_that_cannot_be_captured(device_bundle: Bundle, make: Make, li
     picture = make()
     for _ in range(2):
         assert picture.restore(_request(device_bundle)) is not None
-    assert picture.why_plain is not None and "user allocation" in picture.why_plain
+    assert picture.why_plain is not None and "allocates by itself" in picture.why_plain
     assert "begin_capture" not in library.driver.names()
 
 
