@@ -195,6 +195,7 @@ class _Context:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._scratch: tuple[int, int] | None = None
+        self._ran = False
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         axes, _ = self._engine.inputs[name]
@@ -246,7 +247,10 @@ class _Context:
             driver.note("enqueue", engine.name, dict(self._addresses))
         except EngineError:
             return self._refuse("kernel launch failed")
-        driver.submit(stream, lambda at=dict(self._addresses), scratch=self._scratch: self._work(at, scratch))
+        at, scratch = dict(self._addresses), self._scratch
+        captured = driver.submit(stream, lambda: self._work(at, scratch), [*at.values(), scratch[0]])
+        assert self._ran or not captured, f"{engine.name}: captured before it ran at these shapes"
+        self._ran = self._ran or not captured
         return True
 
     def _work(self, at: Mapping[str, int], scratch: tuple[int, int]) -> None:
