@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 from diffplugin.bundle import Bundle
 from diffplugin.errors import Cancelled, EngineError, NotFinite
-from diffplugin.runtime.capture import DevicePicture
+from diffplugin.runtime.capture import DevicePicture, Key
 from diffplugin.runtime.restorer import Restorer
 from diffplugin.spec import Array
 from tests.engines.fake_driver import FakeDriver
@@ -180,6 +182,46 @@ def test_only_idle_pictures_are_evicted(on_device: Restorer, monkeypatch: pytest
     assert not wrong and not loop._users
     on_device.restore(smooth_photo(), plugins=["derain"], steps=4)
     assert len(loop._pictures) == 1
+
+
+def test_a_picture_that_is_made_holds_up_no_other(on_device: Restorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one thread waits for the compiler, another restores; two that want the same new picture make it once."""
+    on_device.restore(smooth_photo(), plugins=["derain"], steps=1)
+    begun, go, made = threading.Event(), threading.Event(), list[Key]()
+    make = DevicePicture._make
+
+    def slowly(picture: DevicePicture, engine: Any) -> None:
+        made.append(picture.key)
+        begun.set()
+        assert go.wait(30)
+        make(picture, engine)
+
+    monkeypatch.setattr(DevicePicture, "_make", slowly)
+    ask = partial(on_device.restore, smooth_photo(), plugins=["derain"], steps=2)
+    with ThreadPoolExecutor(2) as threads:
+        waiting = [threads.submit(ask) for _ in range(2)]
+        assert begun.wait(30)
+        assert on_device.restore(smooth_photo(), plugins=["derain"], steps=1).plan.loop == "device"
+        go.set()
+        one, other = (future.result().array for future in waiting)
+    assert np.array_equal(one, other) and [key.steps for key in made] == [2]
+
+
+def test_closed_while_a_picture_is_made(
+    device_bundle: Bundle, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restorer = Restorer(device_bundle, FakeTensorRtBuilder(driver), "fp32")
+    make = DevicePicture._make
+
+    def closing(picture: DevicePicture, engine: Any) -> None:
+        make(picture, engine)
+        device_of(restorer).close()
+
+    monkeypatch.setattr(DevicePicture, "_make", closing)
+    with pytest.raises(EngineError, match="closed"):
+        restorer.restore(smooth_photo(), plugins=["derain"], steps=2)
+    restorer.close()
+    assert driver.live() == {}
 
 
 def test_closed(device_bundle: Bundle, driver: FakeDriver) -> None:
