@@ -74,6 +74,7 @@ class PeerBuilder(LoadsOnnx, ABC):
     """What all peers' builders share: they read the model's checkpoint; the bundle gives specs and settings only."""
 
     name = "peer"
+    concurrent = False
 
     def __init__(self, model: Model) -> None:
         self.model = model

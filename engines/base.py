@@ -62,12 +62,14 @@ class EngineBuilder(Protocol):
 
     Attributes:
         name: as ``--engine`` takes it.
+        concurrent: a loaded engine computes several runs at once, each on its own threads; False: one after another.
         ahead: its engines may be built for other devices than this machine's.
         only_built: it runs engines built ahead and no ONNX.
         batch: most timesteps of the SCB that an engine built ahead takes at once.
     """
 
     name: str
+    concurrent: bool
     ahead: bool
     only_built: bool
     batch: int
@@ -85,7 +87,7 @@ class EngineBuilder(Protocol):
         """Precisions that run natively here: floating point, fastest first, then what costs accuracy."""
 
     def load(self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None) -> Engine:
-        """The engine of one graph. ``cache``: a folder for compiled models; ``threads`` None: all cores.
+        """The engine of one graph. ``cache``: a folder for compiled models; ``threads``: of one run, None: all cores.
 
         Raises:
             EngineUnavailable: the precision does not run natively here.
@@ -114,7 +116,7 @@ class EngineBuilder(Protocol):
 class LoadsOnnx:
     """What builders share that build nothing ahead of time."""
 
-    ahead = only_built = False
+    concurrent = ahead = only_built = False
     batch = 1  # on a CPU a batch saves no operations
     name: str
 

@@ -40,6 +40,7 @@ class TensorRtBuilder:
         name: "tensorrt" or "tensorrt-rtx".
     """
 
+    concurrent = False  # a picture at a time has the whole GPU
     only_built = True
     batch = 20  # a whole schedule
 
@@ -91,10 +92,10 @@ class TensorRtBuilder:
         return ("fp16",)
 
     def load(self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None) -> Any:
-        """The engine; ``threads`` and ``cache`` are for processors."""
+        """The engine; ``threads`` are for processors."""
         check_precision(self, precision, bundle)
         return importlib.import_module("diffplugin.engines.tensorrt_engine").TensorRtEngine(
-            bundle, key, self, precision=precision
+            bundle, key, self, precision=precision, cache=cache
         )
 
     def check_options(self, options: BuildOptions) -> None:

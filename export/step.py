@@ -45,8 +45,8 @@ def to_step(model: ir.Model, spec: GraphSpec) -> None:
     graph.outputs.extend([made, last, x0])
     for value, tensor in zip(graph.outputs, spec.outputs, strict=True):
         value.shape = ir.Shape(tensor.axes)
-    for value in unused:  # the deep feature, and the cast that made it
-        if (node := value.producer()) is not None:
+    for value in unused:  # the deep feature: the cast that made it, where nothing else uses it
+        if (node := value.producer()) is not None and not value.uses():
             graph.remove(node, safe=True)
 
 
