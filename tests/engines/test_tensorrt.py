@@ -84,6 +84,34 @@ def test_no_fusion_is_lost(built: Bundle) -> None:
         assert found == FUSED[entry.graph], f"{entry.graph}: {attention}, {norms}"
 
 
+def test_attention_and_norms_fuse_at_stable_diffusions_widths(rtx: TensorRtBuilder, tmp_path: Path) -> None:
+    """The SCB is the UNet's first level: 320 channels in 32 groups, 8 heads of 40, 4096 pixels."""
+    torch = pytest.importorskip("torch", reason="needs the extra [export]")
+    from dataclasses import replace
+
+    from diffplugin.bench.full_width import SCB
+    from diffplugin.bundle import default_bundle
+    from diffplugin.export.graphs import Scb
+    from diffplugin.export.half import to_half
+    from diffplugin.export.onnx import save, trace
+    from diffplugin.plugins.networks.form import portable
+    from diffplugin.plugins.networks.taskplugin import SpatialComplementBranch
+    from diffplugin.spec import graph_specs
+
+    torch.manual_seed(0)
+    dims = replace(open_bundle(default_bundle()).manifest.dims, residual_channels=320, time_features=320)
+    spec = graph_specs(replace(dims, token_width=768))["scb"]
+    with portable():
+        model = trace(Scb(SpatialComplementBranch(SCB)).eval(), spec, factor=8)
+    to_half(model, "scb")
+    save(model, tmp_path / "scb.onnx")
+    shapes = input_shapes(spec, {"n": Range.of(1), "h": Range.of(64), "w": Range.of(64)})
+    report = run_job("scb", _job(tmp_path / "scb.onnx", shapes=shapes))
+    for what in ("attention", "group_norm_silu"):
+        assert report[what] == {"of": 4, "fused": 4, "unfused": []}, f"{what}: {report[what]}"
+    assert report["group_norms"] == 6  # two stand before an attention block, with no SiLU
+
+
 def test_the_report_is_the_contract(built: Bundle) -> None:
     """Inputs and outputs of every engine, their types and profiles, are those of the table of graphs."""
     for entry in built.manifest.engines:
