@@ -52,5 +52,6 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
     out = str(tmp_path / "out")
     assert cli.main(["--engine", "onnxruntime", "--gpus", "sm_89", "--weight-streaming", "--out", out]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == "dp-export: engine onnxruntime: --gpus, --weight-streaming is for TensorRT engines; leave it out"
+    said = "engine onnxruntime: --gpus, --weight-streaming is for TensorRT engines; leave it out, or use --engine"
+    assert line == f"dp-export: {said} tensorrt-rtx"
     assert list(tmp_path.iterdir()) == []
