@@ -42,7 +42,8 @@ def choose(
 ) -> tuple[EngineBuilder, str, str]:
     """(builder, precision, reason) for ``--engine`` and ``--precision``.
 
-    ``auto``: the first precision of ``prefer`` that an engine and ``bundle`` have; else OpenVINO where it is installed
+    ``auto``: TensorRT where ``bundle`` has engines of it and a GPU is here; else the first precision of ``prefer``
+    that an engine and ``bundle`` have; else OpenVINO where it is installed
     and another floating-point precision than fp32 is the fastest here; else fp32 with ONNX
     Runtime, which ties with OpenVINO there, starts faster and needs half the memory.
 
@@ -52,6 +53,8 @@ def choose(
     builders, faults = _usable(engine, bundle)
     if not builders:
         raise EngineUnavailable("; ".join(faults))
+    if engine == precision == "auto" and builders[0].only_built:  # they stand first in the table
+        return builders[0], builders[0].precisions()[0], "the bundle has engines for a GPU, and there is one"
     wishes = tuple(prefer) if precision == "auto" else (precision,)
     for wish in wishes:
         for builder in reversed(builders):  # where they tie, the last one is the lightest

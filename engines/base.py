@@ -217,7 +217,9 @@ def only_here(engine: str, options: BuildOptions) -> None:
     """
     given = {"--gpus": options.gpus, "--workspace": options.workspace, "--weight-streaming": options.weight_streaming}
     if names := [name for name, value in given.items() if value]:
-        raise RequestError(f"engine {engine}: {', '.join(names)} is for TensorRT engines; leave it out")
+        raise RequestError(
+            f"engine {engine}: {', '.join(names)} is for TensorRT engines; leave it out, or use --engine tensorrt-rtx"
+        )
 
 
 def one_line(error: BaseException, *, last: bool = False) -> str:

@@ -101,18 +101,11 @@ def _options(ort: Any, threads: int) -> Any:
 
 
 class OnnxRuntimeBuilder(LoadsOnnx):
-    """ONNX Runtime.
-
-    Args:
-        half: also runs the graphs of float16, to prove them where no GPU is: a CPU computes most of their operators
-            in float32 and rounds the results, which is slower than float32 itself.
-    """
-
     name = "onnxruntime"
     concurrent = True
 
-    def __init__(self, provider: str = CPU, *, half: bool = False) -> None:
-        self.provider, self.half = provider, half
+    def __init__(self, provider: str = CPU) -> None:
+        self.provider = provider
 
     def why_unavailable(self) -> str | None:
         try:
@@ -130,17 +123,16 @@ class OnnxRuntimeBuilder(LoadsOnnx):
         return "cpu" if self.provider == CPU else self.provider
 
     def precisions(self) -> tuple[str, ...]:
-        return ("fp32", "fp16") if self.half else ("fp32",)
+        return ("fp32",)
 
     def load(
         self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None
     ) -> OnnxRuntimeEngine:
-        check_precision(self, precision, bundle)
+        check_precision(self, precision)
         return OnnxRuntimeEngine(
             bundle.spec(key),
-            bundle.graph_file(key, precision),
+            bundle.graph_file(key),
             thread_count(threads),
-            weights_bytes=bundle.graph(key, precision).weights_bytes,
+            weights_bytes=bundle.graph(key).weights_bytes,
             provider=self.provider,
-            precision=precision,
         )

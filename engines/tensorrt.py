@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 # Host memory that a build takes at most, beside the library itself: measured at Stable Diffusion's widths.
 _LIBRARY_BYTES = 600 * 2**20
-_BYTES_PER_WEIGHT_BYTE = 3.0
+_BYTES_PER_WEIGHT_BYTE = 3.2
 
 
 class TensorRtBuilder:

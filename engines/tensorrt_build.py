@@ -70,6 +70,7 @@ def build(job: Job, progress: Callable[[str], None]) -> dict[str, Any]:
     check_shapes(network, job.shapes)
     config = _config(library, builder, network, job)
     config.progress_monitor = _monitor(library, progress)
+    progress(f"building for {', '.join(job.gpus) or 'the GPU of this machine'}")
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise Refused(f"{library.__name__} cannot build it: {log.complaint()}")
@@ -78,10 +79,14 @@ def build(job: Job, progress: Callable[[str], None]) -> dict[str, Any]:
     return log.report()
 
 
-def _parse(library: Any, builder: Any, logger: Any, job: Job) -> Any:
-    # TensorRT 10 types strongly when told to; TensorRT 11 knows nothing else and need not be told
+def make_network(library: Any, builder: Any) -> Any:
+    """A strongly typed network. TensorRT 10 makes one when told to; TensorRT 11 knows nothing else."""
     strong = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if strong is None else 1 << int(strong))
+    return builder.create_network(0 if strong is None else 1 << int(strong))
+
+
+def _parse(library: Any, builder: Any, logger: Any, job: Job) -> Any:
+    network = make_network(library, builder)
     parser = library.OnnxParser(network, logger)
     parser.set_flag(library.OnnxParserFlag.NATIVE_INSTANCENORM)  # its own kernel fuses with what follows
     if not parser.parse_from_file(job.onnx):
@@ -149,7 +154,7 @@ def _config(library: Any, builder: Any, network: Any, job: Job) -> Any:
         config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, job.workspace)
     if job.weight_streaming:
         config.set_flag(library.BuilderFlag.WEIGHT_STREAMING)
-    if hasattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT-RTX: what a CUDA graph needs
+    elif hasattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT-RTX: what a CUDA graph needs
         config.set_flag(library.BuilderFlag.REQUIRE_USER_ALLOCATION)
     profile = builder.create_optimization_profile()
     for name, shapes in job.shapes.items():

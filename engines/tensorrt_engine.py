@@ -177,7 +177,10 @@ class TensorRtContext:
         return answer
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._context.get_tensor_shape(name))
+        shape = tuple(self._context.get_tensor_shape(name))
+        if any(side < 0 for side in shape):
+            raise EngineError(f"{self._spec.graph}: {name} is {shape}: its shape does not follow from the inputs'")
+        return shape
 
     def bind_scratch(self, address: int, size: int) -> None:
         self._context.set_device_memory(address, size)
@@ -192,7 +195,7 @@ class TensorRtContext:
         ask = getattr(self._context, "is_stream_capturable", None)  # TensorRT-RTX's; TensorRT says so by failing
         if ask is None or ask(stream):
             return None
-        return f"the engine of {self._spec.graph} cannot be captured; build it with user allocation"
+        return f"the engine of {self._spec.graph} allocates by itself; build it without --weight-streaming"
 
     def close(self) -> None:
         if self._loaded is not None:

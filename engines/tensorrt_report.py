@@ -19,7 +19,9 @@ _MEMORY = re.compile(r"Total (Activation|Weights) Memory: (\d+) bytes$")
 _IO = re.compile(r"Name: (.+?), IOMode: (\w+), DataType: (\w+), Dimensions: \[(.*?)\].*?(?:ProfileInfo: (.*))?$")
 _PROFILE = re.compile(r"MinShape: \[(.*?)\], OptShape: \[(.*?)\], MaxShape: \[(.*?)\]")
 
-ATTENTION = "_gemm_mha"  # in the names of its kernels
+# In the names of fused kernels: attention; a norm's statistics, its scaling and the SiLU behind it.
+ATTENTION = "_gemm_mha"
+NORM_SILU = "SiluGnor"
 NORM = ("GroupNormalization", "InstanceNormalization")
 # What may stand between a group norm's statistics and its SiLU.
 _BETWEEN = ("Reshape", "Mul", "Add", "Cast")
@@ -70,24 +72,17 @@ class LogReader:
         """JSON, the same for the same build: see ``docs/tensorrt.md``."""
         softmaxes = [node for node, operator in self._operators.items() if operator == "Softmax"]
         pairs = [n for n, operator in self._operators.items() if operator == "Sigmoid" and self._after_norm(n)]
-        attention = self._computed_by(lambda layer: ATTENTION in layer)
-        norms = {layer: nodes for layer, nodes in self._layers.items() if self._has(nodes)}
-        silus = {node for nodes in norms.values() for node in nodes}
+        attention = {node for layer, nodes in self._layers.items() if ATTENTION in layer for node in nodes}
+        norms = {node for layer, nodes in self._layers.items() if NORM_SILU in layer for node in nodes}
         return {
             "attention": _count(softmaxes, attention),
-            "group_norm_silu": _count(pairs, silus),
+            "group_norm_silu": _count(pairs, norms),
             "group_norms": sum(operator in NORM for operator in self._operators.values()),
-            "layers": len(self._layers),
+            "layers": sum(bool(nodes) for nodes in self._layers.values()),
             "operators": dict(sorted(Counter(self._operators.values()).items())),
             **self._memory,
             "tensors": self._tensors,
         }
-
-    def _computed_by(self, wanted: Any) -> set[str]:
-        return {node for layer, nodes in self._layers.items() if wanted(layer) for node in nodes}
-
-    def _has(self, nodes: list[str]) -> bool:
-        return any(self._operators.get(node) in NORM for node in nodes)
 
     def _after_norm(self, node: str) -> bool:
         """A SiLU's sigmoid whose input comes from a norm."""

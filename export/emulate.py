@@ -17,6 +17,7 @@ import numpy as np
 from diffplugin.engines.base import LoadsOnnx, check_precision, thread_count
 from diffplugin.engines.onnxruntime import OnnxRuntimeEngine
 from diffplugin.export.onnx import save
+from diffplugin.spec import GraphSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -100,6 +101,10 @@ class EmulatedHalf(LoadsOnnx):
         spec, path, count = bundle.spec(key), bundle.graph_file(key, precision), thread_count(threads)
         if precision == "fp32":
             return OnnxRuntimeEngine(spec, path, count, weights_bytes=bundle.graph(key).weights_bytes)
+        return self.load_file(spec, path, threads=count)
+
+    def load_file(self, spec: GraphSpec, path: Path, *, threads: int) -> OnnxRuntimeEngine:
+        """The engine of a float16 graph that is in no bundle."""
         import onnx_ir as ir
 
         model = ir.load(path)
@@ -107,4 +112,4 @@ class EmulatedHalf(LoadsOnnx):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "graph.onnx"
             save(model, file)
-            return OnnxRuntimeEngine(spec, file, count, precision=precision)
+            return OnnxRuntimeEngine(spec, file, threads, precision="fp16")

@@ -13,7 +13,7 @@ from diffplugin.export.onnx import save, trace, weights_bytes
 from diffplugin.export.step import to_step
 from diffplugin.manifest import GraphEntry
 from diffplugin.plugins.networks.form import portable
-from diffplugin.spec import graph_specs
+from diffplugin.spec import GraphSpec, graph_specs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -35,26 +35,27 @@ def export_fp16(checkpoint: Checkpoint, folder: Path, report: Callable[[str], No
         with portable():
             model = trace(module_for(checkpoint, key), specs[kind], factor=checkpoint.dims.factor)
         report(f"fp16 {key:<18} float32 islands: {found_islands(to_half(model, kind))}")
-        entries[key] = _write(model, folder, key)
-    entries["step"] = _write_step(folder, checkpoint)
+        entries[key] = write(model, folder, key)
+    entries["step"] = write_step(folder, specs["step"])
     return entries
 
 
-def _write(model: ir.Model, folder: Path, key: str) -> GraphEntry:
+def write(model: ir.Model, folder: Path, key: str) -> GraphEntry:
+    """One float16 graph below a bundle's folder."""
     path = folder / FOLDER / f"{key}.onnx"
     weights = weights_bytes(model)
     save(model, path)
     return _entry(path, folder, weights)
 
 
-def _write_step(folder: Path, checkpoint: Checkpoint) -> GraphEntry:
-    """Made of the UNet's file, so that weights beside it are named and not repeated."""
+def write_step(folder: Path, spec: GraphSpec) -> GraphEntry:
+    """The graph ``step``, made of the UNet's file, so that weights beside it are named and not repeated."""
     import onnx_ir as ir
 
     unet = folder / FOLDER / "unet.onnx"
     model = ir.load(unet)
     weights = weights_bytes(model)
-    to_step(model, graph_specs(checkpoint.dims)["step"])
+    to_step(model, spec)
     path = unet.with_name("step.onnx")
     ir.save(model, path)
     return _entry(path, folder, weights)

@@ -97,7 +97,7 @@ class _Decoder(nn.Module):
         return self.decoder(self.post_quant_conv(latents / self.scaling))  # type: ignore[no-any-return]
 
 
-class _Scb(nn.Module):
+class Scb(nn.Module):
     def __init__(self, scb: SpatialComplementBranch) -> None:
         super().__init__()
         self.scb = scb
@@ -136,5 +136,5 @@ def module_for(checkpoint: Checkpoint, key: str) -> nn.Module:
         if kind == "tpb":
             return checkpoint.tpb(plugin)
         if kind == "scb":
-            return _Scb(checkpoint.scb(plugin))
+            return Scb(checkpoint.scb(plugin))
         return (_SHARED | _DERIVED)[kind](checkpoint).eval()

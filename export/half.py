@@ -35,8 +35,7 @@ class Island:
 
 
 # Measured on the embedded trained model with every float16 result rounded (export.emulate). What did not pay: softmax,
-# norms and time embedding (UNet 3.1e-4 with and without each); norms have float32 statistics by ONNX's definition, and
-# fused attention keeps its scores in float32 by itself.
+# norms and time embedding (UNet 3.1e-4 with and without each); norms have float32 statistics by ONNX's definition.
 ISLANDS = (
     Island(
         name="patches",

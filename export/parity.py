@@ -6,7 +6,7 @@ they are in use. The error of a tensor is ||engine - reference|| / ||reference||
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -53,15 +53,20 @@ class Comparison:
         return f"{self.key:<18} {errors}  (budget {self.budget:g})" + (f"; {self.detail}" if self.detail else "")
 
 
-class _Chain:
-    """Tensors of a restoration as far as it has come; what is not there yet is drawn at random."""
+class Chain:
+    """Tensors of a restoration as far as it has come; what is not there yet is drawn at random.
 
-    def __init__(self, manifest: Manifest, vocabulary: int) -> None:
-        side, factor, plugins = LATENT_SIDE, manifest.dims.factor, len(manifest.plugins)
-        self._sizes = {"h": side, "w": side, "H": side * factor, "W": side * factor, "n": 2, "p": plugins}
+    Args:
+        vocabulary: of the text encoder.
+        h, w: latent sides.
+    """
+
+    def __init__(self, manifest: Manifest, vocabulary: int, h: int = LATENT_SIDE, w: int = LATENT_SIDE) -> None:
+        factor, plugins = manifest.dims.factor, len(manifest.plugins)
+        self._sizes = {"h": h, "w": w, "H": h * factor, "W": w * factor, "n": 2, "p": plugins}
         self._vocabulary = vocabulary
         self._known: dict[str, Array] = {}
-        picture = test_picture(side * factor, side * factor).astype(np.float32).transpose(2, 0, 1)[None]
+        picture = test_picture(h * factor, w * factor).astype(np.float32).transpose(2, 0, 1)[None]
         self._known["image"] = np.ascontiguousarray(picture / 127.5 - 1)
         settings = manifest.time_embedding
         table = step_table("unipc", NoiseSchedule.from_config(manifest.scheduler), 20)
@@ -97,6 +102,11 @@ _ORDER = (
 )
 
 
+def in_order(keys: Iterable[str]) -> list[str]:
+    """Graphs in the order of a restoration."""
+    return sorted(keys, key=lambda key: _ORDER.index(kind_of(key)))
+
+
 def compare_graphs(
     bundle: Bundle,
     reference: EngineBuilder,
@@ -106,9 +116,8 @@ def compare_graphs(
     vocabulary: int,
 ) -> Iterator[Comparison]:
     """Each graph of the bundle, one at a time in memory, in the order of a restoration."""
-    chain = _Chain(bundle.manifest, vocabulary)
-    keys = sorted(bundle.keys(precision), key=lambda key: _ORDER.index(kind_of(key)))
-    for key in keys:
+    chain = Chain(bundle.manifest, vocabulary)
+    for key in in_order(bundle.keys(precision)):
         inputs = chain.inputs(bundle.spec(key))
         expected = _run_once(reference, bundle, key, "fp32", inputs)
         found = _run_once(builder, bundle, key, precision, inputs)

@@ -15,7 +15,7 @@ def pictures_at_once(wanted: int | None, builder: EngineBuilder, *, cores: int, 
     """``wanted``, or as many restorations as there are cores and memory for; at least one.
 
     Small operators leave cores idle wherever threads join: on the embedded model, ONNX Runtime finishes two pictures on
-    a core each 1.3 to 1.4 times as fast as one after the other on both.
+    a core each 1.2 to 1.4 times as fast as one after the other on both.
 
     Args:
         wanted: None: as many as the machine can take; one where the engine computes one run after another.

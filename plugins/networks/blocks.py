@@ -23,10 +23,13 @@ class TimeEmbedding(nn.Module):
 
 class GroupNorm(nn.GroupNorm):
     """Group normalisation, arXiv:1803.08494. In a portable export (:mod:`.form`) it is ONNX's operator of this name,
-    with statistics in float32, which compilers for GPUs fuse with the activation behind it."""
+    with statistics in float32, which compilers for GPUs fuse with the activation behind it.
+
+    Not with one group: TensorRT's parser (10.16, its issue 4756) then takes every channel for itself. PyTorch's export,
+    an instance norm of one channel, has no such reading."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not in_portable():
+        if not in_portable() or self.num_groups == 1:
             return super().forward(x)
         return torch.onnx.ops.symbolic(
             "GroupNormalization",

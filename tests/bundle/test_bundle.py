@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +223,49 @@ def test_bundles_are_listed_by_path(tmp_path: Path, write: Write) -> None:
     assert [bundle.manifest.name for bundle in list_bundles(tmp_path)] == ["a", "b", "deep/c"]
     assert [bundle.manifest.name for bundle in list_bundles(tmp_path / "a")] == ["a"]
     assert list_bundles(tmp_path / "absent") == []
+
+
+def test_engines_built_for_a_fleet_are_no_fault_here(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build server has none of the GPUs. Another version of the library is stale, where the library is installed."""
+    from diffplugin.engines.tensorrt import TensorRtBuilder
+
+    folder = tmp_path / "bundle"
+    entry = write(folder, engine="tensorrt-rtx", version="1.2", device="sm_89").engines[0]
+    for lacking, version, sound in (("not installed", "9", True), (None, "1.2", True), (None, "1.3", False)):
+        monkeypatch.setattr(TensorRtBuilder, "why_cannot_build", lambda self, reason=lacking: reason)
+        monkeypatch.setattr(TensorRtBuilder, "version", lambda self, version=version: version)
+        assert (verify(folder) == []) == sound
+        if not sound:
+            (said,) = verify(folder)
+            assert "foreign: built for version 1.2; here is 1.3" in said and entry.fingerprint in said
+    assert prune(folder)[0] == [str(folder / ENGINES / entry.fingerprint)]
+
+
+def test_a_range_of_sizes_comes_after_an_engine_of_one(tmp_path: Path, write: Write, here: dict[str, str]) -> None:
+    manifest = write(tmp_path, **here)
+    (only,) = manifest.engines
+    wide = replace(only, shapes="h=4:8:16,w=8", fingerprint="wide")
+    bundle = Bundle(tmp_path, replace(manifest, engines=(wide, only)))
+    assert find(bundle) == only
+    assert find(bundle, sizes={"h": 16, "w": 8}) == wide
+    assert find(bundle, sizes={"h": 17, "w": 8}) is None
+
+
+def test_a_variant_stands_for_its_graph_at_its_precision(folder: Path) -> None:
+    bundle = open_bundle(folder)
+    half = replace(bundle.manifest.graphs["unet"], file="fp16/unet.onnx")
+    bundle = Bundle(folder, replace(bundle.manifest, variants={"fp16": {"unet": half, "step": half}}))
+    assert bundle.graph("unet", "fp16") == bundle.graph("step", "fp16") == half
+    assert bundle.graph("unet", "bf16") == bundle.graph("unet") != half
+    assert bundle.graph("vae_decoder", "fp16") == bundle.graph("vae_decoder")
+    assert set(bundle.keys("fp16")) - set(bundle.keys()) == {"step"}
+    with pytest.raises(BundleError, match="no graph 'step' at fp32"):
+        bundle.graph("step")
+
+
+def test_step_has_the_weights_of_the_unet(tmp_path: Path) -> None:
+    for name in ("unet.onnx", "unet.onnx.data", "step.onnx"):
+        (tmp_path / name).write_bytes(name.encode())
+    assert graph_files(tmp_path / "step.onnx") == (tmp_path / "step.onnx", tmp_path / "unet.onnx.data")

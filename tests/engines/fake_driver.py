@@ -2,14 +2,15 @@
 
 Work given to a stream waits until the stream is synchronised, as late as a real one may run it; memory is full of NaN
 until it is written; every access must lie in one live allocation. Capture records the work, a launch gives it to the
-stream again.
+stream again; memory that an executable graph uses cannot be freed before it.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,12 @@ from diffplugin.spec import Array
 
 Work = Callable[[], None]
 NO_FAULT = -1
+
+
+@dataclass
+class _Graph:
+    work: list[Work] = field(default_factory=list)
+    addresses: set[int] = field(default_factory=set)
 
 
 class FakeDriver:
@@ -37,9 +44,9 @@ class FakeDriver:
         self._size = size
         self._blocks: dict[int, tuple[Array, int, int]] = {}  # address -> (memory, offset, bytes)
         self._streams: dict[int, list[Work]] = {}
-        self._captures: dict[int, tuple[list[Work], int]] = {}  # stream -> (work, thread)
-        self._graphs: dict[int, list[Work]] = {}
-        self._executables: dict[int, list[Work]] = {}
+        self._captures: dict[int, tuple[_Graph, int]] = {}  # stream -> (what is recorded, thread)
+        self._graphs: dict[int, _Graph] = {}
+        self._executables: dict[int, _Graph] = {}
         self._faults: dict[str, int] = {}
         self._next = 1
         self._lock = threading.RLock()
@@ -83,16 +90,18 @@ class FakeDriver:
                     return memory[begin : begin + size].view(dtype).reshape(shape)
         raise AssertionError(f"{size} bytes at {address:#x} are in no live allocation")
 
-    def submit(self, stream: int, work: Work) -> None:
-        """Give work to a stream, or to the graph that is captured from it."""
+    def submit(self, stream: int, work: Work, addresses: Iterable[int] = ()) -> bool:
+        """Give work that uses these addresses to a stream, or to the graph that is captured from it (True)."""
         with self._lock:
             assert stream in self._streams, f"no stream {stream}"
-            if stream in self._captures:
-                work_list, thread = self._captures[stream]
-                assert thread == threading.get_ident(), "work of another thread while a stream is captured"
-                work_list.append(work)
-            else:
+            if stream not in self._captures:
                 self._streams[stream].append(work)
+                return False
+            graph, thread = self._captures[stream]
+            assert thread == threading.get_ident(), "work of another thread while a stream is captured"
+            graph.work.append(work)
+            graph.addresses |= set(addresses)
+            return True
 
     # the protocol
 
@@ -122,6 +131,9 @@ class FakeDriver:
             assert address in self._blocks, f"{address:#x} is not allocated"
             assert not any(self._streams.values()), "memory is freed while work waits"
             self._check_fault("free")
+            end = address + self._blocks[address][2]
+            stale = [e for e, graph in self._executables.items() if any(address <= a < end for a in graph.addresses)]
+            assert not stale, f"memory is freed that the executables {stale} use"
             self._blocks.pop(address)[0][:] = 0xFF
             self.calls.append(("free", address))
 
@@ -164,15 +176,15 @@ class FakeDriver:
         with self._lock:
             assert stream not in self._captures
             assert not self._streams[stream], "capture begins while work waits"
-            self._captures[stream] = ([], threading.get_ident())
+            self._captures[stream] = (_Graph(), threading.get_ident())
 
     def end_capture(self, stream: int) -> int:
         with self._lock:
-            work, thread = self._captures.pop(stream)
+            recorded, thread = self._captures.pop(stream)
             assert thread == threading.get_ident()
             self._check_fault("end_capture")
             graph = self._handle()
-            self._graphs[graph] = work
+            self._graphs[graph] = recorded
             self.calls.append(("end_capture", stream, graph))
             return graph
 
@@ -180,12 +192,12 @@ class FakeDriver:
         self.note("instantiate", graph)
         with self._lock:
             executable = self._handle()
-            self._executables[executable] = list(self._graphs[graph])
+            self._executables[executable] = self._graphs[graph]
         return executable
 
     def launch(self, executable: int, stream: int) -> None:
         self.note("launch", executable)
-        for work in self._executables[executable]:
+        for work in self._executables[executable].work:
             self.submit(stream, work)
 
     def destroy_graph(self, graph: int) -> None:

@@ -195,6 +195,7 @@ class _Context:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._scratch: tuple[int, int] | None = None
+        self._ran = False
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         axes, _ = self._engine.inputs[name]
@@ -246,7 +247,10 @@ class _Context:
             driver.note("enqueue", engine.name, dict(self._addresses))
         except EngineError:
             return self._refuse("kernel launch failed")
-        driver.submit(stream, lambda at=dict(self._addresses), scratch=self._scratch: self._work(at, scratch))
+        at, scratch = dict(self._addresses), self._scratch
+        captured = driver.submit(stream, lambda: self._work(at, scratch), [*at.values(), scratch[0]])
+        assert self._ran or not captured, f"{engine.name}: captured before it ran at these shapes"
+        self._ran = self._ran or not captured
         return True
 
     def _work(self, at: Mapping[str, int], scratch: tuple[int, int]) -> None:
@@ -286,7 +290,7 @@ class FakeTensorRtBuilder(LoadsOnnx):
         return self._device
 
     def precisions(self) -> tuple[str, ...]:
-        return ("fp32",)
+        return ("fp32", "fp16")
 
     def library(self) -> FakeTensorRt:
         return self._library
@@ -301,15 +305,19 @@ class FakeTensorRtBuilder(LoadsOnnx):
 
 
 def fake_engines(
-    bundle: Bundle, profiles: Sequence[Mapping[str, Range]], *, devices: tuple[str, ...] = ("sm_89",)
+    bundle: Bundle,
+    profiles: Sequence[Mapping[str, Range]],
+    *,
+    precision: str = "fp32",
+    devices: tuple[str, ...] = ("sm_89",),
 ) -> tuple[EngineEntry, ...]:
     """Engine files of every graph, written into the bundle's folder, and their entries."""
     entries: dict[str, EngineEntry] = {}
-    for key, graph in bundle.manifest.graphs.items():
-        spec = bundle.spec(key)
+    for key in bundle.keys(precision):
+        graph, spec = bundle.graph(key, precision), bundle.spec(key)
         for profile in profiles:
             shapes = shapes_text(spec, {axis: profile[axis] for axis in free_inputs(spec)})
-            print_ = fingerprint(graph.sha256, shapes, "fp32", FakeTensorRtBuilder.name, VERSION, devices)
+            print_ = fingerprint(graph.sha256, shapes, precision, FakeTensorRtBuilder.name, VERSION, devices)
             file = bundle.path / ENGINES / print_ / f"{spec.graph}.engine"
             file.parent.mkdir(parents=True, exist_ok=True)
             facts = {
@@ -323,7 +331,7 @@ def fake_engines(
                 fingerprint=print_,
                 engine=FakeTensorRtBuilder.name,
                 version=VERSION,
-                precision="fp32",
+                precision=precision,
                 devices=devices,
                 shapes=shapes,
                 graph=key,

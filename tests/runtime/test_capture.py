@@ -25,16 +25,6 @@ Make = Callable[..., DevicePicture]
 
 
 @pytest.fixture
-def driver() -> FakeDriver:
-    return FakeDriver()
-
-
-@pytest.fixture
-def library(driver: FakeDriver) -> FakeTensorRt:
-    return FakeTensorRt(driver)
-
-
-@pytest.fixture
 def make(device_bundle: Bundle, driver: FakeDriver, library: FakeTensorRt) -> Iterator[Make]:
     """Pictures of the embedded model; at the end nothing may be left on the device."""
     builder, made = FakeTensorRtBuilder(driver, library), list[DevicePicture]()
@@ -229,7 +219,7 @@ def test_an_engine_that_cannot_be_captured(device_bundle: Bundle, make: Make, li
     picture = make()
     for _ in range(2):
         assert picture.restore(_request(device_bundle)) is not None
-    assert picture.why_plain is not None and "user allocation" in picture.why_plain
+    assert picture.why_plain is not None and "allocates by itself" in picture.why_plain
     assert "begin_capture" not in library.driver.names()
 
 
