@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from diffplugin.bench.models import Model, parse_model
+from diffplugin.bench.models import Model
 from diffplugin.errors import RequestError
 
 if TYPE_CHECKING:
@@ -71,10 +71,9 @@ class Job:
         return self.scratch / f"{self.kind}-{self.engine}.png"
 
     def measured(self) -> Model:
-        """The model with this job's bundle."""
-        spec = f"{EMBEDDED}:{self.bundle}" if self.kind == EMBEDDED else self.model
-        model = parse_model(spec)
-        return Model(spec=spec, bundle=self.bundle, artefacts=model.artefacts, root=model.root)
+        """The model with this job's bundle; "oracle" is not measured."""
+        root = Path(self.model.partition(":")[2]) if self.kind == FULL else None
+        return Model(spec=self.model, bundle=self.bundle, artefacts=self.scratch / "peers", root=root)
 
     def since(self) -> float:
         """Seconds since the part's process was started."""

@@ -34,6 +34,7 @@ class TorchPipeline:
     """
 
     def __init__(self, checkpoint: Checkpoint, bundle: Bundle, plugin: str, device: str, *, half: bool, compiled: bool):
+        torch.backends.cudnn.benchmark = True
         self._manifest, self._card = bundle.manifest, bundle.card(plugin)
         self._device, self._dtype = device, torch.float16 if half else torch.float32
         times = TimeTable(bundle.manifest)

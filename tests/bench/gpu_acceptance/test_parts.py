@@ -113,6 +113,12 @@ def test_the_peer_computes_the_same_picture(job: Job, plugin: str) -> None:
     assert set(stages) == {"vision", "tpb", "vae_encoder", "scb", "unet", "vae_decoder"}
 
 
+def test_the_full_model_needs_no_bundle_of_its_own(job: Job, tmp_path: Path) -> None:
+    model = replace(job, model=f"full:{tmp_path}").measured()
+    assert model.root == tmp_path and model.bundle.is_relative_to(job.out)
+    assert replace(job, model="embedded").measured().root is None
+
+
 def test_ways_run_in_turn() -> None:
     order: list[str] = []
 
