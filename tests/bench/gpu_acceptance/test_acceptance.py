@@ -178,3 +178,15 @@ def test_a_rehearsal_with_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     result = _rehearse(tmp_path, monkeypatch)
     assert [row["part"] for row in rows(result)] == ["measure", "pytorch eager", "torch.compile"]
     assert all(row["psnr_db"] > 70 for row in rows(result)), rows(result)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["tensorrt-rtx", "tensorrt"])
+def test_on_a_gpu(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All parts but the peers, for real."""
+    if reason := builder_named(engine).why_unavailable():
+        pytest.skip(reason)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    out = tmp_path / "out"
+    words = ["--engine", engine, "--work", "256x256", "--steps", "4", "--rounds", "2", "--no-peers", "--out", str(out)]
+    assert acceptance.main(words) == 0, (out / acceptance.REPORT).read_text()
