@@ -33,6 +33,8 @@ from diffplugin.plugins.train.wording import (
 
 TASKS = ("derain", "desnow", "lowlight", "dehaze", "deblur", "highlight", "face", "demoire")
 
+KINDS = ("single", "multi", "mixed", "none")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -104,3 +106,10 @@ def corpus(count: int, seed: int, *, held: bool) -> list[Request]:
         if len(found) == count:
             break
     return list(found.values())
+
+
+def held_out(kind: str, count: int, seed: int) -> list[Request]:
+    """Up to ``count`` distinct requests of one kind, from templates and words that no training request has."""
+    rng = np.random.default_rng((seed, KINDS.index(kind)))
+    unique = {(r := sample(kind, rng, held=True)).text: r for _ in range(6 * count)}
+    return list(unique.values())[:count]

@@ -177,6 +177,7 @@ def unpacked(folder: Path, package: str) -> Path:
     if not root.exists():
         subprocess.run(["apt-get", "download", package], cwd=folder, check=True)
         (archive,) = folder.glob(f"{package}_*.deb")
+        root.parent.mkdir(exist_ok=True)  # dpkg-deb makes the last folder only
         subprocess.run(["dpkg-deb", "-x", str(archive), str(root)], check=True)
     return root
 
