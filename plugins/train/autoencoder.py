@@ -192,17 +192,18 @@ def pixel_metric(model: Autoencoder, images: list[Tensor], floor: float = 0.15, 
     """
     torch.manual_seed(seed)
     channels, total = model.quant_conv.out_channels // 2, torch.zeros(())
+    device = model.quant_conv.weight.device
     for image in images:
-        latent = model.encode(image)
+        latent = model.encode(image.to(device))
         plain = model.decode(latent)
         for cells in (latent.shape[-1], max(latent.shape[-1] // 8, 2)):
             noise = F.interpolate(torch.randn(1, 1, cells, cells), size=latent.shape[-2:], mode="bicubic")
-            noise = 0.05 * noise / noise.std()
+            noise = (0.05 * noise / noise.std()).to(device)
             rows = []
             for channel in range(channels):
                 moved = latent.clone()
                 moved[:, channel : channel + 1] += noise
                 rows.append((model.decode(moved) - plain).flatten())
-            gram = torch.stack(rows) @ torch.stack(rows).T
+            gram = (torch.stack(rows) @ torch.stack(rows).T).cpu()
             total = total + gram / gram.trace()
     return (1 - floor) * channels * total / total.trace() + floor * torch.eye(channels)

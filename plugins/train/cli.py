@@ -19,14 +19,19 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--work", type=Path, required=True, metavar="DIR", help="photos, training states and results")
-    common.add_argument("--steps", type=int, metavar="N", help="training steps (shards, for the pool)")
+    common.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="steps (shards, for the pool); each part has its own default",
+    )
     common.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")
     common.add_argument("--precision", default="bf16", choices=("fp32", "bf16"), help="default: bf16")
 
     commands.add_parser("photos", parents=[common], help="fetch freely licensed photographs (Debian, Ubuntu)")
     base = commands.add_parser("base", parents=[common], help="the small base: autoencoder, pool, denoiser")
     base.add_argument("--stage", choices=STAGES, action="append", help="only this stage; repeatable (default: all)")
-    base.add_argument("--start", type=Path, metavar="DIR", help="checkpoint folder whose denoiser to begin with")
+    base.add_argument("--start", type=Path, metavar="DIR", help="checkpoint folder to begin with")
 
     plugin = commands.add_parser("plugin", parents=[common], help="one Task-Plugin over a frozen base (paper Eq. 3)")
     plugin.add_argument("task", help="id of the plugin, for example derain")
@@ -51,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     selector.add_argument("--tasks", nargs="+", metavar="TASK", help="plugins (default: all under WORK/checkpoint)")
     selector.add_argument("--heads-only", action="store_true", help="frozen text encoder, paper Eq. 6")
 
+    milestone = commands.add_parser("milestone", parents=[common], help="the base so far, as a folder for --start")
+    milestone.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint folder to write")
+
     recipe = commands.add_parser("recipe", parents=[common], help="everything for the embedded model, in order")
     recipe.add_argument("--tasks", nargs="+", metavar="TASK", help="plugins to train (default: all eight)")
     return parser
@@ -68,7 +76,10 @@ def _base(args: argparse.Namespace) -> None:
     from diffplugin.plugins.train.degradations import DEGRADATIONS
 
     work = recipe.Work(root=args.work, precision=args.precision)
-    for stage in args.stage or STAGES:
+    if args.start is not None:
+        recipe.adopt(work, args.start)
+    # what a checkpoint to begin with brings along is not trained anew
+    for stage in args.stage or (STAGES if args.start is None else STAGES[2:]):
         steps = args.steps or STEPS[stage]
         if stage == "autoencoder":
             recipe.train_autoencoder(work, steps)
@@ -123,11 +134,18 @@ def _selector(args: argparse.Namespace) -> None:
     )
 
 
+def _milestone(args: argparse.Namespace) -> None:
+    from diffplugin.plugins.train import recipe
+
+    print("\n".join(recipe.milestone(recipe.Work(root=args.work), args.out)))
+
+
 def _recipe(args: argparse.Namespace) -> None:
     """The embedded model's own settings: the parsers' defaults, the generic plugin as every plugin's start."""
     from diffplugin.plugins.train.degradations import DEGRADATIONS
 
     shared = ["--work", str(args.work), "--threads", str(args.threads), "--precision", args.precision]
+    shared += ["--steps", str(args.steps)] if args.steps else []
     if not (args.work / "photos.json").exists():
         _run(["photos", *shared])
     _run(["base", *shared])
@@ -136,7 +154,14 @@ def _recipe(args: argparse.Namespace) -> None:
     _run(["selector", *shared])
 
 
-_COMMANDS = {"photos": _photos, "base": _base, "plugin": _plugin, "selector": _selector, "recipe": _recipe}
+_COMMANDS = {
+    "photos": _photos,
+    "base": _base,
+    "plugin": _plugin,
+    "selector": _selector,
+    "milestone": _milestone,
+    "recipe": _recipe,
+}
 
 
 def _run(argv: Sequence[str]) -> None:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from diffplugin.plugins.train.baselines import BASELINES
 from diffplugin.plugins.train.common import Pixels, centre, load_photos
-from diffplugin.plugins.train.corpus import KINDS, held_out
+from diffplugin.plugins.train.corpus import KINDS, held_out, wording_of
 from diffplugin.plugins.train.degradations import degrade
 from diffplugin.plugins.train.metrics import gmsd, psnr, selection, ssim
+from diffplugin.plugins.train.wording import WORDS
 
 if TYPE_CHECKING:
     from diffplugin.runtime.restorer import Restorer
@@ -134,9 +135,10 @@ def selections(
     A request for a task without a plugin in the bundle counts as right when nothing is selected for it.
     """
     tasks = list(restorer.cards)
+    words = {**WORDS, **{task: wording_of(card) for task, card in restorer.cards.items() if task not in WORDS}}
     rng, found = np.random.default_rng(seed), {}
     for kind in KINDS:
-        requests = held_out(kind, count, seed)
+        requests = held_out(kind, count, seed, words)
         rows = []
         for request in requests:
             picture = photos[int(rng.integers(len(photos)))]

@@ -46,6 +46,14 @@ def learned(objective: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in objective.named_parameters() if p.requires_grad}
 
 
+def device() -> torch.device:
+    """Where :func:`fit` trains: accelerate's choice."""
+    from accelerate import Accelerator
+
+    found: torch.device = Accelerator().device
+    return found
+
+
 def generator(seed: int, step: int, process: int = 0) -> np.random.Generator:
     """All randomness of one step."""
     return np.random.default_rng((seed, step, process))

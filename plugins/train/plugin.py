@@ -119,7 +119,7 @@ class Denoising(nn.Module):
         model.tpb.requires_grad_(True)
         model.scb.requires_grad_(True)
         if train_base:
-            freeze_self_attention(model.unet)
+            silence_self_attention(model.unet)
 
     def forward(self, step: int, rng: np.random.Generator) -> Tensor:
         stage = next((s for s in self.stages if step < s.until), self.stages[-1])
@@ -127,7 +127,7 @@ class Denoising(nn.Module):
         return denoising_loss(self.model, batch, rng, self.drop, self.first_share)
 
 
-def freeze_self_attention(unet: UNet) -> None:
+def silence_self_attention(unet: UNet) -> None:
     """Silence the middle block's self-attention: trained on small crops it would meet far more pixels at run time."""
     attention: Any = unet.mid_block.attentions[0]
     attention = attention.transformer_blocks[0].attn1

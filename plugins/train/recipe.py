@@ -12,12 +12,27 @@ import torch
 
 from diffplugin.errors import RequestError
 from diffplugin.export.checkpoints import Checkpoint
-from diffplugin.plugins.train import autoencoder, base, common, layout, loop, pairs, plugin, pool, validation
+from diffplugin.plugins.train import (
+    autoencoder,
+    base,
+    common,
+    corpus,
+    layout,
+    loop,
+    pairs,
+    photos,
+    plugin,
+    pool,
+    selector,
+    validation,
+)
 
 if TYPE_CHECKING:
     from diffplugin.plugins.networks.vae import Autoencoder
 
 GENERIC = "generic"  # the Task-Plugin over all tasks, trained with the base: where each task's training starts
+
+TOKENS = {selector.BEGIN: 0, selector.END: 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +59,24 @@ class Work:
             raise RequestError(f"{self.root}: no photos.json; run `dp-train photos --work {self.root}` first")
         return common.load_photos(self.root, split)
 
+    @property
+    def read(self) -> Checkpoint:
+        return Checkpoint(self.checkpoint / "base", self.checkpoint / "clip", {}, None)
+
     def autoencoder(self) -> Autoencoder:
-        return Checkpoint(self.checkpoint / "base", self.checkpoint / "clip", {}, None).autoencoder()
+        """Raises CheckpointError before the stage ``autoencoder`` has run."""
+        return self.read.autoencoder()
+
+
+def adopt(work: Work, start: Path) -> None:
+    """Take over the autoencoder of a checkpoint folder, such as the milestones in the repository, where none is yet.
+
+    Raises:
+        CheckpointError: there is none in ``start`` either, or it is damaged.
+    """
+    if not (work.checkpoint / "base/vae/config.json").exists():
+        read = Checkpoint(start / "base", start / "clip", {}, None)
+        layout.write_vae(work.checkpoint, read.config("vae"), read.autoencoder().state_dict())
 
 
 def train_autoencoder(work: Work, steps: int) -> None:
@@ -69,15 +100,15 @@ def refine_decoder(work: Work, steps: int) -> None:
     plan = loop.Plan(steps=steps, peak=8e-4, clip=0.5, precision=work.precision)
     objective = autoencoder.Decoding(model, train)
     loop.fit(objective, plan, work.state("decoder"), name="decoder", report=autoencoder.quality(model, val))
-    layout.write_vae(work.checkpoint, autoencoder.CONFIG, model.state_dict())
+    layout.write_vae(work.checkpoint, work.read.config("vae"), model.state_dict())
 
 
 def make_pool(work: Work, shards: int, tasks: Sequence[str]) -> None:
     """Stage 2: views of a quarter of the photos a shard, degraded for every task, as latents."""
-    vae, photos = work.autoencoder().to(memory_format=torch.channels_last), work.photos("train")  # type: ignore[call-overload]
+    vae, clean = work.autoencoder().to(memory_format=torch.channels_last), work.photos("train")  # type: ignore[call-overload]
     for number in range(shards):
         if not (work.pool / f"shard{number:03d}").exists():
-            views = pairs.synthetic(photos[number % 4 :: 4], tasks, number, 256)
+            views = pairs.synthetic(clean[number % 4 :: 4], tasks, number, 256)
             with torch.autocast("cpu", torch.bfloat16, enabled=work.precision == "bf16"):
                 pool.write_shard(work.pool, number, views, vae)
             print(f"shard {number + 1}/{shards}", flush=True)
@@ -87,7 +118,7 @@ def train_denoiser(work: Work, steps: int, tasks: Sequence[str], start: Path | N
     """Stage 3: the base together with one generic plugin; ``start``: a checkpoint folder to begin with."""
     torch.manual_seed(0)
     vae = work.autoencoder()
-    if start is not None:
+    if start is not None and (start / "base/unet").is_dir():
         read = Checkpoint(start / "base", start / "clip", {GENERIC: start / GENERIC}, None)
         model = plugin.from_checkpoint(read, GENERIC)
     else:
@@ -102,7 +133,8 @@ def train_denoiser(work: Work, steps: int, tasks: Sequence[str], start: Path | N
     plan = loop.Plan(steps=steps, peak=1.2e-3, decay=0.997, betas=(0.9, 0.99), precision=work.precision)
     report = validation.report(model, vae, base.SCHEDULER, tasks, work.photos("val")[::7])
     loop.fit(objective, plan, work.state("denoiser"), name="denoiser", report=report)
-    write_base(work, model)
+    write_base(work.checkpoint, model)
+    write_text(work)
 
 
 def pixel_metric(work: Work, vae: Autoencoder) -> torch.Tensor:
@@ -111,17 +143,40 @@ def pixel_metric(work: Work, vae: Autoencoder) -> torch.Tensor:
     return autoencoder.pixel_metric(vae, [common.to_tensor(v[None]) for v in views])
 
 
-def write_base(work: Work, model: plugin.Denoiser) -> None:
-    """The trained denoiser, vision encoder and generic plugin as files in the released layouts."""
-    layout.write_denoiser(work.checkpoint, base.CONFIGS, unet=model.unet.state_dict(), vision=model.vision.state_dict())
-    layout.write_branches(work.checkpoint / GENERIC, base.SCB, tpb=model.tpb.state_dict(), scb=model.scb.state_dict())
-    write_text(work)
+def milestone(work: Work, out: Path) -> list[str]:
+    """Write what has been learned so far (averaged weights, float16) as a checkpoint folder to begin with elsewhere.
+
+    Returns:
+        What was written, one line each.
+
+    Raises:
+        CheckpointError: there is not even an autoencoder.
+    """
+    vae = work.autoencoder()
+    layout.write_vae(out, work.read.config("vae"), vae.state_dict())
+    lines = ["base/vae: finished"]
+    state = common.load_state(work.state("denoiser"))
+    if state is not None:
+        model = plugin.Denoiser(base.CONFIGS)
+        plugin.silence_self_attention(model.unet)
+        weights = {name.removeprefix("model."): value for name, value in state["average"].items()}
+        model.load_state_dict(weights, strict=False)
+        write_base(out, model)
+        lines.append(f"base/unet, clip, {GENERIC}: step {state['step']}")
+    return lines
+
+
+def write_base(out: Path, model: plugin.Denoiser) -> None:
+    """A denoiser, its vision encoder and the generic plugin as files in the released layouts."""
+    layout.write_denoiser(out, base.CONFIGS, unet=model.unet.state_dict(), vision=model.vision.state_dict())
+    layout.write_branches(out / GENERIC, base.SCB, tpb=model.tpb.state_dict(), scb=model.scb.state_dict())
+    # the widths are checked against the text encoder's config too, before there is one
+    layout.write_json(out / "base/text_encoder/config.json", selector.text_config(TOKENS, base.TOKEN_WIDTH))
 
 
 def write_text(work: Work) -> None:
     """A tokenizer for the request corpus and a new text encoder, which the selector's training fills."""
     from diffplugin.export.tokenizer import build_tokenizer
-    from diffplugin.plugins.train import corpus, photos, selector
 
     folder = work.checkpoint / "base/tokenizer"
     if not (folder / "vocab.json").exists():

@@ -24,6 +24,7 @@ from diffplugin.plugins.train.common import gaussian
 from diffplugin.plugins.train.loop import Plan
 from diffplugin.plugins.train.loop import fit as run
 from diffplugin.plugins.train.metrics import selection
+from diffplugin.plugins.train.wording import WORDS
 
 Encode = Callable[[list[str]], Tensor]
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
@@ -157,6 +158,7 @@ class Selecting(nn.Module):
         train_text: bool,
         batch: int = 64,
         count: int = 8000,
+        words: corpus.Words = WORDS,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -167,7 +169,7 @@ class Selecting(nn.Module):
         self.model, self.batch, self.train_text = model, batch, train_text
         model.requires_grad_(True)
         model.text.requires_grad_(train_text)
-        requests = corpus.corpus(count, seed, held=False)
+        requests = corpus.corpus(count, seed, held=False, words=words)
         ids = encode([r.text for r in requests])
         for name, value in (("rows", rows), ("ids", ids), ("wanted", targets(requests, shipped))):
             self.register_buffer(name, value, persistent=False)
@@ -199,10 +201,11 @@ def fit(
     batch: int = 64,
     peak: float = 2e-3,
     train_text: bool = True,
+    words: corpus.Words = WORDS,
     seed: int = 0,
 ) -> Selector:
     """Train or resume. ``rows`` [pictures, p, D]: max-pooled TPB tokens; ``encode(texts)`` -> ids int64 [n, 77]."""
-    objective = Selecting(model, rows, encode, shipped, train_text=train_text, batch=batch, seed=seed)
+    objective = Selecting(model, rows, encode, shipped, train_text=train_text, batch=batch, words=words, seed=seed)
     plan = Plan(steps=steps, peak=peak, weight_decay=0.02, decay=0.99, every=250)
     run(objective, plan, path, name="selector", seed=seed)
     return model
@@ -210,12 +213,19 @@ def fit(
 
 @torch.no_grad()
 def accuracy(
-    model: Selector, rows: Tensor, encode: Encode, shipped: Sequence[str], *, count: int = 300, seed: int = 1
+    model: Selector,
+    rows: Tensor,
+    encode: Encode,
+    shipped: Sequence[str],
+    *,
+    count: int = 300,
+    words: corpus.Words = WORDS,
+    seed: int = 1,
 ) -> dict[str, dict[str, float]]:
     """The metrics of selection by kind of request, on held-out wording and the pictures of ``rows``, in PyTorch."""
     rng, null, found = np.random.default_rng(seed), encode([" "]), {}
     for kind in corpus.KINDS:
-        requests = corpus.held_out(kind, count, seed)
+        requests = corpus.held_out(kind, count, seed, words)
         pictures = torch.from_numpy(rng.integers(0, len(rows), len(requests)))
         scores = model(encode([r.text for r in requests]), rows[pictures], null)
         wanted = targets(requests, shipped)[:, :-1].numpy() > 0.5

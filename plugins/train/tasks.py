@@ -17,6 +17,7 @@ from diffplugin.plugins import cards
 from diffplugin.plugins.train import autoencoder, common, layout, loop, pairs, plugin, pool, validation
 from diffplugin.plugins.train.base import CARDS, LICENCE
 from diffplugin.plugins.train.degradations import DEGRADATIONS, degrade
+from diffplugin.plugins.train.wording import WORDS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +74,7 @@ def train(
     tree = data.work / "checkpoint"
     read = Checkpoint(base or tree / "base", clip or tree / "clip", {task: start} if start else {}, None)
     torch.manual_seed(0)
-    model, vae = plugin.from_checkpoint(read, task if start else None), read.autoencoder()
+    model, vae = plugin.from_checkpoint(read, task if start else None), read.autoencoder().to(loop.device())
     folder, held = _pool(task, data, vae)
     if not settings.plain:
         model.metric = autoencoder.pixel_metric(vae, [common.to_tensor(v[None]) for v in held[1]])
@@ -137,12 +138,19 @@ def _pool(task: str, data: Data, vae: Autoencoder) -> tuple[Path, tuple[list[com
 
 
 @torch.no_grad()
-def plugin_rows(read: Checkpoint, pictures: int, folder: Path) -> Tensor:
-    """Max-pooled TPB tokens [pictures, plugins, D] of degraded pictures of the pool, one degradation each, in turn."""
+def plugin_rows(read: Checkpoint, pictures: int, folders: Sequence[Path]) -> Tensor:
+    """Max-pooled TPB tokens [pictures, plugins, D] of degraded pictures of pools, one degradation each, in turn.
+
+    Raises:
+        RequestError: no folder holds a shard.
+    """
     vision = read.vision_encoder()
     branches = [read.tpb(task) for task in read.plugins]
-    shards = list(pool.Pool(folder, tuple(DEGRADATIONS)).shards.values())
-    seen = [shard[2] for shard in shards[: max(pictures // len(shards[0][0]), 1)]]
+    files = sorted(file for folder in folders for file in folder.glob("shard*/small.npy"))
+    if not files:
+        raise RequestError(f"{', '.join(map(str, folders))}: no pictures for the selector; train a plugin there first")
+    seen = [np.load(file, mmap_mode="r") for file in files]
+    seen = seen[: max(pictures // seen[0].shape[1], 1)]
     small = np.concatenate([np.stack([s[i % len(s), i] for i in range(s.shape[1])]) for s in seen])
     rows = []
     for i in range(0, len(small), 16):
@@ -156,7 +164,7 @@ def train_selector(
 ) -> None:
     """Train the selector for the plugins of ``work/checkpoint`` and write it there; print held-out metrics."""
     from diffplugin.export.tokenizer import build_tokenizer
-    from diffplugin.plugins.train import selector
+    from diffplugin.plugins.train import corpus, selector
 
     tree = work / "checkpoint"
     read = find(base or tree / "base", clip or tree / "clip", tree / "pre-trained", wanted or ())
@@ -168,11 +176,15 @@ def train_selector(
     torch.manual_seed(0)
     config, shipped = read.config("text_encoder"), tuple(read.plugins)
     model = selector.fresh(config) if train_text else selector.Selector(read.text_encoder(), config["hidden_size"])
-    rows = plugin_rows(read, 400, work / "pool")
+    rows = plugin_rows(read, 400, [work / "pool", *sorted((work / "pairs").glob("*"))])
+    found = cards.registry(tree)
+    own = {task: corpus.wording_of(found[task]) for task in shipped if task not in WORDS}
+    words = {**WORDS, **own}
     held = max(len(rows) // 5, 1)
-    selector.fit(rows[held:], encode, model, shipped, work / "run/selector.pt", steps=steps, train_text=train_text)
+    path = work / "run/selector.pt"
+    selector.fit(rows[held:], encode, model, shipped, path, steps=steps, train_text=train_text, words=words)
     if train_text:
         layout.write_text(tree, config, model.text.state_dict())
     layout.write_selector(tree, model.heads.state_dict())
-    for kind, found in selector.accuracy(model.eval(), rows[:held], encode, shipped).items():
-        print(kind, " ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    for kind, values in selector.accuracy(model.eval(), rows[:held], encode, shipped, words=words).items():
+        print(kind, " ".join(f"{name} {value:.3f}" for name, value in values.items()))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from diffplugin.plugins.networks.vae import Autoencoder
 from diffplugin.plugins.train.common import Pixels, centre, to_tensor
@@ -33,19 +35,25 @@ def restore(
     seed: int = 42,
 ) -> list[Pixels]:
     """Restore equally large pictures (sides a multiple of 16) as the runtime does: its sampler, its noise."""
-    cond = torch.cat([vae.encode(to_tensor(p[None])) for p in pictures])
-    tokens = torch.cat([model.tokens(clip_pixels(shrink(p)[None])) for p in pictures])
+    here, there = device_of(model), device_of(vae)
+    cond = torch.cat([vae.encode(to_tensor(p[None]).to(there)) for p in pictures]).to(here)
+    tokens = torch.cat([model.tokens(clip_pixels(shrink(p)[None]).to(here)) for p in pictures])
     table = unipc(schedule, steps)
     noise = np.repeat(normal(seed, (1, *cond.shape[1:])), len(pictures), axis=0)
 
     def denoise(i: int, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-        t = torch.full((len(pictures),), float(table.t[i]))
-        return model(torch.from_numpy(latents), t, tokens, cond).numpy()  # type: ignore[no-any-return]
+        t = torch.full((len(pictures),), float(table.t[i]), device=here)
+        return model(torch.from_numpy(latents).to(here), t, tokens, cond).cpu().numpy()  # type: ignore[no-any-return]
 
-    latents = sample(table, denoise, noise, cond.numpy(), start=start, renoise_from_t=RENOISE_FROM)
-    images = torch.cat([vae.decode(torch.from_numpy(z[None])) for z in latents])
+    latents = sample(table, denoise, noise, cond.cpu().numpy(), start=start, renoise_from_t=RENOISE_FROM)
+    images = torch.cat([vae.decode(torch.from_numpy(z[None]).to(there)) for z in latents])
     values = (images.clamp(-1, 1) / 2 + 0.5) * 255
-    return [np.ascontiguousarray(v.round().to(torch.uint8).permute(1, 2, 0).numpy()) for v in values]
+    return [np.ascontiguousarray(v.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()) for v in values]
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network's weights are."""
+    return next(itertools.chain(network.parameters(), network.buffers())).device
 
 
 def report_pairs(

@@ -72,6 +72,16 @@ def test_losses_learn_what_they_should(kind: str) -> None:
     assert touched == expected, touched
 
 
+def test_nothing_stays_behind_on_the_processor() -> None:
+    """On the meta device, as on a GPU, an operation on tensors of two devices fails."""
+    for objective in (
+        autoencoder.Reconstruction(autoencoder.build(CONFIG), photos(), steps=4, batch=2, side=16),
+        autoencoder.Decoding(autoencoder.build(CONFIG), photos(), batch=2, side=16),
+    ):
+        loss = objective.to("meta")(0, np.random.default_rng(0))
+        assert loss.device.type == "meta" and loss.shape == ()
+
+
 def test_report_shows_psnr_and_a_pair() -> None:
     torch.manual_seed(0)
     found = autoencoder.quality(autoencoder.build(CONFIG).requires_grad_(False), photos(), side=32)(1)
