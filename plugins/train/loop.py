@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from diffplugin.errors import CheckpointError
 from diffplugin.plugins.train.common import load_state, rate, save_state
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Precision = Literal["fp32", "bf16"]
 Report = Callable[[int], Mapping[str, "float | NDArray[np.uint8]"]]
@@ -46,12 +49,12 @@ def learned(objective: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in objective.named_parameters() if p.requires_grad}
 
 
-def device() -> torch.device:
-    """Where :func:`fit` trains: accelerate's choice."""
-    from accelerate import Accelerator
+def accelerator() -> Accelerator:
+    """Devices and processes as ``accelerate launch`` or the environment set them."""
+    from accelerate import Accelerator, DistributedDataParallelKwargs
 
-    found: torch.device = Accelerator().device
-    return found
+    # the vision encoder's last norm is part of CLIP's layout, but no patch passes it
+    return Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
 
 
 def generator(seed: int, step: int, process: int = 0) -> np.random.Generator:
@@ -99,29 +102,28 @@ def fit(
     Raises:
         CheckpointError: ``path`` holds the state of another training.
     """
-    from accelerate import Accelerator
     from torch.utils.tensorboard import SummaryWriter
 
-    accelerator = Accelerator()
+    run = accelerator()
     parameters = learned(objective)
     optimiser = torch.optim.AdamW(
         parameters.values(), lr=plan.peak, betas=plan.betas, weight_decay=plan.weight_decay, foreach=True
     )
-    prepared, optimiser = accelerator.prepare(objective, optimiser)
+    prepared, optimiser = run.prepare(objective, optimiser)
     average = {key: p.detach().clone() for key, p in parameters.items()}
     first = _resume(path, objective, average, optimiser)
     folder = str(path.parent / "curves" / name)
-    curves = SummaryWriter(folder, purge_step=first) if accelerator.is_main_process else None
+    curves = SummaryWriter(folder, purge_step=first) if run.is_main_process else None
     began, losses = time.time(), []
     prepared.train()
     for step in range(first, plan.steps):
         for group in optimiser.param_groups:
             group["lr"] = rate(step, plan.steps, plan.peak, plan.warmup)
-        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
-            loss = prepared(step, generator(seed, step, accelerator.process_index))
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
+            loss = prepared(step, generator(seed, step, run.process_index))
         optimiser.zero_grad()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(parameters.values(), plan.clip)
+        run.backward(loss)
+        run.clip_grad_norm_(parameters.values(), plan.clip)
         optimiser.step()
         keep = min(plan.decay, (step + 1) / (step + 10))
         with torch.no_grad():

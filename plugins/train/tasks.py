@@ -74,8 +74,10 @@ def train(
     tree = data.work / "checkpoint"
     read = Checkpoint(base or tree / "base", clip or tree / "clip", {task: start} if start else {}, None)
     torch.manual_seed(0)
-    model, vae = plugin.from_checkpoint(read, task if start else None), read.autoencoder().to(loop.device())
-    folder, held = _pool(task, data, vae)
+    model, vae = plugin.from_checkpoint(read, task if start else None), read.autoencoder()
+    run = loop.accelerator()
+    with run.main_process_first():  # one process makes the latents
+        folder, held = _pool(task, data, vae.to(run.device))
     if not settings.plain:
         model.metric = autoencoder.pixel_metric(vae, [common.to_tensor(v[None]) for v in held[1]])
     side = data.side // read.dims.factor
@@ -91,14 +93,15 @@ def train(
     scheduler = read.config("scheduler")
     report = validation.report_pairs(model, vae, scheduler, {task: held}, steps=1, start=chosen.start)
     loop.fit(objective, plan, data.work / "run" / f"plugin_{task}.pt", name=task, report=report)
-    layout.write_plugin(
-        tree,
-        task,
-        plugin.scb_config(read.config("unet")),
-        tpb=model.tpb.state_dict(),
-        scb=model.scb.state_dict(),
-        card=cards.card_to_toml(chosen),
-    )
+    if run.is_main_process:
+        layout.write_plugin(
+            tree,
+            task,
+            plugin.scb_config(read.config("unet")),
+            tpb=model.tpb.state_dict(),
+            scb=model.scb.state_dict(),
+            card=cards.card_to_toml(chosen),
+        )
     return tree / "pre-trained" / task
 
 

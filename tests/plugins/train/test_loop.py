@@ -92,3 +92,31 @@ def test_writes_curves(tmp_path: Path) -> None:
     curves.Reload()
     assert [event.step for event in curves.Scalars("loss")] == [4, 8, 9]
     assert [event.value for event in curves.Scalars("step")] == [4, 8, 9]
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_same_weights(tmp_path: Path) -> None:
+    """Two CPU processes, as ``accelerate launch`` starts them: gradients are averaged, one process writes."""
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import sys, torch\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path\n"
+        "import test_loop\n"
+        "from diffplugin.plugins.train import loop\n"
+        "here = Path(sys.argv[1])\n"
+        "made = test_loop.run(here / 'run/state.pt')\n"
+        "rank = loop.accelerator().process_index\n"
+        "torch.save(made.state_dict(), here / f'rank{rank}.pt')\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [*launch, str(script), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for name, value in ranks[0].items():
+        assert torch.equal(value, ranks[1][name]), name
+    alone = run(tmp_path / "alone/state.pt")
+    assert not torch.equal(alone.net[0].weight, ranks[0]["net.0.weight"]), "the second process saw other data"
+    assert done.stdout.count("toy step 9/9") == 1, done.stdout
