@@ -73,6 +73,7 @@ class PeerBuilder(ABC):
     """What all peers' builders share: they read the model's checkpoint; the bundle gives specs and settings only."""
 
     name = "peer"
+    concurrent = False
 
     def __init__(self, model: Model) -> None:
         self.model = model

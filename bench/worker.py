@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,15 +82,15 @@ def measure(job: Job) -> Result:
         restorer.prepare(height, width, plugins=[first["plugin"]])
         probe = _Probe(restorer, steps) if job.get("probes") == "write" else None
         stages: dict[str, float] = {}
-        made: list[Restoration] = []
-        walls = []
-        with Sample() as sample:
-            for picture in job["pictures"]:
-                began = time.perf_counter()
-                made.append(
-                    restorer.restore(picture["source"], plugins=[picture["plugin"]], steps=steps, observe=probe)
-                )
-                walls.append(time.perf_counter() - began)
+
+        def timed(picture: Mapping[str, Any]) -> tuple[Restoration, float]:
+            began = time.perf_counter()
+            result = restorer.restore(picture["source"], plugins=[picture["plugin"]], steps=steps, observe=probe)
+            return result, time.perf_counter() - began
+
+        with Sample() as sample, ThreadPoolExecutor(restorer.jobs) as pool:
+            done = list(pool.map(timed, job["pictures"]))
+        made, walls = [result for result, _ in done], [seconds for _, seconds in done]
         for one in made:
             for stage, seconds in one.timings.items():
                 stages[stage] = stages.get(stage, 0.0) + seconds

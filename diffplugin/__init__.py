@@ -31,6 +31,7 @@ def load(
     precision: str = "auto",
     threads: int | None = None,
     quality: str = "exact",
+    jobs: int | None = 1,
 ) -> Restorer:
     """Load a bundle. Reads its manifest only; engines are loaded when first needed, or by ``Restorer.prepare``.
 
@@ -40,11 +41,14 @@ def load(
         precision: "auto" (what the quality prefers, else the engine's best here), "fp32", "bf16", "fp16" or "int8".
         threads: processor cores to use; None: all that this process may use.
         quality: "exact", or less work: "balanced" or "fast" (``runtime.quality`` says what each does).
+        jobs: threads of yours that will restore pictures at once: each gets its part of cores and memory. None: as
+            many as the machine has cores and memory for (``Restorer.jobs`` says how many); 1 where the engine runs one
+            picture at a time.
 
     Raises:
         BundleError: the folder is no bundle, or one of a newer format.
         EngineUnavailable: the engine or precision asked for cannot run here; the message names the remedy.
-        RequestError: no such quality.
+        RequestError: no such quality; threads or jobs is not positive; the engine runs one picture at a time.
     """
     from diffplugin.bundle import Bundle, cache_folder, default_bundle, open_bundle
     from diffplugin.engines import choose
@@ -55,7 +59,9 @@ def load(
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(default_bundle() if bundle is None else bundle)
     builder, chosen, reason = choose(engine, precision, bundle=opened, prefer=wanted.precisions)
     own = wanted.at(chosen)
-    return Restorer(opened, builder, chosen, reason=reason, threads=threads, cache=cache_folder(), quality=own)
+    return Restorer(
+        opened, builder, chosen, reason=reason, threads=threads, cache=cache_folder(), quality=own, jobs=jobs
+    )
 
 
 def __getattr__(name: str) -> Any:

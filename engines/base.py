@@ -29,9 +29,14 @@ class Engine(Protocol):
 
 
 class EngineBuilder(Protocol):
-    """A kind of engine on this machine."""
+    """A kind of engine on this machine.
+
+    Attributes:
+        concurrent: a loaded engine computes several runs at once, each on its own threads; False: one after another.
+    """
 
     name: str
+    concurrent: bool
 
     def why_unavailable(self) -> str | None:
         """None: usable here. Else the reason and the remedy."""
@@ -46,7 +51,7 @@ class EngineBuilder(Protocol):
         """Precisions that run natively here: floating point, fastest first, then what costs accuracy."""
 
     def load(self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None) -> Engine:
-        """The engine of one graph. ``cache``: a folder for compiled models; ``threads`` None: all cores.
+        """The engine of one graph. ``cache``: a folder for compiled models; ``threads``: of one run, None: all cores.
 
         Raises:
             EngineUnavailable: the precision does not run natively here.

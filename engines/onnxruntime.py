@@ -96,6 +96,7 @@ def _options(ort: Any, threads: int) -> Any:
 
 class OnnxRuntimeBuilder:
     name = "onnxruntime"
+    concurrent = True
 
     def __init__(self, provider: str = CPU) -> None:
         self.provider = provider

@@ -46,6 +46,7 @@ class ReferenceBuilder:
     """Engines of the reference. They read ``checkpoint``; a bundle gives them its specs only."""
 
     name = "pytorch"
+    concurrent = False
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint

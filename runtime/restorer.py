@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from diffplugin.engines.base import thread_count
 from diffplugin.errors import RequestError
 from diffplugin.plugins.mapping import mapping_table
 from diffplugin.runtime.image import (
@@ -25,10 +26,11 @@ from diffplugin.runtime.image import (
     with_rgb,
     working_photo,
 )
-from diffplugin.runtime.memory import Footprint, available_memory, footprint, kept_bytes
+from diffplugin.runtime.jobs import pictures_at_once, share
+from diffplugin.runtime.memory import Footprint, footprint, kept_bytes
 from diffplugin.runtime.noise import normal
 from diffplugin.runtime.perception import Perception
-from diffplugin.runtime.plan import Options, OutputSize, Plan, Stage, Tiling, make_plan, plan_chain
+from diffplugin.runtime.plan import ONE_PIECE, Options, OutputSize, Plan, Stage, Tiling, make_plan, plan_chain
 from diffplugin.runtime.pool import Clock, EnginePool
 from diffplugin.runtime.quality import EXACT, Quality
 from diffplugin.runtime.restoration import Restoration
@@ -63,6 +65,7 @@ class Restorer:
         bundle: what was loaded.
         engine, precision, reason: what runs it ("onnxruntime", "fp32"), and why that one.
         quality: how much of the work it does.
+        jobs: restorations that its plans expect to run at once, each on its part of cores and memory.
         cards: the installed plugins by id, in the order of a chain.
         dims: the model's widths.
     """
@@ -77,6 +80,7 @@ class Restorer:
         threads: int | None = None,
         cache: Path | None = None,
         quality: Quality = EXACT,
+        jobs: int | None = 1,
     ) -> None:
         self.bundle, self.quality = bundle, quality
         self.engine, self.precision, self.reason = builder.name, precision, reason
@@ -84,6 +88,15 @@ class Restorer:
         self.dims = bundle.manifest.dims
         self._schedule = NoiseSchedule.from_config(bundle.manifest.scheduler)
         self._table = mapping_table(bundle.path / "plugins")
+        cores = thread_count(threads)
+        self.jobs = pictures_at_once(
+            jobs,
+            builder,
+            cores=cores,
+            memory=self._footprint(plan_chain(list(self.cards), self.cards, None, quality)),
+            piece=round(ONE_PIECE * self.dims.native_latent**2),
+        )
+        threads = max(1, cores // self.jobs) if self.jobs > 1 else threads
         self._pool = EnginePool(bundle, builder, precision, threads=threads, cache=cache)
         self._perception = Perception(self._pool)
 
@@ -248,13 +261,14 @@ class Restorer:
 
     def _plan(self, photo: Photo, options: Options, chosen: Sequence[str]) -> Plan:
         chain = plan_chain(chosen, self.cards, options.steps, self.quality)
+        memory = self._footprint(chain)
         return make_plan(
             photo.size,
             chain,
             options,
             dims=self.dims,
-            memory=self._footprint(chain),
-            available=available_memory(),
+            memory=memory,
+            available=share(memory, self.jobs),
             engine=self.engine,
             precision=self.precision,
             quality=self.quality.name,

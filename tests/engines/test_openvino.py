@@ -72,6 +72,16 @@ def test_outputs_belong_to_the_caller(tiny: Any) -> None:
     np.testing.assert_array_equal(first, kept)
 
 
+def test_nothing_is_copied_between_engine_and_loop(tiny: Any) -> None:
+    engine, inputs = load(tiny), tiny.inputs()
+    made = engine.run(inputs)
+    (request, _), *_ = engine._requests.values()
+    for name, array in made.items():
+        assert np.shares_memory(request.get_tensor(name).data, array), f"{name} was copied out of the engine"
+    for name, array in inputs.items():
+        assert np.shares_memory(request.get_tensor(name).data, array), f"{name} was copied into the engine"
+
+
 def test_arrays_that_are_not_contiguous_or_read_only(tiny: Any, worst: Worst) -> None:
     inputs = tiny.inputs(6, 4)
     expected = tiny.expected(inputs)

@@ -57,6 +57,7 @@ class FakeModel:
     """
 
     name = "fake"
+    concurrent = True
 
     def __init__(self) -> None:
         self.functions: dict[str, Function] = {}

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from diffplugin.errors import BundleError, EngineUnavailable
-from diffplugin.runtime import cli
+from diffplugin.runtime import cli, session
 from diffplugin.runtime.quality import quality_named
 from diffplugin.runtime.restorer import Restorer
 
@@ -47,9 +47,17 @@ def infer(
     monkeypatch.chdir(tmp_path)
 
     def load(*words: Any, quality: str, **options: Any) -> Restorer:
-        return Restorer(fake_bundle, model, "fp32", reason="as asked", quality=quality_named(quality))
+        return Restorer(
+            fake_bundle,
+            model,
+            "fp32",
+            reason="as asked",
+            quality=quality_named(quality),
+            threads=options["threads"],
+            jobs=options["jobs"],
+        )
 
-    monkeypatch.setattr(cli, "load", load)
+    monkeypatch.setattr(session, "load", load)
     blocks = np.random.default_rng(0).integers(90, 150, (8, 10, 3), np.uint8)
     Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save("photo.png")
 
@@ -167,6 +175,7 @@ def test_size_tile_and_output_size(infer: Callable[..., Run]) -> None:
         (["photo.png", "rain", "--tile", "7"], 2, "tile 7"),
         (["photo.png", "rain", "--tile", "all"], 2, "'all' is no tile"),
         (["photo.png", "rain", "--threads", "0"], 2, "threads is 0"),
+        (["photo.png", "rain", "--jobs", "0"], 2, "'0' is no number of jobs"),
         (["photo.png", "rain", "--quality", "best"], 2, "'best'"),
         (["photo.png", "rain", "--nonsense"], 2, "--nonsense"),
         (["gone.png", "rain"], 1, "gone.png: no such file"),
@@ -190,7 +199,7 @@ def test_a_bundle_that_cannot_be_loaded(
     def fail(*args: Any, **options: Any) -> Restorer:
         raise error
 
-    monkeypatch.setattr(cli, "load", fail)
+    monkeypatch.setattr(session, "load", fail)
     run = infer("photo.png", "rain")
     assert run.status == 1 and run.err == f"dp-infer: {error}\n"
 
@@ -237,3 +246,32 @@ def test_the_command_imports_nothing_heavy() -> None:
     code = f"import sys, diffplugin.runtime.cli; print([n for n in {heavy!r} if n in sys.modules])"
     run = _python("-c", code)
     assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+
+def test_several_pictures_at_once(infer: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same files as one after the other, told in the order of the command line, a bad one among them."""
+    names = [f"{i}.png" for i in range(4)]
+    for i, name in enumerate(names):
+        Image.fromarray(np.full((64, 80, 3), 40 * i + 20, np.uint8)).save(name)
+    Path("2.png").write_bytes(b"no picture")
+    alone = infer(*names, "blur", "-o", "one", "--jobs", "1", "--json", "--steps", "2")
+    at_once = infer(*names, "blur", "-o", "two", "--jobs", "3", "--threads", "4", "--json", "--steps", "2")
+    assert alone.status == at_once.status == 1
+    facts = json.loads(at_once.out)
+    assert [one["input"] for one in facts["files"]] == names and "error" in facts["files"][2]
+    assert (facts["done"], facts["failed"], facts["jobs"]) == (3, 1, 3)
+    for name in ("0.png", "1.png", "3.png"):
+        assert Path("one", name).read_bytes() == Path("two", name).read_bytes()
+    said = infer(*names, "blur", "-o", "three", "--jobs", "2", "--steps", "2")
+    assert said.out.count(" px in ") == 3 and "3 of 4 done, 1 failed" in said.out
+
+
+def test_a_bad_request_ends_all_jobs(infer: Callable[..., Run], model: FakeModel) -> None:
+    def fail(inputs: Any) -> Any:
+        raise BundleError("x: damaged")
+
+    model.swap("unet", fail)
+    for name in ("a.png", "b.png", "c.png"):
+        Image.fromarray(np.full((64, 80, 3), 90, np.uint8)).save(name)
+    run = infer("a.png", "b.png", "c.png", "blur", "--jobs", "2", "-o", "out/")
+    assert run.status == 1 and run.err == "dp-infer: x: damaged\n" and not list(Path("out").iterdir())
