@@ -14,7 +14,7 @@ _DOWN = ["DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"]
 UNET: dict[str, Any] = {
     "_class_name": "UNet2DConditionModel",
     "act_fn": "silu",
-    "attention_head_dim": 4,
+    "attention_head_dim": 1,  # the number of heads: each costs as much as the first
     "block_out_channels": [64, 96, 128],
     "center_input_sample": False,
     "cross_attention_dim": TOKEN_WIDTH,

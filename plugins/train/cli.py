@@ -11,7 +11,7 @@ from diffplugin.errors import DiffPluginError, MissingDependency, RequestError
 
 STAGES = ("autoencoder", "decoder", "pool", "denoiser")
 # of the recipe for the embedded model; a stage's --steps overrides its own
-STEPS = {"autoencoder": 14000, "decoder": 4000, "pool": 24, "denoiser": 12000, "plugin": 1500, "selector": 1500}
+STEPS = {"autoencoder": 9500, "decoder": 4000, "pool": 24, "denoiser": 12000, "plugin": 1500, "selector": 1500}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     plugin.add_argument("--card", type=Path, metavar="TOML", help="plugin card (default: the shipped one of that id)")
     plugin.add_argument("--start", type=Path, metavar="DIR", help="folder with tpb.pt and scb/ to begin with")
     plugin.add_argument("--side", type=int, default=256, metavar="N", help="side of training pictures (default: 256)")
+    plugin.add_argument("--crop", type=int, metavar="N", help="side of the part of them to train on (default: all)")
     plugin.add_argument("--views", type=int, default=4, metavar="N", help="random views of every pair (default: 4)")
     plugin.add_argument("--batch", type=int, default=8, metavar="N", help="pictures a step (default: 8)")
     plugin.add_argument("--lr", type=float, default=6e-4, metavar="X", help="peak rate (default: 6e-4; SD 1.4: 1e-5)")
@@ -112,6 +113,7 @@ def _plugin(args: argparse.Namespace) -> None:
             plain=args.plain,
             precision=args.precision,
             every=args.every,
+            crop=args.crop or args.side,
         ),
         base=args.base,
         clip=args.clip,
@@ -150,7 +152,7 @@ def _recipe(args: argparse.Namespace) -> None:
         _run(["photos", *shared])
     _run(["base", *shared])
     for task in args.tasks or DEGRADATIONS:
-        _run(["plugin", task, *shared, "--start", str(args.work / "checkpoint/generic")])
+        _run(["plugin", task, *shared, "--start", str(args.work / "checkpoint/generic"), "--crop", "128"])
     _run(["selector", *shared])
 
 

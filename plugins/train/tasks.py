@@ -42,7 +42,8 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a plugin learns. ``parts``: both branches, or the SCB or the TPB alone (ablation of the paper's table 4)."""
+    """How a plugin learns. ``parts``: "both" branches, or "scb" or "tpb" alone (ablation of the paper's table 4);
+    ``plain``: the unweighted error; ``crop``: side of the window in pixels."""
 
     steps: int
     batch: int
@@ -51,6 +52,7 @@ class Settings:
     plain: bool
     precision: loop.Precision
     every: int
+    crop: int
 
 
 def train(
@@ -70,7 +72,7 @@ def train(
         RequestError: no card or degradation of that name, or a faulty CSV.
         ImageError: a faulty picture.
     """
-    chosen = _card(task, card)
+    chosen = _card(task, card, ours=base is None and data.pairs is None)
     tree = data.work / "checkpoint"
     read = Checkpoint(base or tree / "base", clip or tree / "clip", {task: start} if start else {}, None)
     torch.manual_seed(0)
@@ -80,13 +82,8 @@ def train(
         folder, held = _pool(task, data, vae.to(run.device))
     if not settings.plain:
         model.metric = autoencoder.pixel_metric(vae, [common.to_tensor(v[None]) for v in held[1]])
-    side = data.side // read.dims.factor
-    stages = (plugin.Stage(until=settings.steps, pictures=settings.batch, crops=1, side=side),)
-    objective = plugin.Denoising(
-        model, pool.Pool(folder, [data.degradation]), stages, train_base=False, first_share=0.6
-    )
-    model.tpb.requires_grad_(settings.parts != "scb")
-    model.scb.requires_grad_(settings.parts != "tpb")
+    source = pool.Pool(folder, [data.degradation])
+    objective = _objective(model, source, settings, side=min(settings.crop, data.side) // read.dims.factor)
     plan = loop.Plan(
         steps=settings.steps, peak=settings.peak, decay=0.99, every=settings.every, precision=settings.precision
     )
@@ -94,24 +91,30 @@ def train(
     report = validation.report_pairs(model, vae, scheduler, {task: held}, steps=1, start=chosen.start)
     loop.fit(objective, plan, data.work / "run" / f"plugin_{task}.pt", name=task, report=report)
     if run.is_main_process:
-        layout.write_plugin(
-            tree,
-            task,
-            plugin.scb_config(read.config("unet")),
-            tpb=model.tpb.state_dict(),
-            scb=model.scb.state_dict(),
-            card=cards.card_to_toml(chosen),
-        )
+        tensors = {"tpb": model.tpb.state_dict(), "scb": model.scb.state_dict()}
+        config = plugin.scb_config(read.config("unet"))
+        layout.write_plugin(tree, task, config, card=cards.card_to_toml(chosen), **tensors)
     return tree / "pre-trained" / task
 
 
-def _card(task: str, file: Path | None) -> PluginCard:
+def _objective(model: plugin.Denoiser, source: pool.Pool, settings: Settings, side: int) -> plugin.Denoising:
+    stages = (plugin.Stage(until=settings.steps, pictures=settings.batch, crops=1, side=side),)
+    objective = plugin.Denoising(model, source, stages, train_base=False, first_share=0.6)
+    model.tpb.requires_grad_(settings.parts != "scb")
+    model.scb.requires_grad_(settings.parts != "tpb")
+    return objective
+
+
+def _card(task: str, file: Path | None, *, ours: bool) -> PluginCard:
+    """``ours``: over the small base and on its photos, whose cards take fewer steps."""
     if file is not None:
         return cards.load_card(file, expected_id=task)
     shipped = cards.shipped_cards()
     if task not in shipped:
         raise RequestError(f"{task}: no shipped card of that name ({', '.join(shipped)}); give one with --card")
-    return dataclasses.replace(shipped[task], licence=LICENCE, **CARDS.get(task, {}))
+    if ours:
+        return dataclasses.replace(shipped[task], licence=LICENCE, **CARDS.get(task, {}))
+    return dataclasses.replace(shipped[task], licence="trained by the user with dp-train")
 
 
 def _pool(task: str, data: Data, vae: Autoencoder) -> tuple[Path, tuple[list[common.Pixels], list[common.Pixels]]]:

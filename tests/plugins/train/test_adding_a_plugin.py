@@ -37,6 +37,7 @@ def run(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0, f"{line}\n{capsys.readouterr().err}"
 
 
+@pytest.mark.slow
 def test_the_page_works(
     oracle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diffplugin.export.checkpoints import find
+from diffplugin.export.checkpoints import find, read_tensors
 from diffplugin.plugins import cards
-from diffplugin.plugins.train import autoencoder, base, cli, recipe
+from diffplugin.plugins.train import autoencoder, base, cli, recipe, tasks
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toys import TOY, VAE
@@ -73,3 +73,32 @@ def test_a_milestone_is_a_start(work: Path, tmp_path_factory: pytest.TempPathFac
     weights = [recipe.Work(root=root).read.unet().state_dict()["conv_in.weight"] for root in (work, other)]
     moved = (weights[0] - weights[1]).abs().max()
     assert 0 < moved < 0.01, f"one step from the start's weights, not new ones: moved {moved:.4f}"
+
+
+def test_cards_promise_few_steps_over_the_small_base_alone() -> None:
+    ours, theirs = (tasks._card("derain", None, ours=flag) for flag in (True, False))
+    assert ours.steps_first == 1 and ours.licence == base.LICENCE
+    assert theirs.steps_first == 20 and "user" in theirs.licence
+
+
+def test_ablation_trains_one_branch(work: Path) -> None:
+    arguments = ["base", "--work", str(work), "--steps", "1", "--stage", "autoencoder", "--stage", "pool"]
+    assert cli.main([*arguments, "--stage", "denoiser"]) == 0
+    tree = work / "checkpoint"
+    shared = [
+        "--work",
+        str(work),
+        "--steps",
+        "1",
+        "--batch",
+        "2",
+        "--start",
+        str(tree / recipe.GENERIC),
+        "--crop",
+        "64",
+    ]
+    for part, kept in (("scb", "tpb.pt"), ("tpb", "scb/diffusion_pytorch_model.bin")):
+        (work / "run/plugin_derain.pt").unlink(missing_ok=True)
+        assert cli.main(["plugin", "derain", *shared, "--parts", part]) == 0
+        before, after = (read_tensors(tree / place / kept) for place in (recipe.GENERIC, "pre-trained/derain"))
+        assert all(torch.equal(value, after[name]) for name, value in before.items()), f"{part}: {kept} moved"
