@@ -48,8 +48,16 @@ def test_row_is_measured_on_the_bundle(restorer: Restorer) -> None:
     assert np.array_equal(made[0], again), "what the engines make"
     assert row.made.psnr == pytest.approx(np.mean([evaluate.psnr(m, c) for m, c in zip(made, clean, strict=True)]))
     assert row.given.psnr == pytest.approx(np.mean([evaluate.psnr(b, c) for b, c in zip(bad, clean, strict=True)]))
-    assert not row.gate, "a random model beats nothing"
-    assert sheet[0].shape == (192, 64, 3) and "experimental" in row.line()
+    assert sheet[0].shape == (192, 64, 3) and row.task in row.line()
+
+
+@pytest.mark.parametrize(("psnr", "passes"), [(19.0, False), (21.0, False), (23.0, True)])
+def test_gate_is_input_and_baseline(psnr: float, passes: bool) -> None:
+    """Input 20 dB, trivial filter 22 dB."""
+    given, made, simple = (evaluate.Scores(psnr=value, ssim=0.5, gmsd=0.1) for value in (20.0, psnr, 22.0))
+    fields = {"task": "derain", "start": "noise", "steps": 1, "side": 64, "photos": 1, "better": 1}
+    row = evaluate.Row(**fields, given=given, made=made, baseline=simple, baseline_name="median")  # type: ignore[arg-type]
+    assert row.gate is passes and ("experimental" in row.line()) is not passes
 
 
 def test_selection_metrics_of_the_bundle(restorer: Restorer) -> None:
