@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
 from diffplugin.bench.contenders import REFERENCES
 from diffplugin.bench.environment import environment
@@ -19,28 +17,9 @@ from diffplugin.bench.models import Model
 from diffplugin.bench.work import Pixels, clean_photos, degraded, fitted
 from diffplugin.bundle import open_bundle
 from diffplugin.errors import RequestError
+from diffplugin.plugins.train.metrics import gmsd, ssim
 
 FIDELITY = "fidelity.json"
-
-
-def gmsd(a: Pixels, b: Pixels) -> float:
-    """Gradient magnitude similarity deviation of two 8-bit pictures [H,W,3]: 0 for equal ones, larger is worse.
-
-    Xue et al., IEEE TIP 23(2), 2014, Eq. 3 to 6: Prewitt gradients of the luma at half size, c = 170. It stands in
-    for LPIPS, whose weights cannot be shipped: a perceptual distance that needs none.
-    """
-    one, other = _gradients(a), _gradients(b)
-    similarity = (2 * one * other + 170) / (one**2 + other**2 + 170)
-    return float(similarity.std())
-
-
-def _gradients(picture: Pixels) -> NDArray[np.float64]:
-    luma = picture.astype(np.float64) @ (0.299, 0.587, 0.114)
-    height, width = (side // 2 * 2 for side in luma.shape)
-    half = luma[:height, :width].reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3))
-    across, down = (ndimage.prewitt(half, axis=axis, mode="nearest") / 3 for axis in (1, 0))
-    made: NDArray[np.float64] = np.hypot(across, down)
-    return made
 
 
 def measure(
@@ -142,7 +121,6 @@ def _row(
 ) -> dict[str, Any]:
     """Means over the photographs; ``psnr_reference_min_db`` is the worst of them."""
     from diffplugin.export.measures import psnr
-    from diffplugin.plugins.train.evaluate import ssim
 
     own = [case for case in cases if case[0] == plugin]
     kept = [psnr(found[case], expected[case]) for case in own]

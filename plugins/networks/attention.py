@@ -158,9 +158,9 @@ class PixelAttention(nn.Module):
         return x + y.transpose(1, 2).unflatten(2, x.shape[-2:])  # type: ignore[no-any-return]
 
 
-def causal_mask(length: int) -> Tensor:
+def causal_mask(length: int, device: torch.device | None = None) -> Tensor:
     """[1, 1, length, length]: 0 where a position may look, -inf (the lowest float) ahead of it."""
-    mask = torch.full((length, length), -torch.finfo(torch.float32).max)
+    mask = torch.full((length, length), -torch.finfo(torch.float32).max, device=device)
     return mask.triu(1)[None, None]
 
 
@@ -170,7 +170,8 @@ def sinusoidal(timesteps: Tensor, width: int, *, flip_sin_to_cos: bool, freq_shi
     ``flip_sin_to_cos`` puts the cosines first (SD does); the order matters silently.
     """
     half = width // 2
-    exponent = -math.log(10000.0) * torch.arange(half, dtype=torch.float32) / (half - freq_shift)
+    steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    exponent = -math.log(10000.0) * steps / (half - freq_shift)
     angles = timesteps.to(torch.float32)[:, None] * exponent.exp()[None]
     parts = (angles.cos(), angles.sin()) if flip_sin_to_cos else (angles.sin(), angles.cos())
     return torch.cat(parts, dim=-1)

@@ -136,7 +136,7 @@ class TextEncoder(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids int64 [n, 77] -> pooled embedding [n, D]: the state at the end-of-text token."""
         model = self.text_model
-        states = model.final_layer_norm(model.encoder(model.embeddings(ids), causal_mask(ids.shape[1])))
+        states = model.final_layer_norm(model.encoder(model.embeddings(ids), causal_mask(ids.shape[1], ids.device)))
         # configs written before the ids were fixed say eos = 2; there the end of text is the highest id
         end = ids.argmax(dim=-1) if self.eos == 2 else (ids == self.eos).to(torch.int64).argmax(dim=-1)
         return states.gather(1, end[:, None, None].expand(-1, 1, states.shape[-1]))[:, 0]  # type: ignore[no-any-return]

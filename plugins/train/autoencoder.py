@@ -7,22 +7,23 @@ It has no middle attention (``mid_block_add_attention`` false).
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffplugin.plugins.networks.blocks import Downsample, ResnetBlock, Upsample
 from diffplugin.plugins.networks.vae import Autoencoder
-from diffplugin.plugins.train.common import Pixels, load_state, psnr, random_view, rate, save_state, to_tensor
+from diffplugin.plugins.train.common import Pixels, gaussian, random_view, tensor_psnr, to_tensor
+from diffplugin.plugins.train.loop import Report
 
 CONFIG: dict[str, Any] = {
     "_class_name": "AutoencoderKL",
     "act_fn": "silu",
-    "block_out_channels": [16, 32, 64],
+    "block_out_channels": [16, 48, 96],
     "down_block_types": ["DownEncoderBlock2D"] * 3,
     "up_block_types": ["UpDecoderBlock2D"] * 3,
     "in_channels": 3,
@@ -39,6 +40,34 @@ CONFIG: dict[str, Any] = {
 def build(config: dict[str, Any] | None = None) -> Autoencoder:
     """A fresh autoencoder."""
     return Autoencoder(config or CONFIG)
+
+
+@torch.no_grad()
+def add_reference(model: Autoencoder, level: float = 8.0) -> None:
+    """Start channel 0 of both streams as a constant, so that group normalisation keeps a picture's absolute brightness.
+
+    One group over all channels would otherwise divide by statistics that differ between a crop and a whole picture. The
+    constant dominates them at the start; everything stays learnable.
+    """
+
+    def constant(conv: nn.Conv2d, value: float) -> None:
+        conv.weight[0] = 0
+        conv.bias[0] = value  # type: ignore[index]
+
+    for part in (model.encoder, model.decoder):
+        for module in part.modules():
+            if isinstance(module, Downsample | Upsample):
+                constant(module.conv, level)
+            elif isinstance(module, ResnetBlock):
+                constant(module.conv2, 0.0)
+                if module.conv_shortcut is not None:
+                    constant(module.conv_shortcut, level)
+        constant(part.conv_in, level)
+        norms = [m.norm1 for m in part.modules() if isinstance(m, ResnetBlock)] + [part.conv_norm_out]
+        for norm in norms:
+            norm.weight.fill_(max(1.0, level / norm.num_channels**0.5))
+            norm.bias.fill_(level / norm.num_channels)
+            norm.weight[0] = norm.bias[0] = 0.0  # only the statistics see the constant
 
 
 def patches(image: Tensor, factor: int = 4) -> Tensor:
@@ -70,59 +99,71 @@ def shade(images: Tensor, rng: np.random.Generator) -> Tensor:
     return out.clamp(-1, 1)
 
 
-def train(
-    train_photos: list[Pixels],
-    val_photos: list[Pixels],
-    path: Path,
-    *,
-    steps: int,
-    batch: int = 8,
-    side: int = 64,
-    peak: float = 2e-3,
-    seed: int = 0,
-) -> Autoencoder:
-    """Train or resume; ``path`` holds the state. Mean squared error, little KL, noise on the latent."""
-    model = build()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=1e-4, betas=(0.9, 0.98))
-    rng = np.random.default_rng(seed)
-    basis = to_tensor(np.stack([random_view(p, 64, np.random.default_rng(i)) for i, p in enumerate(train_photos * 2)]))
-    mean, rows = principal_components(basis)
-    first = 0
-    if (state := load_state(path)) is not None:
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        first = state["step"]
-        rng = np.random.default_rng(seed + first)
-    val = to_tensor(np.stack([random_view(p, 256, np.random.default_rng(i)) for i, p in enumerate(val_photos)]))
-    began = time.time()
-    for step in range(first, steps):
-        for group in optimiser.param_groups:
-            group["lr"] = rate(step, steps, peak)
-        here, count = (2 * side, max(batch // 3, 1)) if step > 0.75 * steps else (side, batch)
-        chosen = rng.integers(0, len(train_photos), count)
-        images = shade(to_tensor(np.stack([random_view(train_photos[i], here, rng) for i in chosen])), rng)
-        latent, log_variance = model.moments(images)
+class Reconstruction(nn.Module):
+    """The loss of the whole autoencoder: mean squared error, little KL, noise on the latent, and the fading pull."""
+
+    def __init__(self, model: Autoencoder, photos: list[Pixels], *, steps: int, batch: int = 8, side: int = 64) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.rows: Tensor
+        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.photos, self.steps, self.batch, self.side = photos, steps, batch, side
+        views = [random_view(p, 64, np.random.default_rng(i)) for i, p in enumerate(photos * 2)]
+        mean, rows = principal_components(to_tensor(np.stack(views)))
+        self.register_buffer("mean", mean[:, None, None], persistent=False)
+        self.register_buffer("rows", rows, persistent=False)
+
+    def images(self, step: int, rng: np.random.Generator) -> Tensor:
+        """Crops [n, 3, s, s], some of them degraded; the last 30 % of the steps see four times larger ones."""
+        count, side = (max(self.batch // 4, 1), 2 * self.side) if step >= 0.7 * self.steps else (self.batch, self.side)
+        chosen = rng.integers(0, len(self.photos), count)
+        images = shade(to_tensor(np.stack([random_view(self.photos[i], side, rng) for i in chosen])), rng)
+        return images.to(self.rows.device).contiguous(memory_format=torch.channels_last)
+
+    def forward(self, step: int, rng: np.random.Generator) -> Tensor:
+        images = self.images(step, rng)
+        latent, log_variance = self.model.moments(images)
         log_variance = log_variance.clamp(-12, 4)
-        noisy = latent + float(rng.uniform(0, 0.1)) * torch.randn_like(latent)
-        output = model.decode(noisy * model.scaling)
-        pull = max(0.0, 1 - step / (0.6 * steps))
-        target = torch.einsum("kc,nchw->nkhw", rows, patches(images) - mean[:, None, None])
-        kl = 0.5 * (latent.square() + log_variance.exp() - 1 - log_variance).mean()
-        loss = F.mse_loss(output, images) + 0.02 * F.l1_loss(output, images) + 0.1 * pull * F.mse_loss(latent, target)
-        loss = loss + 1e-5 * kl
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        if (step + 1) % 200 == 0 or step + 1 == steps:
-            save_state(path, {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1})
-            with torch.no_grad():
-                score = np.mean([psnr(model.decode(model.encode(v[None])), v[None]) for v in val])
-            print(
-                f"vae step {step + 1}/{steps} loss {loss.item():.5f} val {score:.2f} dB {time.time() - began:.0f} s",
-                flush=True,
-            )
-    return model
+        noise = float(rng.uniform(0, 0.1)) * gaussian(latent.shape, rng).to(latent)
+        output = self.model.decode((latent + noise) * self.model.scaling).float()
+        pull = max(0.0, 1 - step / (0.6 * self.steps))
+        target = torch.einsum("kc,nchw->nkhw", self.rows, patches(images) - self.mean)
+        kl = 0.5 * (latent.float().square() + log_variance.exp() - 1 - log_variance).mean()
+        anchor = F.mse_loss(latent.float(), target)
+        return F.mse_loss(output, images) + 0.02 * F.l1_loss(output, images) + 0.1 * pull * anchor + 1e-5 * kl  # type: ignore[no-any-return]
+
+
+class Decoding(nn.Module):
+    """The loss of the decoder alone, on slightly noisy latents: what was learned on the latents stays true."""
+
+    def __init__(self, model: Autoencoder, photos: list[Pixels], *, batch: int = 4, side: int = 96) -> None:
+        super().__init__()
+        self.model = model.to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
+        self.model.decoder.requires_grad_(True)
+        self.model.post_quant_conv.requires_grad_(True)
+        self.photos, self.batch, self.side = photos, batch, side
+
+    def forward(self, step: int, rng: np.random.Generator) -> Tensor:
+        chosen = rng.integers(0, len(self.photos), self.batch)
+        images = to_tensor(np.stack([random_view(self.photos[i], self.side, rng) for i in chosen]))
+        images = images.to(self.model.quant_conv.weight.device).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            latent = self.model.encode(images)
+            latent = latent + float(rng.uniform(0, 0.12)) * gaussian(latent.shape, rng).to(latent)
+        return F.mse_loss(self.model.decode(latent).float(), images)
+
+
+def quality(model: Autoencoder, photos: list[Pixels], side: int = 256) -> Report:
+    """What the curves show: PSNR of reconstructed views, and the first of them beside its original."""
+    views = [to_tensor(random_view(p, side, np.random.default_rng(i))[None]) for i, p in enumerate(photos)]
+
+    def report(step: int) -> dict[str, float | NDArray[np.uint8]]:
+        made = [model.decode(model.encode(view.to(model.quant_conv.weight.device))).cpu() for view in views]
+        scores = [tensor_psnr(a, b) for a, b in zip(made, views, strict=True)]
+        pair = torch.cat((views[0], made[0]), dim=3)[0].clamp(-1, 1).permute(1, 2, 0)
+        return {"psnr": float(np.mean(scores)), "picture": ((pair + 1) * 127.5).round().to(torch.uint8).numpy()}
+
+    return report
 
 
 @torch.no_grad()
@@ -142,49 +183,6 @@ def whiten(model: Autoencoder, images: list[Tensor]) -> None:
     post.weight[:, :, 0, 0] = post.weight[:, :, 0, 0] @ back
 
 
-def refine_decoder(
-    model: Autoencoder,
-    clean: list[Pixels],
-    val: list[Pixels],
-    path: Path,
-    *,
-    steps: int,
-    batch: int = 4,
-    side: int = 96,
-    peak: float = 8e-4,
-    seed: int = 1,
-) -> None:
-    """Go on training the decoder alone, on slightly noisy latents: what was learned on the latents stays true."""
-    model.requires_grad_(False)
-    learned = nn.ModuleDict({"decoder": model.decoder, "post": model.post_quant_conv}).requires_grad_(True)
-    optimiser = torch.optim.AdamW(learned.parameters(), lr=peak, weight_decay=1e-4, betas=(0.9, 0.98))
-    first = 0
-    if (state := load_state(path)) is not None:
-        learned.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        first = state["step"]
-    rng = np.random.default_rng((seed, first))
-    held = to_tensor(np.stack([random_view(p, 256, np.random.default_rng(i)) for i, p in enumerate(val)]))
-    for step in range(first, steps):
-        for group in optimiser.param_groups:
-            group["lr"] = rate(step, steps, peak)
-        chosen = rng.integers(0, len(clean), batch)
-        images = to_tensor(np.stack([random_view(clean[i], side, rng) for i in chosen]))
-        with torch.no_grad():
-            latent = model.encode(images)
-            latent += float(rng.uniform(0, 0.12)) * torch.randn_like(latent)
-        loss = F.mse_loss(model.decode(latent), images)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(learned.parameters(), 0.5)
-        optimiser.step()
-        if (step + 1) % 100 == 0 or step + 1 == steps:
-            save_state(path, {"model": learned.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1})
-            with torch.no_grad():
-                score = np.mean([psnr(model.decode(model.encode(v[None])), v[None]) for v in held])
-            print(f"decoder step {step + 1}/{steps} loss {loss.item():.5f} val {score:.2f} dB", flush=True)
-
-
 @torch.no_grad()
 def pixel_metric(model: Autoencoder, images: list[Tensor], floor: float = 0.15, seed: int = 0) -> Tensor:
     """How much errors of the latent's channels show in the picture: [4, 4], trace 4, for the denoising loss.
@@ -194,34 +192,18 @@ def pixel_metric(model: Autoencoder, images: list[Tensor], floor: float = 0.15, 
     """
     torch.manual_seed(seed)
     channels, total = model.quant_conv.out_channels // 2, torch.zeros(())
+    device = model.quant_conv.weight.device
     for image in images:
-        latent = model.encode(image)
+        latent = model.encode(image.to(device))
         plain = model.decode(latent)
         for cells in (latent.shape[-1], max(latent.shape[-1] // 8, 2)):
             noise = F.interpolate(torch.randn(1, 1, cells, cells), size=latent.shape[-2:], mode="bicubic")
-            noise = 0.05 * noise / noise.std()
+            noise = (0.05 * noise / noise.std()).to(device)
             rows = []
             for channel in range(channels):
                 moved = latent.clone()
                 moved[:, channel : channel + 1] += noise
                 rows.append((model.decode(moved) - plain).flatten())
-            gram = torch.stack(rows) @ torch.stack(rows).T
+            gram = (torch.stack(rows) @ torch.stack(rows).T).cpu()
             total = total + gram / gram.trace()
     return (1 - floor) * channels * total / total.trace() + floor * torch.eye(channels)
-
-
-def finish(model: Autoencoder, clean: list[Pixels], path: Path) -> None:
-    """Whiten on views of the training photos, round to float16 (as shipped) and save the weights."""
-    views = [to_tensor(random_view(p, 256, np.random.default_rng(i))[None]) for i, p in enumerate(clean[::2])]
-    whiten(model, views)
-    save_state(path, {"model": {name: value.half() for name, value in model.state_dict().items()}})
-
-
-def load_final(path: Path) -> Autoencoder:
-    """The finished autoencoder, with the rounded weights that ship."""
-    state = load_state(path)
-    if state is None:
-        raise FileNotFoundError(f"{path}: train the autoencoder first (stage vae)")
-    model = build()
-    model.load_state_dict({name: value.float() for name, value in state["model"].items()})
-    return model.requires_grad_(False)

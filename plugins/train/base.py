@@ -1,10 +1,12 @@
-"""The small base: its configs in the released layouts, and its training together with one generic Task-Plugin."""
+"""The small base: its configs in the released layouts."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from diffplugin.plugins.train import autoencoder
+from diffplugin.plugins.train.degradations import DEGRADATIONS
+from diffplugin.plugins.train.plugin import scb_config
 
 TOKEN_WIDTH = 96
 _DOWN = ["DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"]
@@ -12,8 +14,8 @@ _DOWN = ["DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"]
 UNET: dict[str, Any] = {
     "_class_name": "UNet2DConditionModel",
     "act_fn": "silu",
-    "attention_head_dim": 2,
-    "block_out_channels": [48, 64, 96],
+    "attention_head_dim": 1,  # the number of heads: each costs as much as the first
+    "block_out_channels": [64, 96, 128],
     "center_input_sample": False,
     "cross_attention_dim": TOKEN_WIDTH,
     "down_block_types": _DOWN,
@@ -29,23 +31,6 @@ UNET: dict[str, Any] = {
     "out_channels": 4,
     "sample_size": 128,  # whole pictures up to 512 pixels sampled as well as tiles of 256 or better
     "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
-}
-SCB: dict[str, Any] = {
-    "_class_name": "SCBNet",
-    "act_fn": "silu",
-    "attention_head_dim": 2,
-    "block_out_channels": UNET["block_out_channels"][:1],
-    "cross_attention_dim": TOKEN_WIDTH,
-    "down_block_types": ["CrossAttnDownBlock2D"],
-    "downsample_padding": 1,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "in_channels": 4,
-    "layers_per_block": 2,
-    "mid_block_scale_factor": 1,
-    "norm_eps": 1e-5,
-    "norm_num_groups": 4,
-    "only_cross_attention": True,
 }
 VISION: dict[str, Any] = {
     "architectures": ["CLIPVisionModel"],
@@ -74,6 +59,7 @@ SCHEDULER: dict[str, Any] = {
     "steps_offset": 1,
     "trained_betas": None,
 }
+SCB = scb_config(UNET)
 CONFIGS: dict[str, dict[str, Any]] = {
     "unet": UNET,
     "scb": SCB,
@@ -82,7 +68,5 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "vae": autoencoder.CONFIG,
 }
 # where the embedded plugins' cards differ from the shipped ones: one step scored best (docs/embedded-model.md)
-CARDS: dict[str, dict[str, Any]] = {
-    task: {"steps_first": 1, "steps_chained": 1} for task in ("derain", "desnow", "lowlight", "dehaze")
-}
+CARDS: dict[str, dict[str, Any]] = {task: {"steps_first": 1, "steps_chained": 1} for task in DEGRADATIONS}
 LICENCE = "Embedded default model, trained by this project on freely licensed photographs: docs/embedded-model.md."

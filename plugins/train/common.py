@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,22 @@ def random_view(photo: Pixels, side: int, rng: np.random.Generator, smallest: fl
     return np.ascontiguousarray(view[:, ::-1] if rng.random() < 0.5 else view)
 
 
+def centre(photo: Pixels, side: int) -> Pixels:
+    """The central square of a photo at ``side`` pixels."""
+    short = min(photo.shape[:2])
+    top, left = (photo.shape[0] - short) // 2, (photo.shape[1] - short) // 2
+    square = Image.fromarray(photo[top : top + short, left : left + short])
+    return np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
+
+
 def to_tensor(pixels: Pixels | NDArray[np.float32]) -> Tensor:
     """[n, H, W, 3] in 0..255 -> contiguous float32 [n, 3, H, W] in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32)) / 127.5 - 1.0
+
+
+def gaussian(shape: Sequence[int], rng: np.random.Generator) -> Tensor:
+    """Standard normal noise, float32, from NumPy: the same on every device."""
+    return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))
 
 
 def rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
@@ -61,6 +75,6 @@ def load_state(path: Path) -> dict[str, Any] | None:
     return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 
 
-def psnr(a: Tensor, b: Tensor) -> float:
+def tensor_psnr(a: Tensor, b: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of two tensors in [-1, 1]."""
     return float(10 * torch.log10(4.0 / (a.clamp(-1, 1) - b.clamp(-1, 1)).square().mean()))

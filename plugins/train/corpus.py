@@ -7,11 +7,12 @@ whether wording generalises.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from diffplugin.plugins.cards import PluginCard
 from diffplugin.plugins.train.wording import (
     CLOSERS,
     COLOURS,
@@ -29,9 +30,13 @@ from diffplugin.plugins.train.wording import (
     STYLES,
     SUBJECTS,
     WORDS,
+    Wording,
 )
 
+Words = Mapping[str, Wording]
 TASKS = ("derain", "desnow", "lowlight", "dehaze", "deblur", "highlight", "face", "demoire")
+
+KINDS = ("single", "multi", "mixed", "none")
 
 
 @dataclass(frozen=True)
@@ -42,23 +47,30 @@ class Request:
     tasks: tuple[str, ...]
 
 
-def _single(task: str, rng: np.random.Generator, held: bool) -> str:
-    words, pick = WORDS[task], rng.choice
+def wording_of(card: PluginCard) -> Wording:
+    """Words for a task of the user's own, from its card: three quarters of the examples to learn, the rest held out."""
+    cut = max(len(card.examples) * 3 // 4, 1)
+    return Wording(
+        nouns=(), phrases=card.examples[:cut], held_nouns=(), held_phrases=card.examples[cut:] or card.examples
+    )
+
+
+def _single(words: Wording, rng: np.random.Generator, held: bool) -> str:
+    pick = rng.choice
     if held:
-        if rng.random() < 0.5:
+        if not words.nouns or rng.random() < 0.5:
             return str(pick(words.held_phrases))
         # new templates, half of the time with new nouns too
         nouns = words.held_nouns if rng.random() < 0.5 else words.nouns
         return str(pick(HELD_REMOVE)).format(pick(nouns))
-    if rng.random() < 0.45:
+    if not words.nouns or rng.random() < 0.45:
         return str(pick(words.phrases))
     return str(pick(REMOVE)).format(pick(words.nouns))
 
 
-def _multi(tasks: Sequence[str], rng: np.random.Generator, held: bool) -> str:
-    a, b = tasks
-    if rng.random() < 0.5:
-        nouns = [str(rng.choice(WORDS[t].nouns)) for t in (a, b)]
+def _multi(a: Wording, b: Wording, rng: np.random.Generator, held: bool) -> str:
+    if a.nouns and b.nouns and rng.random() < 0.5:
+        nouns = [str(rng.choice(words.nouns)) for words in (a, b)]
         return str(rng.choice(HELD_PAIR if held else PAIR)).format(*nouns)
     return str(rng.choice(HELD_JOIN if held else JOIN)).format(_single(a, rng, held), _single(b, rng, held))
 
@@ -71,21 +83,21 @@ def _edit(rng: np.random.Generator, held: bool) -> str:
     return template.format(subject=subject, other=other, style=rng.choice(STYLES), colour=rng.choice(COLOURS))
 
 
-def sample(kind: str, rng: np.random.Generator, *, held: bool) -> Request:
+def sample(kind: str, rng: np.random.Generator, *, held: bool, words: Words = WORDS) -> Request:
     """One request of ``kind``: "single", "multi" (two tasks), "mixed" (one task and an irrelevant wish) or "none"."""
     if kind == "none":
         return Request(_edit(rng, held), ())
-    a, b = (str(t) for t in rng.choice(TASKS, 2, replace=False))
+    a, b = (str(t) for t in rng.choice(list(words), 2, replace=False))
     tasks: tuple[str, ...] = (a,)
     if kind == "multi":
-        text, tasks = _multi((a, b), rng, held), (a, b)
+        text, tasks = _multi(words[a], words[b], rng, held), (a, b)
     elif kind == "mixed":
-        parts = [_single(a, rng, held), _edit(rng, held) or "hello"]
+        parts = [_single(words[a], rng, held), _edit(rng, held) or "hello"]
         if rng.random() < 0.5:
             parts.reverse()
         text = str(rng.choice(HELD_JOIN if held else JOIN)).format(*parts)
     else:
-        text = _single(a, rng, held)
+        text = _single(words[a], rng, held)
         if not held:
             text = str(rng.choice(OPENERS)) + text + str(rng.choice(CLOSERS))
     if rng.random() < 0.3:
@@ -93,14 +105,21 @@ def sample(kind: str, rng: np.random.Generator, *, held: bool) -> Request:
     return Request(text, tasks)
 
 
-def corpus(count: int, seed: int, *, held: bool) -> list[Request]:
+def corpus(count: int, seed: int, *, held: bool, words: Words = WORDS) -> list[Request]:
     """``count`` distinct requests: half single-task, a fifth each of two tasks and of none, a tenth mixed."""
     rng = np.random.default_rng(seed)
     found: dict[str, Request] = {}
     for _ in range(40 * count):
         kind = str(rng.choice(("single", "multi", "none", "mixed"), p=(0.5, 0.2, 0.2, 0.1)))
-        request = sample(kind, rng, held=held)
+        request = sample(kind, rng, held=held, words=words)
         found.setdefault(request.text, request)
         if len(found) == count:
             break
     return list(found.values())
+
+
+def held_out(kind: str, count: int, seed: int, words: Words = WORDS) -> list[Request]:
+    """Up to ``count`` distinct requests of one kind, from templates and words that no training request has."""
+    rng = np.random.default_rng((seed, KINDS.index(kind)))
+    unique = {(r := sample(kind, rng, held=True, words=words)).text: r for _ in range(6 * count)}
+    return list(unique.values())[:count]

@@ -78,7 +78,8 @@ def rain(image: Picture, rng: np.random.Generator) -> Picture:
     lean = rng.uniform(-0.5, 0.5)
     out = image
     for _ in range(int(rng.integers(1, 4))):
-        seeds = (rng.random((height, width)) < rng.uniform(0.002, 0.012)) * rng.uniform(0.4, 1.0, (height, width))
+        share = rng.uniform(0.002, 0.012) / unit**2  # larger pictures have larger streaks, not more of them
+        seeds = (rng.random((height, width)) < share) * rng.uniform(0.4, 1.0, (height, width))
         length = rng.uniform(10, 34) * unit
         kernel = _line_kernel(length, np.pi / 2 + lean + rng.normal(0, 0.06), rng.uniform(0.5, 0.9) * unit)
         streaks = _blur(seeds.astype(np.float32), kernel / kernel.max())

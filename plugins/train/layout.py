@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffplugin.plugins.networks.vae import Autoencoder
-
 MODEL_INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "_diffusers_version": "0.17.1",
@@ -51,7 +49,7 @@ def write_json(path: Path, value: Any) -> None:
     _place(path, lambda part: part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"))
 
 
-def write_text(path: Path, text: str) -> None:
+def write_lines(path: Path, text: str) -> None:
     """UTF-8 text, atomically."""
     _place(path, lambda part: part.write_text(text, encoding="utf-8"))
 
@@ -75,36 +73,41 @@ def _place(path: Path, write: Any) -> None:
     part.replace(path)
 
 
-def write_base(
-    folder: Path,
-    configs: Mapping[str, Mapping[str, Any]],
-    *,
-    unet: Tensors,
-    vae: Autoencoder,
-    vision: Tensors,
-    text: Tensors,
-) -> None:
-    """``base/`` (without its tokenizer) and ``clip/``."""
+def write_vae(folder: Path, config: Mapping[str, Any], tensors: Tensors) -> None:
+    """``base/vae/``."""
+    write_json(folder / "base/vae/config.json", config)
+    write_tensors(folder / "base/vae/diffusion_pytorch_model.safetensors", tensors)
+
+
+def write_denoiser(folder: Path, configs: Mapping[str, Mapping[str, Any]], *, unet: Tensors, vision: Tensors) -> None:
+    """``base/unet/``, ``base/scheduler/``, ``base/model_index.json`` and ``clip/``."""
     base, clip = folder / "base", folder / "clip"
     write_json(base / "model_index.json", MODEL_INDEX)
     write_json(base / "scheduler/scheduler_config.json", configs["scheduler"])
-    for name, tensors in (("unet", unet), ("vae", dict(vae.state_dict()))):
-        write_json(base / name / "config.json", configs[name])
-        write_tensors(base / name / "diffusion_pytorch_model.safetensors", tensors)
-    write_json(base / "text_encoder/config.json", configs["text"])
-    write_tensors(base / "text_encoder/model.safetensors", text)
+    write_json(base / "unet/config.json", configs["unet"])
+    write_tensors(base / "unet/diffusion_pytorch_model.safetensors", unet)
     write_json(clip / "config.json", configs["vision"])
     write_json(clip / "preprocessor_config.json", PREPROCESSOR)
     write_tensors(clip / "model.safetensors", vision)
 
 
-def write_plugin(folder: Path, task: str, config: Mapping[str, Any], *, tpb: Tensors, scb: Tensors, card: str) -> None:
-    """``pre-trained/<task>/`` and ``cards/<task>.toml``."""
-    place = folder / "pre-trained" / task
+def write_text(folder: Path, config: Mapping[str, Any], tensors: Tensors) -> None:
+    """``base/text_encoder/``."""
+    write_json(folder / "base/text_encoder/config.json", config)
+    write_tensors(folder / "base/text_encoder/model.safetensors", tensors)
+
+
+def write_branches(place: Path, config: Mapping[str, Any], *, tpb: Tensors, scb: Tensors) -> None:
+    """``tpb.pt`` and ``scb/`` of one Task-Plugin."""
     write_tensors(place / "tpb.pt", tpb)
     write_json(place / "scb/config.json", config)
     write_tensors(place / "scb/diffusion_pytorch_model.bin", scb)
-    write_text(folder / "cards" / f"{task}.toml", card)
+
+
+def write_plugin(folder: Path, task: str, config: Mapping[str, Any], *, tpb: Tensors, scb: Tensors, card: str) -> None:
+    """``pre-trained/<task>/`` and ``cards/<task>.toml``."""
+    write_branches(folder / "pre-trained" / task, config, tpb=tpb, scb=scb)
+    write_lines(folder / "cards" / f"{task}.toml", card)
 
 
 def write_selector(folder: Path, heads: Tensors) -> None:
@@ -129,7 +132,7 @@ def write_tokenizer(folder: Path, vocab: Mapping[str, int], merges: list[str]) -
     begin, end = "<|startoftext|>", "<|endoftext|>"
     roles = {"bos_token": begin, "eos_token": end, "unk_token": end, "pad_token": end}
     write_json(place / "vocab.json", vocab)
-    write_text(place / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
+    write_lines(place / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
     write_json(
         place / "tokenizer_config.json",
         {

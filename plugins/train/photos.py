@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from diffplugin.errors import CheckpointError, ImageError
+from diffplugin.errors import CheckpointError, ImageError, RequestError
 
 # package -> path patterns of its photographs (the rest is drawings, rendered wallpapers, scans of paintings)
 PACKAGES: dict[str, tuple[str, ...]] = {
@@ -172,12 +172,23 @@ def _photograph(content: bytes) -> Image.Image | None:
 
 
 def unpacked(folder: Path, package: str) -> Path:
-    """Where the files of a Debian package are, after downloading and unpacking it (not installing)."""
+    """Where the files of a Debian package are, after downloading and unpacking it (not installing).
+
+    Raises:
+        RequestError: apt-get or dpkg-deb is missing or failed.
+    """
     root = folder / "packages" / package
     if not root.exists():
-        subprocess.run(["apt-get", "download", package], cwd=folder, check=True)
-        (archive,) = folder.glob(f"{package}_*.deb")
-        subprocess.run(["dpkg-deb", "-x", str(archive), str(root)], check=True)
+        root.parent.mkdir(parents=True, exist_ok=True)  # dpkg-deb makes the last folder only
+        try:
+            subprocess.run(["apt-get", "download", package], cwd=folder, check=True, capture_output=True, text=True)
+            (archive,) = folder.glob(f"{package}_*.deb")
+            subprocess.run(["dpkg-deb", "-x", str(archive), str(root)], check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+            raise RequestError(
+                f"{package}: not downloaded ({lines[-1]}); needs Debian or Ubuntu: run `apt-get update` and try again"
+            ) from None
     return root
 
 
@@ -192,7 +203,7 @@ def fetch(folder: Path) -> list[Photo]:
 
     Raises:
         ImageError: no photograph was found.
-        subprocess.CalledProcessError: apt-get or dpkg-deb failed (run ``apt-get update`` first).
+        RequestError: a package cannot be downloaded.
     """
     photos: list[Photo] = []
     (folder / "photos").mkdir(parents=True, exist_ok=True)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import time as clock
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffplugin.export.checkpoints import Checkpoint
 from diffplugin.plugins.networks.attention import sinusoidal
 from diffplugin.plugins.networks.clip import VisionEncoder
 from diffplugin.plugins.networks.taskplugin import SpatialComplementBranch, TaskPromptBranch
-from diffplugin.plugins.networks.unet import UNet
-from diffplugin.plugins.train.common import load_state, rate, save_state
+from diffplugin.plugins.networks.unet import UNet, per_block
+from diffplugin.plugins.train.common import gaussian
 from diffplugin.plugins.train.pool import Batch, Pool
 
 RENOISE_FROM = 960  # from this t on, the runtime may start from the noised input or from pure noise
@@ -27,6 +25,8 @@ class Denoiser(nn.Module):
 
     def __init__(self, configs: dict[str, dict[str, Any]]) -> None:
         super().__init__()
+        self.metric: Tensor
+        self.alpha_bar: Tensor
         unet, vision = configs["unet"], configs["vision"]
         self.flip, self.shift = unet.get("flip_sin_to_cos", True), unet.get("freq_shift", 0)
         self.features: int = unet["block_out_channels"][0]
@@ -45,7 +45,7 @@ class Denoiser(nn.Module):
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma [n, 1, 1, 1] of timesteps [n]."""
-        bar = self.alpha_bar[t][:, None, None, None]  # type: ignore[index]
+        bar = self.alpha_bar[t][:, None, None, None]
         return bar.sqrt(), (1 - bar).sqrt()
 
     def forward(self, latents: Tensor, t: Tensor, tokens: Tensor, cond: Tensor | None) -> Tensor:
@@ -65,27 +65,6 @@ def draw_times(count: int, rng: np.random.Generator, first: float = 0.5) -> Tens
     return torch.from_numpy(np.where(rng.random(count) < first, high, low))
 
 
-def denoising_loss(
-    model: Denoiser, batch: Batch, rng: np.random.Generator, drop: float = 0.0, first: float = 0.5
-) -> Tensor:
-    """Paper Eq. 3. At t >= 960 the noisy latent is made from the clean latent, from the input or is pure noise, since
-    the runtime starts so; the target always leads to the clean latent: v = (alpha * x_t - x_0) / sigma.
-    ``model.metric`` weighs the latent's channels (identity: the plain squared error)."""
-    count = len(batch.clean)
-    t = draw_times(count, rng, first)
-    alpha, sigma = model.levels(t)
-    noise = torch.from_numpy(rng.standard_normal(batch.clean.shape, dtype=np.float32))
-    kind = torch.from_numpy(rng.random(count))[:, None, None, None]
-    start = torch.where(kind < 0.4, batch.cond, torch.where(kind < 0.8, torch.zeros_like(batch.clean), batch.clean))
-    source = torch.where((t >= RENOISE_FROM)[:, None, None, None], start, batch.clean)
-    noisy = alpha * source + sigma * noise
-    tokens = model.tokens(batch.pixels, batch.crops)
-    output = model(noisy, t, tokens, None if rng.random() < drop else batch.cond)
-    toward_clean = alpha * noisy - batch.clean if model.prediction == "v_prediction" else noisy - alpha * batch.clean
-    error = output - toward_clean / sigma
-    return torch.einsum("nchw,cd,ndhw->nchw", error, model.metric, error).mean()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """A stretch of training: ``until`` this step, with ``pictures`` x ``crops`` latent crops of ``side``."""
@@ -96,73 +75,59 @@ class Stage:
     side: int
 
 
-def fit(
-    model: Denoiser,
-    pool: Pool,
-    path: Path,
-    stages: tuple[Stage, ...],
-    *,
-    peak: float,
-    train_base: bool,
-    drop: float = 0.0,
-    first_share: float = 0.5,
-    seed: int = 0,
-    decay: float = 0.995,
-    every: int = 50,
-    name: str = "base",
-) -> Denoiser:
-    """Train (or go on training from ``path``) and return the model with averaged weights.
+def denoising_loss(
+    model: Denoiser, batch: Batch, rng: np.random.Generator, drop: float = 0.0, first: float = 0.5
+) -> Tensor:
+    """Paper Eq. 3. At t >= 960 the noisy latent is made from the clean latent, from the input or is pure noise, since
+    the runtime starts so; the target always leads to the clean latent: v = (alpha * x_t - x_0) / sigma.
+    ``model.metric`` weighs the latent's channels (identity: the plain squared error)."""
+    count, device = len(batch.clean), batch.clean.device
+    t = draw_times(count, rng, first).to(device)
+    alpha, sigma = model.levels(t)
+    noise = gaussian(batch.clean.shape, rng).to(device)
+    kind = torch.from_numpy(rng.random(count)).to(device)[:, None, None, None]
+    start = torch.where(kind < 0.4, batch.cond, torch.where(kind < 0.8, torch.zeros_like(batch.clean), batch.clean))
+    source = torch.where((t >= RENOISE_FROM)[:, None, None, None], start, batch.clean)
+    noisy = alpha * source + sigma * noise
+    tokens = model.tokens(batch.pixels, batch.crops)
+    output = model(noisy, t, tokens, None if rng.random() < drop else batch.cond).float()
+    toward_clean = alpha * noisy - batch.clean if model.prediction == "v_prediction" else noisy - alpha * batch.clean
+    error = output - toward_clean / sigma
+    return torch.einsum("nchw,cd,ndhw->nchw", error, model.metric, error).mean()
+
+
+class Denoising(nn.Module):
+    """The objective of :func:`denoising_loss` over a pool, through ``stages``.
 
     With ``train_base`` everything learns; without it, the TPB and the SCB alone (the paper's setting).
     """
-    learned = model if train_base else nn.ModuleDict({"tpb": model.tpb, "scb": model.scb})
-    model.requires_grad_(False)
-    learned.requires_grad_(True)
-    freeze_self_attention(model.unet)
-    parameters = [p for p in learned.parameters() if p.requires_grad]
-    average = copy.deepcopy(learned)
-    optimiser = torch.optim.AdamW(parameters, lr=peak, weight_decay=1e-3, betas=(0.9, 0.99))
-    first, steps = 0, stages[-1].until
-    if (state := load_state(path)) is not None:
-        learned.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        first = int(state["step"])
-    rng = np.random.default_rng((seed, first))
-    began, losses = clock.time(), []
-    for step in range(first, steps):
-        stage = next(s for s in stages if step < s.until)
-        for group in optimiser.param_groups:
-            group["lr"] = rate(step, steps, peak, warmup=60)
-        loss = denoising_loss(model, pool.draw(rng, stage.pictures, stage.crops, stage.side), rng, drop, first_share)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        keep = min(decay, (step + 1) / (step + 10))
-        with torch.no_grad():
-            for a, p in zip(average.parameters(), learned.parameters(), strict=True):
-                a.lerp_(p, 1 - keep)
-        losses.append(loss.item())
-        if (step + 1) % every == 0 or step + 1 == steps:
-            state = {
-                "model": learned.state_dict(),
-                "average": average.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "step": step + 1,
-            }
-            save_state(path, state)
-            print(
-                f"{name} step {step + 1}/{steps} side {stage.side} loss {np.mean(losses):.4f} "
-                f"shards {pool.refresh()} {clock.time() - began:.0f} s",
-                flush=True,
-            )
-            losses = []
-    learned.load_state_dict(average.state_dict())
-    return model
+
+    def __init__(
+        self,
+        model: Denoiser,
+        pool: Pool,
+        stages: tuple[Stage, ...],
+        *,
+        train_base: bool,
+        drop: float = 0.0,
+        first_share: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.model, self.pool, self.stages = model, pool, stages
+        self.drop, self.first_share = drop, first_share
+        model.requires_grad_(train_base)
+        model.tpb.requires_grad_(True)
+        model.scb.requires_grad_(True)
+        if train_base:
+            silence_self_attention(model.unet)
+
+    def forward(self, step: int, rng: np.random.Generator) -> Tensor:
+        stage = next((s for s in self.stages if step < s.until), self.stages[-1])
+        batch = self.pool.draw(rng, stage.pictures, stage.crops, stage.side).to(self.model.metric.device)
+        return denoising_loss(self.model, batch, rng, self.drop, self.first_share)
 
 
-def freeze_self_attention(unet: UNet) -> None:
+def silence_self_attention(unet: UNet) -> None:
     """Silence the middle block's self-attention: trained on small crops it would meet far more pixels at run time."""
     attention: Any = unet.mid_block.attentions[0]
     attention = attention.transformer_blocks[0].attn1
@@ -171,12 +136,46 @@ def freeze_self_attention(unet: UNet) -> None:
     attention.requires_grad_(False)
 
 
-def load_averaged(model: Denoiser, base: Path, plugin: Path | None = None) -> Denoiser:
-    """Averaged weights of a base state, and of a plugin's state over them."""
-    for path, target in ((base, model), (plugin, nn.ModuleDict({"tpb": model.tpb, "scb": model.scb}))):
-        if path is not None:
-            state = load_state(path)
-            if state is None:
-                raise FileNotFoundError(f"{path}: train it first")
-            target.load_state_dict(state["average"])
+def scb_config(unet: dict[str, Any]) -> dict[str, Any]:
+    """``scb/config.json`` that fits a base's ``unet/config.json``: its first block with cross-attention."""
+    kept = ("act_fn", "cross_attention_dim", "downsample_padding", "flip_sin_to_cos", "freq_shift", "in_channels")
+    more = ("layers_per_block", "mid_block_scale_factor", "norm_eps", "norm_num_groups")
+    return {
+        "_class_name": "SCBNet",
+        "attention_head_dim": per_block(unet["attention_head_dim"], len(unet["block_out_channels"]))[0],
+        "block_out_channels": list(unet["block_out_channels"][:1]),
+        "down_block_types": ["CrossAttnDownBlock2D"],
+        "only_cross_attention": per_block(unet.get("only_cross_attention", False), 1)[0],
+        **{name: unet[name] for name in (*kept, *more) if name in unet},
+    }
+
+
+def from_checkpoint(read: Checkpoint, task: str | None) -> Denoiser:
+    """The denoiser over a checkpoint's base, with the branches of ``task`` or fresh ones.
+
+    Fresh: the SCB's blocks are copies of the base's first ones where those fit, and its output convolutions are zero
+    (paper section 3.2), so that training starts from the base's own picture.
+
+    Raises:
+        CheckpointError: a file is missing or does not fit.
+    """
+    unet = read.config("unet")
+    configs = {
+        "unet": unet,
+        "vision": read.vision_config,
+        "scheduler": read.config("scheduler"),
+        "scb": read.scb_config(task) if task else scb_config(unet),
+    }
+    model = Denoiser(configs)
+    model.unet.load_state_dict(read.unet().state_dict())
+    model.vision.load_state_dict(read.vision_encoder().state_dict())
+    if task is not None:
+        model.tpb.load_state_dict(read.tpb(task).state_dict())
+        model.scb.load_state_dict(read.scb(task).state_dict())
+        return model
+    mine = model.scb.state_dict()
+    theirs = {k: v for k, v in model.unet.state_dict().items() if k in mine and v.shape == mine[k].shape}
+    model.scb.load_state_dict({**mine, **theirs})
+    for layer in model.scb.controlnet_down_blocks.parameters():
+        nn.init.zeros_(layer)
     return model

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from diffplugin.plugins.networks.vae import Autoencoder
-from diffplugin.plugins.train.common import Pixels, random_view, to_tensor
-from diffplugin.plugins.train.degradations import degrade
+from diffplugin.plugins.train.common import Pixels, to_tensor
+from diffplugin.plugins.train.pairs import Views
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -44,37 +44,26 @@ def clip_pixels(small: NDArray[np.uint8]) -> Tensor:
 
 
 @torch.no_grad()
-def write_shard(
-    folder: Path, number: int, photos: Sequence[Pixels], tasks: Sequence[str], vae: Autoencoder, *, side: int = 256
-) -> None:
-    """Make shard ``number`` (its number seeds views and degradations) and move it into place when complete."""
-    rng = np.random.default_rng(number)
-    # Degradations scale with the picture, the denoiser does not: show it both small and large pictures (their crops).
-    wholes = [
-        random_view(p, 2 * side if rng.random() < 0.5 and min(p.shape[:2]) > 1.5 * side else side, rng, smallest=0.4)
-        for p in photos
-    ]
-    corners = [rng.integers(0, len(whole) - side + 1, 2) for whole in wholes]
+def encode(vae: Autoencoder, pixels: Pixels) -> NDArray[np.float16]:
+    """Latents f16 [n, c, h, w] of pictures [n, H, W, 3], at the precision of an autocast around it."""
+    weight = vae.quant_conv.weight
+    images = to_tensor(pixels).to(weight.device, memory_format=torch.channels_last)
+    return vae.encode(images).float().cpu().numpy().astype(np.float16)
+
+
+def write_shard(folder: Path, number: int, views: Views, vae: Autoencoder, *, side: int = 256) -> None:
+    """Encode ``views`` and move shard ``number`` into place when it is complete."""
     part, final = folder / f".shard{number:03d}", folder / f"shard{number:03d}"
     part.mkdir(parents=True, exist_ok=True)
 
-    def latent(pixels: Pixels, corner: NDArray[np.int64]) -> NDArray[np.float16]:
-        top, left = corner
-        crop = pixels[None, top : top + side, left : left + side]
-        return vae.encode(to_tensor(crop))[0].numpy().astype(np.float16)
-
     def latents(pictures: list[Pixels]) -> NDArray[np.float16]:
-        return np.stack([latent(*pair) for pair in zip(pictures, corners, strict=True)])
+        windows = [p[y : y + side, x : x + side] for p, (y, x) in zip(pictures, views.corners, strict=True)]
+        return np.concatenate([encode(vae, window[None]) for window in windows])
 
-    np.save(part / "clean.npy", latents(wholes))
-    conds, smalls = [], []
-    for k, task in enumerate(tasks):
-        bad = [degrade(whole, task, (number * 1000 + i) * 16 + k) for i, whole in enumerate(wholes)]
-        conds.append(latents(bad))
-        smalls.append(np.stack([shrink(b) for b in bad]))
-    np.save(part / "cond.npy", np.stack(conds))
-    np.save(part / "small.npy", np.stack(smalls))
-    (part / "tasks.json").write_text(json.dumps(list(tasks)))
+    np.save(part / "clean.npy", latents(views.clean))
+    np.save(part / "cond.npy", np.stack([latents(pictures) for pictures in views.bad.values()]))
+    np.save(part / "small.npy", np.stack([[shrink(p) for p in pictures] for pictures in views.bad.values()]))
+    (part / "tasks.json").write_text(json.dumps(list(views.bad)))
     part.rename(final)
 
 
@@ -86,6 +75,10 @@ class Batch:
     clean: Tensor  # [n, 4, c, c]
     cond: Tensor  # [n, 4, c, c]
     crops: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
+        return replace(self, pixels=self.pixels.to(device), clean=self.clean.to(device), cond=self.cond.to(device))
 
 
 class Pool:

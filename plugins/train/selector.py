@@ -8,8 +8,7 @@ decisions, and the decision point is exact. ``null`` is positive where no shippe
 from __future__ import annotations
 
 import json
-import time as clock
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,13 @@ from torch.nn import functional as F
 from diffplugin.plugins.networks.clip import TextEncoder
 from diffplugin.plugins.networks.taskplugin import SelectorHeads
 from diffplugin.plugins.train import corpus
-from diffplugin.plugins.train.common import load_state, rate, save_state
+from diffplugin.plugins.train.common import gaussian
+from diffplugin.plugins.train.loop import Plan
+from diffplugin.plugins.train.loop import fit as run
+from diffplugin.plugins.train.metrics import selection
+from diffplugin.plugins.train.wording import WORDS
 
+Encode = Callable[[list[str]], Tensor]
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 VOCABULARY = 2000
 
@@ -79,24 +83,27 @@ def train_tokenizer(texts: Sequence[str], size: int = VOCABULARY) -> tuple[dict[
 class Selector(nn.Module):
     """Text encoder and heads together."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, text: TextEncoder, width: int) -> None:
         super().__init__()
-        self.text = TextEncoder(config)
-        self.heads = SelectorHeads(config["hidden_size"], config["hidden_size"])
+        self.text, self.heads = text, SelectorHeads(width, width)
         with torch.no_grad():
             self.heads.logit_scale.fill_(2.0)
-            for embedding in (
-                self.text.text_model.embeddings.token_embedding,
-                self.text.text_model.embeddings.position_embedding,
-            ):
-                embedding.weight.mul_(0.3)
 
     def forward(self, ids: Tensor, rows: Tensor, null_ids: Tensor) -> Tensor:
         """Scores [n, p + 1] of requests [n, L] for max-pooled plugin rows [n, p, D]: the heads, for many pictures."""
         query = F.normalize(self.heads.proj_t(self.text(ids)), dim=-1)
         null = self.text(null_ids).expand(len(ids), 1, -1)
         values = F.normalize(self.heads.proj_v(torch.cat((rows, null), dim=1)), dim=-1)
-        return torch.einsum("nd,npd->np", query, values) * self.heads.logit_scale.exp()
+        return torch.einsum("nd,npd->np", query, values) * self.heads.logit_scale.clamp(max=3.0).exp()
+
+
+def fresh(config: dict[str, Any]) -> Selector:
+    """A new small text encoder with its heads; small embeddings, so that words separate quickly."""
+    text = TextEncoder(config)
+    with torch.no_grad():
+        for embedding in (text.text_model.embeddings.token_embedding, text.text_model.embeddings.position_embedding):
+            embedding.weight.mul_(0.3)
+    return Selector(text, config["hidden_size"])
 
 
 def targets(requests: Sequence[corpus.Request], shipped: Sequence[str]) -> Tensor:
@@ -109,68 +116,118 @@ def targets(requests: Sequence[corpus.Request], shipped: Sequence[str]) -> Tenso
     return out
 
 
+def margin_loss(scores: Tensor, wanted: Tensor) -> Tensor:
+    """Logistic loss of scores [n, p + 1] against 0 and 1, with a margin: undecided scores would flip with the picture
+    or in half precision."""
+    return F.softplus(1.0 - scores * (2 * wanted - 1)).mean()
+
+
+def contrastive_loss(similarity: Tensor, wanted: Tensor, *, negatives: int = 7, temperature: float = 0.07) -> Tensor:
+    """Paper Eq. 6: of each plugin's row as the anchor, every text that asks for it against N texts that do not.
+
+    Args:
+        similarity: cosines of texts and plugins [n, p].
+        wanted: 1 where the text asks for the plugin, several a text (multi-positive) [n, p].
+        negatives: N; the nearest ones of the batch, where it has more. The paper: 7, and more were better.
+        temperature: tau.
+    """
+    logits = (similarity / temperature).T  # [p, n]: an anchor's texts
+    positive = wanted.T > 0.5
+    count = min(negatives, int((~positive).sum(dim=1).min()))
+    if count == 0 or not bool(positive.any()):
+        return logits.sum() * 0.0
+    # the indicator of Eq. 6 leaves texts of the anchor's own class out of the denominator
+    against = logits.masked_fill(positive, -torch.inf).topk(count, dim=1).values.logsumexp(dim=1)
+    return (against[:, None] - logits)[positive].mean()
+
+
+class Selecting(nn.Module):
+    """The objective of the selector over a corpus and rows of pictures.
+
+    With ``train_text`` the text encoder learns too (:func:`margin_loss`, for a new small one); without it the two heads
+    alone, contrastively, over a frozen CLIP (the paper's setting).
+    """
+
+    def __init__(
+        self,
+        model: Selector,
+        rows: Tensor,
+        encode: Encode,
+        shipped: Sequence[str],
+        *,
+        train_text: bool,
+        batch: int = 64,
+        count: int = 8000,
+        words: corpus.Words = WORDS,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.rows: Tensor
+        self.ids: Tensor
+        self.wanted: Tensor
+        self.null: Tensor
+        self.model, self.batch, self.train_text = model, batch, train_text
+        model.requires_grad_(True)
+        model.text.requires_grad_(train_text)
+        requests = corpus.corpus(count, seed, held=False, words=words)
+        ids = encode([r.text for r in requests])
+        for name, value in (("rows", rows), ("ids", ids), ("wanted", targets(requests, shipped))):
+            self.register_buffer(name, value, persistent=False)
+        self.register_buffer("null", encode([" "]), persistent=False)
+
+    def forward(self, step: int, rng: np.random.Generator) -> Tensor:
+        device = self.rows.device
+        chosen = torch.from_numpy(rng.integers(0, len(self.ids), self.batch)).to(device)
+        pictures = torch.from_numpy(rng.integers(0, len(self.rows), self.batch)).to(device)
+        rows = self.rows[pictures]
+        rows = rows * (1 + 0.02 * gaussian(rows.shape, rng).to(device))
+        wanted = self.wanted[chosen]
+        shown = self.ids[chosen]
+        # nothing after the first end mark (the highest id) is seen, so the padding need not be computed
+        scores = self.model(shown[:, : int(shown.argmax(dim=1).max()) + 1], rows, self.null)
+        if self.train_text:
+            return margin_loss(scores, wanted)
+        return contrastive_loss(scores[:, :-1] / self.model.heads.logit_scale.exp(), wanted[:, :-1])
+
+
 def fit(
     rows: Tensor,
-    encode: Any,
-    config: dict[str, Any],
+    encode: Encode,
+    model: Selector,
     shipped: Sequence[str],
     path: Path,
     *,
     steps: int = 1500,
     batch: int = 64,
     peak: float = 2e-3,
+    train_text: bool = True,
+    words: corpus.Words = WORDS,
     seed: int = 0,
 ) -> Selector:
     """Train or resume. ``rows`` [pictures, p, D]: max-pooled TPB tokens; ``encode(texts)`` -> ids int64 [n, 77]."""
-    torch.manual_seed(seed)
-    model = Selector(config)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.02, betas=(0.9, 0.98))
-    first = 0
-    if (state := load_state(path)) is not None:
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        first = int(state["step"])
-    requests = corpus.corpus(8000, seed, held=False)
-    ids, wanted, null = encode([r.text for r in requests]), targets(requests, shipped), encode([" "])
-    ends = (ids == config["eos_token_id"]).int().argmax(1)
-    rng, began = np.random.default_rng((seed, first)), clock.time()
-    for step in range(first, steps):
-        for group in optimiser.param_groups:
-            group["lr"] = rate(step, steps, peak)
-        chosen = torch.from_numpy(rng.integers(0, len(ids), batch))
-        pictures = torch.from_numpy(rng.integers(0, len(rows), batch))
-        # nothing after the first end mark is seen (causal), so the padding need not be computed
-        shown = ids[chosen][:, : int(ends[chosen].max()) + 1]
-        noise = 1 + 0.02 * torch.randn(batch, rows.shape[1], rows.shape[2])
-        scores = model(shown, rows[pictures] * noise, null[:, :3])
-        # a margin on the logits: undecided scores would flip with the picture or in half precision
-        sign = 2 * wanted[chosen] - 1
-        loss = F.softplus(1.0 - scores * sign).mean()
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        with torch.no_grad():
-            model.heads.logit_scale.clamp_(max=3.0)
-        if (step + 1) % 250 == 0 or step + 1 == steps:
-            save_state(path, {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1})
-            print(f"selector step {step + 1}/{steps} loss {loss.item():.4f} {clock.time() - began:.0f} s", flush=True)
+    objective = Selecting(model, rows, encode, shipped, train_text=train_text, batch=batch, words=words, seed=seed)
+    plan = Plan(steps=steps, peak=peak, weight_decay=0.02, decay=0.99, every=250)
+    run(objective, plan, path, name="selector", seed=seed)
     return model
 
 
 @torch.no_grad()
 def accuracy(
-    model: Selector, rows: Tensor, encode: Any, shipped: Sequence[str], *, count: int = 300, seed: int = 1
-) -> dict[str, float]:
-    """Zero-tolerance accuracy (paper Eq. 7) by kind of request, on held-out wording and the pictures of ``rows``."""
-    rng = np.random.default_rng(seed)
-    found = {}
-    null = encode([" "])
-    for kind in ("single", "multi", "mixed", "none"):
-        unique = {(r := corpus.sample(kind, rng, held=True)).text: r for _ in range(6 * count)}
-        requests = list(unique.values())[:count]
+    model: Selector,
+    rows: Tensor,
+    encode: Encode,
+    shipped: Sequence[str],
+    *,
+    count: int = 300,
+    words: corpus.Words = WORDS,
+    seed: int = 1,
+) -> dict[str, dict[str, float]]:
+    """The metrics of selection by kind of request, on held-out wording and the pictures of ``rows``, in PyTorch."""
+    rng, null, found = np.random.default_rng(seed), encode([" "]), {}
+    for kind in corpus.KINDS:
+        requests = corpus.held_out(kind, count, seed, words)
         pictures = torch.from_numpy(rng.integers(0, len(rows), len(requests)))
         scores = model(encode([r.text for r in requests]), rows[pictures], null)
-        right = ((scores[:, :-1] > 0) == (targets(requests, shipped)[:, :-1] > 0.5)).all(dim=1)
-        found[kind] = float(right.float().mean())
+        wanted = targets(requests, shipped)[:, :-1].numpy() > 0.5
+        found[kind] = selection(scores[:, :-1].numpy(), wanted)
     return found

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
+import pytest
 import torch
 
 from diffplugin.plugins.train import autoencoder
@@ -32,12 +31,61 @@ def test_principal_components_are_white() -> None:
     assert torch.allclose(torch.cov(found.T), torch.eye(4), atol=1e-2), torch.cov(found.T)
 
 
-def test_training_resumes_where_it_stopped(tmp_path: Path) -> None:
-    photos = [np.random.default_rng(i).integers(0, 255, (70, 70, 3), dtype=np.uint8) for i in range(2)]
-    autoencoder.train(photos, photos[:1], tmp_path / "vae.pt", steps=2, batch=2, side=16)
-    autoencoder.train(photos, photos[:1], tmp_path / "vae.pt", steps=3, batch=2, side=16)
-    state = autoencoder.load_state(tmp_path / "vae.pt")
-    assert state is not None and state["step"] == 3
+def photos() -> list[np.ndarray]:
+    return [np.random.default_rng(i).integers(0, 255, (70, 70, 3), dtype=np.uint8) for i in range(2)]
+
+
+def test_the_reference_channel_dominates_the_statistics() -> None:
+    """With it, group normalisation divides a dark picture and its bright double by nearly the same number."""
+    torch.manual_seed(0)
+    plain, steady = autoencoder.build(CONFIG), autoencoder.build(CONFIG)
+    steady.load_state_dict(plain.state_dict())
+    autoencoder.add_reference(steady, level=64.0)
+    image = torch.rand(1, 3, 32, 32)
+    ratios = []
+    for model in (plain, steady):
+        seen: list[torch.Tensor] = []
+        model.encoder.down_blocks[0].resnets[0].norm1.register_forward_hook(lambda m, i, o, seen=seen: seen.append(o))
+        with torch.no_grad():
+            for scale in (0.25, 0.5):
+                model.moments(image * scale)
+        a, b = (value[:, 1:] - value[:, 1:].mean((2, 3), keepdim=True) for value in seen)
+        ratios.append(float(b.std() / a.std()))
+    assert ratios[1] == pytest.approx(2, abs=0.05), ratios
+    assert ratios[0] < 1.8, "the plain network loses some of the brightness; else this test shows nothing"
+
+
+@pytest.mark.parametrize("kind", ["all", "decoder"])
+def test_losses_learn_what_they_should(kind: str) -> None:
+    torch.manual_seed(0)
+    model = autoencoder.build(CONFIG)
+    rng = np.random.default_rng(0)
+    if kind == "all":
+        objective: torch.nn.Module = autoencoder.Reconstruction(model, photos(), steps=10, batch=4, side=16)
+        shapes = [objective.images(step, rng).shape for step in (0, 9)]  # type: ignore[operator]
+        assert shapes == [(4, 3, 16, 16), (1, 3, 32, 32)], "larger crops in the end"
+    else:
+        objective = autoencoder.Decoding(model, photos(), batch=2, side=16)
+    objective(0, rng).backward()
+    touched = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    expected = {"decoder", "post_quant_conv"} | ({"encoder", "quant_conv"} if kind == "all" else set())
+    assert touched == expected, touched
+
+
+def test_nothing_stays_behind_on_the_processor() -> None:
+    """On the meta device, as on a GPU, an operation on tensors of two devices fails."""
+    for objective in (
+        autoencoder.Reconstruction(autoencoder.build(CONFIG), photos(), steps=4, batch=2, side=16),
+        autoencoder.Decoding(autoencoder.build(CONFIG), photos(), batch=2, side=16),
+    ):
+        loss = objective.to("meta")(0, np.random.default_rng(0))
+        assert loss.device.type == "meta" and loss.shape == ()
+
+
+def test_report_shows_psnr_and_a_pair() -> None:
+    torch.manual_seed(0)
+    found = autoencoder.quality(autoencoder.build(CONFIG).requires_grad_(False), photos(), side=32)(1)
+    assert set(found) == {"psnr", "picture"} and found["picture"].shape == (32, 64, 3)  # type: ignore[union-attr]
 
 
 def test_pixel_metric_weighs_channels_by_what_shows() -> None:

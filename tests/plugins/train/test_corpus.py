@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffplugin.plugins.cards import shipped_cards
+from diffplugin.plugins.cards import PluginCard, shipped_cards
 from diffplugin.plugins.train import corpus
 
 
@@ -40,3 +40,13 @@ def test_multi_names_two_tasks_and_none_names_none() -> None:
     rng = np.random.default_rng(0)
     assert all(len(set(corpus.sample("multi", rng, held=h).tasks)) == 2 for h in (True, False) for _ in range(20))
     assert all(corpus.sample("none", rng, held=h).tasks == () for h in (True, False) for _ in range(20))
+
+
+def test_a_task_of_the_users_own_speaks_through_its_card() -> None:
+    examples = ("colourise this", "add colour", "make it colourful", "bring the colours back")
+    card = PluginCard(id="colourise", title="Colour", aliases=(), examples=examples, start="noise")
+    words = {**corpus.WORDS, "colourise": corpus.wording_of(card)}
+    learned = {r.text.lower() for r in corpus.corpus(2000, 0, held=False, words=words) if "colourise" in r.tasks}
+    held = [r.text.lower() for r in corpus.held_out("single", 400, 0, words) if r.tasks == ("colourise",)]
+    assert len(learned) > 60 and set(held) == {"bring the colours back"}, held
+    assert not any("bring the colours back" in text for text in learned)

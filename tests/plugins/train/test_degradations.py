@@ -42,3 +42,11 @@ def test_rain_and_snow_only_add_light() -> None:
     dark = np.full((64, 64, 3), 30, np.uint8)
     for task in ("derain", "desnow", "highlight"):
         assert (degrade(dark, task, 2) >= dark).all(), task
+
+
+def test_rain_does_not_grow_denser_with_the_picture() -> None:
+    added = []
+    for side in (128, 256):
+        dark = np.full((side, side, 3), 30, np.uint8)
+        added.append(np.mean([degrade(dark, "derain", seed).mean() - 30 for seed in range(16)]))
+    assert 0.7 < added[0] / added[1] < 1.4, added

@@ -1,58 +1,99 @@
-"""Metrics against scikit-image, and restoration with a denoiser that knows the answer."""
+"""Tables of a bundle on held-out photos and requests, through the engines."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
-import torch
+from PIL import Image
 
-from diffplugin.plugins.train import autoencoder, base, evaluate
-from diffplugin.runtime.noise import normal
-from diffplugin.runtime.schedule import NoiseSchedule
-
-RNG = np.random.default_rng(0)
-A = RNG.integers(0, 255, (48, 40, 3), dtype=np.uint8)
-B = np.clip(A.astype(int) + RNG.integers(-20, 20, A.shape), 0, 255).astype(np.uint8)
+import diffplugin
+from diffplugin.plugins.train import eval_cli, evaluate
+from diffplugin.runtime.restorer import Restorer
 
 
-def test_metrics_are_those_of_scikit_image() -> None:
-    metrics = pytest.importorskip("skimage.metrics")
-    assert evaluate.psnr(A, B) == pytest.approx(metrics.peak_signal_noise_ratio(A, B), abs=1e-6)
-    luma = [p.astype(float) @ (0.299, 0.587, 0.114) for p in (A, B)]
-    want = metrics.structural_similarity(
-        *luma, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
+@pytest.fixture(scope="module")
+def restorer(oracle_bundle: Path) -> Iterator[Restorer]:
+    with diffplugin.load(oracle_bundle, "onnxruntime", "fp32") as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A folder of dp-train with two test photos."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    rows = []
+    for i in range(2):
+        smooth = np.clip(rng.normal(128, 40, (9, 9, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(smooth).resize((96, 80), Image.Resampling.BICUBIC).save(tmp_path / f"photos/p{i}.png")
+        fields = {"package": "p", "source": "s", "licence": "CC0", "holder": "h", "split": "test"}
+        rows.append({"file": f"p{i}.png", **fields})
+    (tmp_path / "photos.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def test_row_is_measured_on_the_bundle(restorer: Restorer) -> None:
+    task = next(iter(restorer.cards))
+    clean = [np.full((64, 64, 3), 100 + 20 * i, np.uint8) for i in range(2)]
+    made: list[np.ndarray] = []
+    sheet: list[np.ndarray] = []
+    row = evaluate.restoration(restorer, task, clean, steps=2, made=made, sheet=sheet)
+    assert row.steps == 2 and row.photos == 2 and row.side == 64 and row.baseline_name
+    bad = [evaluate.degrade(c, task, evaluate.SEED + i) for i, c in enumerate(clean)]
+    again = restorer.restore(bad[0], plugins=[task], steps=2, tile="off").array
+    assert np.array_equal(made[0], again), "what the engines make"
+    assert row.made.psnr == pytest.approx(np.mean([evaluate.psnr(m, c) for m, c in zip(made, clean, strict=True)]))
+    assert row.given.psnr == pytest.approx(np.mean([evaluate.psnr(b, c) for b, c in zip(bad, clean, strict=True)]))
+    assert sheet[0].shape == (192, 64, 3) and row.task in row.line()
+
+
+@pytest.mark.parametrize(("psnr", "passes"), [(19.0, False), (21.0, False), (23.0, True)])
+def test_gate_is_input_and_baseline(psnr: float, passes: bool) -> None:
+    """Input 20 dB, trivial filter 22 dB."""
+    given, made, simple = (evaluate.Scores(psnr=value, ssim=0.5, gmsd=0.1) for value in (20.0, psnr, 22.0))
+    fields = {"task": "derain", "start": "noise", "steps": 1, "side": 64, "photos": 1, "better": 1}
+    row = evaluate.Row(**fields, given=given, made=made, baseline=simple, baseline_name="median")  # type: ignore[arg-type]
+    assert row.gate is passes and ("experimental" in row.line()) is not passes
+
+
+def test_selection_metrics_of_the_bundle(restorer: Restorer) -> None:
+    photos = [np.full((64, 64, 3), 90, np.uint8)]
+    found = evaluate.selections(restorer, photos, count=3)
+    assert list(found) == ["single", "multi", "mixed", "none"]
+    assert all(0 <= values[name] <= 1 for values in found.values() for name in ("ZTA", "CP", "OF1", "mAP"))
+    assert evaluate.selections(restorer, photos, count=3) == found, "seeded"
+    table = evaluate.selection_table(found)
+    assert "(0.998)" in table and table.count("\n") == 5
+
+
+def test_command_writes_tables_sheets_and_plots(oracle_bundle: Path, work: Path) -> None:
+    shared = [
+        "--work",
+        str(work),
+        "--bundle",
+        str(oracle_bundle),
+        "--engine",
+        "onnxruntime",
+        "--out",
+        str(work / "out"),
+    ]
+    assert (
+        eval_cli.main(["restore", *shared, "--size", "64", "--photos", "2", "--steps", "2", "--tasks", "derain"]) == 0
     )
-    assert evaluate.ssim(A, B) == pytest.approx(want, abs=1e-6)
-    assert evaluate.ssim(A, A) == pytest.approx(1) and evaluate.psnr(A, A) == float("inf")
+    written = {path.name for path in (work / "out").iterdir()}
+    assert {"restore.md", "restore.json", "restore.svg", "derain-2-64.jpg"} <= written, written
+    rows = json.loads((work / "out/restore.json").read_text())["rows"]
+    assert [row["steps"] for row in rows][-1] == 2 and len(rows) == 2
+    assert eval_cli.main(["selector", *shared, "--requests", "2"]) == 0
+    assert (work / "out/selector.svg").stat().st_size > 1000
 
 
-class _Knows(torch.nn.Module):
-    """A denoiser whose clean estimate is always the input's latent."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        bar = torch.from_numpy(NoiseSchedule.from_config(base.SCHEDULER).alphas_cumprod.copy()).float()
-        self.register_buffer("bar", bar)
-
-    def tokens(self, pixels: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(len(pixels), 256, 8)
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
-        bar = self.bar[t.long()][:, None, None, None]  # type: ignore[index]
-        return (bar.sqrt() * x - cond) / (1 - bar).sqrt()
-
-
-@pytest.mark.parametrize("start", ["noise", "noised_input"])
-def test_restore_returns_what_the_denoiser_knows(start: str) -> None:
-    torch.manual_seed(0)
-    vae = autoencoder.build({**autoencoder.CONFIG, "block_out_channels": [4, 4, 4]})
-    schedule = NoiseSchedule.from_config(base.SCHEDULER)
-    (restored,) = evaluate.restore(_Knows(), vae, schedule, [A], steps=3, start=start)  # type: ignore[arg-type]
-    with torch.no_grad():
-        z, noise = vae.encode(evaluate.to_tensor(A[None])), torch.from_numpy(normal(42, (1, 4, 12, 10)))
-        alpha, sigma = (schedule.alphas_cumprod[[999, 0]] ** 0.5, (1 - schedule.alphas_cumprod[[999, 0]]) ** 0.5)
-        left = noise if start == "noised_input" else (noise - alpha[0] * z) / sigma[0]
-        picture = vae.decode((alpha[1] * z + sigma[1] * left).float())[0].clamp(-1, 1)  # the last update lands on t = 0
-    want = ((picture / 2 + 0.5) * 255).permute(1, 2, 0).numpy()
-    error = np.abs(restored.astype(float) - want).max()
-    assert error < 1, error
+def test_command_says_what_is_wrong(oracle_bundle: Path, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared = ["--work", str(work), "--bundle", str(oracle_bundle), "--out", str(work / "out")]
+    assert eval_cli.main(["restore", *shared, "--tasks", "colourise"]) == 1
+    error = capsys.readouterr().err
+    assert "colourise: not in the bundle" in error and error.count("\n") == 1

@@ -19,15 +19,10 @@ def test_reads_back_as_half_precision(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = plugin.Denoiser(base.CONFIGS)
     text = selector.text_config({f"t{i}": i for i in range(8)} | {selector.BEGIN: 8, selector.END: 9}, base.TOKEN_WIDTH)
-    chosen = selector.Selector(text)
-    layout.write_base(
-        tmp_path,
-        {**base.CONFIGS, "text": text},
-        unet=model.unet.state_dict(),
-        vae=autoencoder.build(),
-        vision=model.vision.state_dict(),
-        text=chosen.text.state_dict(),
-    )
+    chosen = selector.fresh(text)
+    layout.write_vae(tmp_path, autoencoder.CONFIG, autoencoder.build().state_dict())
+    layout.write_denoiser(tmp_path, base.CONFIGS, unet=model.unet.state_dict(), vision=model.vision.state_dict())
+    layout.write_text(tmp_path, text, chosen.text.state_dict())
     layout.write_selector(tmp_path, chosen.heads.state_dict())
     layout.write_tokenizer(tmp_path, {selector.BEGIN: 0, selector.END: 1}, [])
     card = dataclasses.replace(cards.shipped_cards()["derain"], steps_first=2)

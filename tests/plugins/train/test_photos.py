@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import pytest
 
-from diffplugin.errors import CheckpointError
+from diffplugin.errors import CheckpointError, RequestError
 from diffplugin.plugins.train import photos
 
 
@@ -65,3 +66,10 @@ def test_split_is_by_photo_and_keeps_the_documents_photos_out() -> None:
     assert splits == [photos.split_of(n) for n in names]
     assert 0.80 < splits.count("train") / 2000 < 0.88
     assert all(photos.split_of(f"x_{name}_y") == "test" for name in photos.HELD_OUT)
+
+
+def test_a_package_that_cannot_be_had_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # a machine without apt
+    with pytest.raises(RequestError, match="mate-backgrounds: not downloaded") as caught:
+        photos.unpacked(tmp_path / "work", "mate-backgrounds")
+    assert "\n" not in str(caught.value)

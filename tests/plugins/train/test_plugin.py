@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from diffplugin.plugins.train import autoencoder, base, plugin, pool
+from diffplugin.export.checkpoints import Checkpoint
+from diffplugin.plugins.train import autoencoder, loop, pairs, plugin, pool
 
-TOY: dict[str, dict[str, Any]] = {
-    **base.CONFIGS,
-    "unet": {**base.UNET, "block_out_channels": [8, 8, 16], "cross_attention_dim": 8},
-    "scb": {**base.SCB, "block_out_channels": [8], "cross_attention_dim": 8},
-    "vision": {
-        **base.VISION,
-        "hidden_size": 8,
-        "intermediate_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    },
-}
+sys.path.insert(0, str(Path(__file__).parent))
+from toys import TOY, VAE
+
 STAGES = (plugin.Stage(until=6, pictures=1, crops=2, side=8), plugin.Stage(until=12, pictures=1, crops=1, side=16))
 
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    vae = autoencoder.build({**autoencoder.CONFIG, "block_out_channels": [4, 4, 4]})
+    vae = autoencoder.build(VAE)
     rng = np.random.default_rng(0)
     photos = [rng.integers(0, 255, (80, 70, 3), dtype=np.uint8) for _ in range(3)]
     for number in range(2):
-        pool.write_shard(tmp_path / "pool", number, photos, ["derain", "dehaze"], vae, side=64)
+        views = pairs.synthetic(photos, ["derain", "dehaze"], number, 64)
+        pool.write_shard(tmp_path / "pool", number, views, vae, side=64)
     return tmp_path / "pool"
 
 
@@ -55,17 +48,12 @@ def test_target_leads_to_the_clean_latent() -> None:
     assert error < 1e-5, float(error)
 
 
-def test_plugin_training_leaves_the_base_alone_and_resumes(shards: Path, tmp_path: Path) -> None:
+def test_plugin_training_leaves_the_base_alone(shards: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = plugin.Denoiser(TOY)
-    plugin.freeze_self_attention(model.unet)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    data = pool.Pool(shards, ["derain", "dehaze"])
-    path = tmp_path / "plugin.pt"
-    plugin.fit(model, data, path, STAGES[:1], peak=1e-3, train_base=False, every=3)
-    assert plugin.load_state(path)["step"] == 6  # type: ignore[index]
-    plugin.fit(model, data, path, STAGES, peak=1e-3, train_base=False, every=3)
-    assert plugin.load_state(path)["step"] == 12  # type: ignore[index]
+    objective = plugin.Denoising(model, pool.Pool(shards, ["derain", "dehaze"]), STAGES, train_base=False)
+    loop.fit(objective, loop.Plan(steps=8, peak=1e-3, warmup=1), tmp_path / "plugin.pt", name="derain")
     changed = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"tpb", "scb"}, changed
 
@@ -81,8 +69,36 @@ def test_base_training_lowers_the_loss(shards: Path, tmp_path: Path) -> None:
             return float(np.mean([plugin.denoising_loss(model, data.draw(rng, 1, 4, 8), rng).item() for _ in range(8)]))
 
     start = loss()
-    stage = plugin.Stage(until=40, pictures=1, crops=4, side=8)
-    plugin.fit(model, data, tmp_path / "base.pt", (stage,), peak=3e-3, train_base=True, every=40, decay=0.8)
+    stages = (plugin.Stage(until=24, pictures=1, crops=4, side=8),)
+    objective = plugin.Denoising(model, data, stages, train_base=True)
+    loop.fit(objective, loop.Plan(steps=24, peak=5e-3, warmup=2, decay=0.8), tmp_path / "base.pt", name="base")
     assert loss() < 0.97 * start, (start, loss())
     out = model.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_out[0]  # type: ignore[index, union-attr]
     assert not out.weight.any(), "the middle self-attention must stay silent"  # type: ignore[operator]
+
+
+def test_fresh_branches_start_from_the_base_alone(oracle: Path) -> None:
+    """Paper section 3.2: zero-initialised outputs, so the first picture is the base's own."""
+    root = oracle / "checkpoint"
+    read = Checkpoint(root / "stable-diffusion", root / "clip", {}, None)
+    torch.manual_seed(0)
+    model = plugin.from_checkpoint(read, None)
+    side = 4 * 2 ** (model.unet.levels - 1)
+    latents, cond = torch.randn(1, 4, side, side), torch.randn(1, 4, side, side)
+    tokens, t = torch.randn(1, 256, read.dims.token_width), torch.tensor([500])
+    with torch.no_grad():
+        with_plugin, alone = model(latents, t, tokens, cond), model(latents, t, tokens, None)
+    assert torch.equal(with_plugin, alone), (with_plugin - alone).abs().max()
+    copied = model.scb.down_blocks[0].resnets[0].conv1.weight  # type: ignore[index, union-attr]
+    assert torch.equal(copied, model.unet.down_blocks[0].resnets[0].conv1.weight)  # type: ignore[index, union-attr, arg-type]
+    assert plugin.scb_config(read.config("unet"))["block_out_channels"] == read.config("unet")["block_out_channels"][:1]
+
+
+@pytest.mark.parametrize("train_base", [True, False])
+def test_nothing_stays_behind_on_the_processor(shards: Path, train_base: bool) -> None:
+    """On the meta device, as on a GPU, an operation on tensors of two devices fails."""
+    model = plugin.Denoiser(TOY)
+    objective = plugin.Denoising(model, pool.Pool(shards, ["derain"]), STAGES, train_base=train_base).to("meta")
+    loss = objective(0, np.random.default_rng(0))
+    assert loss.device.type == "meta" and loss.shape == ()
+    loss.backward()

@@ -1,0 +1,196 @@
+"""Training of one Task-Plugin and of the Plugin-Selector over a base in the released layouts: ours or SD 1.4."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from diffplugin.errors import RequestError
+from diffplugin.export.checkpoints import Checkpoint, find
+from diffplugin.plugins import cards
+from diffplugin.plugins.train import autoencoder, common, layout, loop, pairs, plugin, pool, validation
+from diffplugin.plugins.train.base import CARDS, LICENCE
+from diffplugin.plugins.train.degradations import DEGRADATIONS, degrade
+from diffplugin.plugins.train.wording import WORDS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffplugin.plugins.cards import PluginCard
+    from diffplugin.plugins.networks.vae import Autoencoder
+
+HELD_PAIRS = 20  # every 20th pair of a CSV is for validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What a plugin learns from: the pairs of a CSV, or the photos of ``work`` degraded."""
+
+    work: Path
+    pairs: Path | None
+    root: Path | None
+    degradation: str
+    side: int
+    views: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a plugin learns. ``parts``: "both" branches, or "scb" or "tpb" alone (ablation of the paper's table 4);
+    ``plain``: the unweighted error; ``crop``: side of the window in pixels."""
+
+    steps: int
+    batch: int
+    peak: float
+    parts: str
+    plain: bool
+    precision: loop.Precision
+    every: int
+    crop: int
+
+
+def train(
+    task: str,
+    data: Data,
+    settings: Settings,
+    *,
+    base: Path | None,
+    clip: Path | None,
+    card: Path | None,
+    start: Path | None,
+) -> Path:
+    """Train or resume; writes ``work/checkpoint/pre-trained/<task>`` and the card, and returns that folder.
+
+    Raises:
+        CheckpointError: base, CLIP or start are not there or do not fit each other.
+        RequestError: no card or degradation of that name, or a faulty CSV.
+        ImageError: a faulty picture.
+    """
+    chosen = _card(task, card, ours=base is None and data.pairs is None)
+    tree = data.work / "checkpoint"
+    read = Checkpoint(base or tree / "base", clip or tree / "clip", {task: start} if start else {}, None)
+    torch.manual_seed(0)
+    model, vae = plugin.from_checkpoint(read, task if start else None), read.autoencoder()
+    run = loop.accelerator()
+    with run.main_process_first():  # one process makes the latents
+        folder, held = _pool(task, data, vae.to(run.device))
+    if not settings.plain:
+        model.metric = autoencoder.pixel_metric(vae, [common.to_tensor(v[None]) for v in held[1]])
+    source = pool.Pool(folder, [data.degradation])
+    objective = _objective(model, source, settings, side=min(settings.crop, data.side) // read.dims.factor)
+    plan = loop.Plan(
+        steps=settings.steps, peak=settings.peak, decay=0.99, every=settings.every, precision=settings.precision
+    )
+    scheduler = read.config("scheduler")
+    report = validation.report_pairs(model, vae, scheduler, {task: held}, steps=1, start=chosen.start)
+    loop.fit(objective, plan, data.work / "run" / f"plugin_{task}.pt", name=task, report=report)
+    if run.is_main_process:
+        tensors = {"tpb": model.tpb.state_dict(), "scb": model.scb.state_dict()}
+        config = plugin.scb_config(read.config("unet"))
+        layout.write_plugin(tree, task, config, card=cards.card_to_toml(chosen), **tensors)
+    return tree / "pre-trained" / task
+
+
+def _objective(model: plugin.Denoiser, source: pool.Pool, settings: Settings, side: int) -> plugin.Denoising:
+    stages = (plugin.Stage(until=settings.steps, pictures=settings.batch, crops=1, side=side),)
+    objective = plugin.Denoising(model, source, stages, train_base=False, first_share=0.6)
+    model.tpb.requires_grad_(settings.parts != "scb")
+    model.scb.requires_grad_(settings.parts != "tpb")
+    return objective
+
+
+def _card(task: str, file: Path | None, *, ours: bool) -> PluginCard:
+    """``ours``: over the small base and on its photos, whose cards take fewer steps."""
+    if file is not None:
+        return cards.load_card(file, expected_id=task)
+    shipped = cards.shipped_cards()
+    if task not in shipped:
+        raise RequestError(f"{task}: no shipped card of that name ({', '.join(shipped)}); give one with --card")
+    if ours:
+        return dataclasses.replace(shipped[task], licence=LICENCE, **CARDS.get(task, {}))
+    return dataclasses.replace(shipped[task], licence="trained by the user with dp-train")
+
+
+def _pool(task: str, data: Data, vae: Autoencoder) -> tuple[Path, tuple[list[common.Pixels], list[common.Pixels]]]:
+    """The folder of shards (made where missing), and held-out (inputs, ground truths)."""
+    if data.pairs is None and data.degradation not in DEGRADATIONS:
+        known = ", ".join(DEGRADATIONS)
+        raise RequestError(f"{data.degradation}: no degradation of that name ({known}); give pairs with --pairs")
+    if data.pairs is not None:
+        rows = pairs.read_csv(data.pairs, data.root)
+        held = rows[::HELD_PAIRS] if len(rows) >= HELD_PAIRS else rows[:1]
+        kept = [row for row in rows if row not in held] or rows
+        folder = data.work / "pairs" / task
+        for number in range(data.views):
+            if not (folder / f"shard{number:03d}").exists():
+                views = pairs.from_files(kept, data.degradation, number, data.side)
+                pool.write_shard(folder, number, views, vae, side=data.side)
+        shown = pairs.from_files(held[:4], data.degradation, 10**6, data.side)
+        return folder, (shown.bad[data.degradation], shown.clean)
+    folder = data.work / "pool"
+    if not any(folder.glob("shard*")):
+        photos = common.load_photos(data.work, "train")
+        for number in range(data.views):
+            views = pairs.synthetic(photos, [data.degradation], number, data.side)
+            pool.write_shard(folder, number, views, vae, side=data.side)
+    clean = [common.centre(p, data.side) for p in common.load_photos(data.work, "val")[::5]]
+    return folder, ([degrade(c, data.degradation, 5000 + i) for i, c in enumerate(clean)], clean)
+
+
+@torch.no_grad()
+def plugin_rows(read: Checkpoint, pictures: int, folders: Sequence[Path]) -> Tensor:
+    """Max-pooled TPB tokens [pictures, plugins, D] of degraded pictures of pools, one degradation each, in turn.
+
+    Raises:
+        RequestError: no folder holds a shard.
+    """
+    vision = read.vision_encoder()
+    branches = [read.tpb(task) for task in read.plugins]
+    files = sorted(file for folder in folders for file in folder.glob("shard*/small.npy"))
+    if not files:
+        raise RequestError(f"{', '.join(map(str, folders))}: no pictures for the selector; train a plugin there first")
+    seen = [np.load(file, mmap_mode="r") for file in files]
+    seen = seen[: max(pictures // seen[0].shape[1], 1)]
+    small = np.concatenate([np.stack([s[i % len(s), i] for i in range(s.shape[1])]) for s in seen])
+    rows = []
+    for i in range(0, len(small), 16):
+        patches = vision(pool.clip_pixels(small[i : i + 16]))
+        rows.append(torch.stack([branch(patches).amax(dim=1) for branch in branches], dim=1))
+    return torch.cat(rows)
+
+
+def train_selector(
+    work: Path, *, steps: int, base: Path | None, clip: Path | None, wanted: Sequence[str] | None, train_text: bool
+) -> None:
+    """Train the selector for the plugins of ``work/checkpoint`` and write it there; print held-out metrics."""
+    from diffplugin.export.tokenizer import build_tokenizer
+    from diffplugin.plugins.train import corpus, selector
+
+    tree = work / "checkpoint"
+    read = find(base or tree / "base", clip or tree / "clip", tree / "pre-trained", wanted or ())
+    tokenizer = build_tokenizer(read.base / "tokenizer")
+
+    def encode(texts: list[str]) -> Tensor:
+        return torch.tensor([e.ids for e in tokenizer.encode_batch(texts)])
+
+    torch.manual_seed(0)
+    config, shipped = read.config("text_encoder"), tuple(read.plugins)
+    model = selector.fresh(config) if train_text else selector.Selector(read.text_encoder(), config["hidden_size"])
+    rows = plugin_rows(read, 400, [work / "pool", *sorted((work / "pairs").glob("*"))])
+    found = cards.registry(tree)
+    own = {task: corpus.wording_of(found[task]) for task in shipped if task not in WORDS}
+    words = {**WORDS, **own}
+    held = max(len(rows) // 5, 1)
+    path = work / "run/selector.pt"
+    selector.fit(rows[held:], encode, model, shipped, path, steps=steps, train_text=train_text, words=words)
+    if train_text:
+        layout.write_text(tree, config, model.text.state_dict())
+    layout.write_selector(tree, model.heads.state_dict())
+    for kind, values in selector.accuracy(model.eval(), rows[:held], encode, shipped, words=words).items():
+        print(kind, " ".join(f"{name} {value:.3f}" for name, value in values.items()))

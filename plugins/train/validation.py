@@ -1,0 +1,100 @@
+"""What the curves of a denoiser show: validation photos restored with the released sampler, in PyTorch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from diffplugin.plugins.networks.vae import Autoencoder
+from diffplugin.plugins.train.common import Pixels, centre, to_tensor
+from diffplugin.plugins.train.degradations import degrade
+from diffplugin.plugins.train.loop import Report
+from diffplugin.plugins.train.metrics import psnr
+from diffplugin.plugins.train.plugin import RENOISE_FROM, Denoiser
+from diffplugin.plugins.train.pool import clip_pixels, shrink
+from diffplugin.runtime.noise import normal
+from diffplugin.runtime.sampler import sample
+from diffplugin.runtime.schedule import NoiseSchedule, unipc
+
+
+@torch.no_grad()
+def restore(
+    model: Denoiser,
+    vae: Autoencoder,
+    schedule: NoiseSchedule,
+    pictures: Sequence[Pixels],
+    *,
+    steps: int,
+    start: Any,
+    seed: int = 42,
+) -> list[Pixels]:
+    """Restore equally large pictures (sides a multiple of 16) as the runtime does: its sampler, its noise."""
+    here, there = device_of(model), device_of(vae)
+    cond = torch.cat([vae.encode(to_tensor(p[None]).to(there)) for p in pictures]).to(here)
+    tokens = torch.cat([model.tokens(clip_pixels(shrink(p)[None]).to(here)) for p in pictures])
+    table = unipc(schedule, steps)
+    noise = np.repeat(normal(seed, (1, *cond.shape[1:])), len(pictures), axis=0)
+
+    def denoise(i: int, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        t = torch.full((len(pictures),), float(table.t[i]), device=here)
+        return model(torch.from_numpy(latents).to(here), t, tokens, cond).cpu().numpy()  # type: ignore[no-any-return]
+
+    latents = sample(table, denoise, noise, cond.cpu().numpy(), start=start, renoise_from_t=RENOISE_FROM)
+    images = torch.cat([vae.decode(torch.from_numpy(z[None]).to(there)) for z in latents])
+    values = (images.clamp(-1, 1) / 2 + 0.5) * 255
+    return [np.ascontiguousarray(v.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()) for v in values]
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network's weights are."""
+    return next(itertools.chain(network.parameters(), network.buffers())).device
+
+
+def report_pairs(
+    model: Denoiser,
+    vae: Autoencoder,
+    scheduler: Mapping[str, Any],
+    named: Mapping[str, tuple[Sequence[Pixels], Sequence[Pixels]]],
+    *,
+    steps: int = 1,
+    start: str = "noise",
+) -> Report:
+    """PSNR of the restored pictures by name ("psnr/derain"), and input, result and truth of each name's first one.
+
+    ``named``: name -> (inputs, ground truths), all of one size.
+    """
+    schedule = NoiseSchedule.from_config(dict(scheduler))
+
+    def report(step: int) -> dict[str, float | NDArray[np.uint8]]:
+        found: dict[str, float | NDArray[np.uint8]] = {}
+        columns = []
+        for name, (bad, clean) in named.items():
+            made = restore(model, vae, schedule, bad, steps=steps, start=start)
+            found[f"psnr/{name}"] = float(np.mean([psnr(m, c) for m, c in zip(made, clean, strict=True)]))
+            columns.append(np.concatenate((bad[0], made[0], clean[0])))
+        return {**found, "pictures": np.concatenate(columns, axis=1)}
+
+    return report
+
+
+def report(
+    model: Denoiser,
+    vae: Autoencoder,
+    scheduler: Mapping[str, Any],
+    tasks: Sequence[str],
+    photos: Sequence[Pixels],
+    *,
+    side: int = 256,
+    steps: int = 1,
+    start: str = "noise",
+) -> Report:
+    """:func:`report_pairs` of the central squares of photos, degraded for each task."""
+    clean = [centre(p, side) for p in photos]
+    named = {task: ([degrade(c, task, 5000 + i) for i, c in enumerate(clean)], clean) for task in tasks}
+    return report_pairs(model, vae, scheduler, named, steps=steps, start=start)

@@ -1,0 +1,104 @@
+"""The whole recipe at toy size: from photos to a checkpoint that the exporter reads."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffplugin.export.checkpoints import find, read_tensors
+from diffplugin.plugins import cards
+from diffplugin.plugins.train import autoencoder, base, cli, recipe, tasks
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toys import TOY, VAE
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Toy networks, and a folder as ``dp-train photos`` leaves it."""
+    monkeypatch.setattr(autoencoder, "CONFIG", VAE)
+    monkeypatch.setattr(base, "CONFIGS", {**TOY, "vae": VAE})
+    monkeypatch.setattr(base, "SCB", TOY["scb"])
+    monkeypatch.setattr(base, "TOKEN_WIDTH", 8)
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    rows = []
+    for i, split in enumerate(["train"] * 8 + ["val"]):
+        smooth = np.clip(rng.normal(128, 40, (9, 9, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(smooth).resize((300, 280), Image.Resampling.BICUBIC).save(tmp_path / f"photos/p{i}.png")
+        fields = {"package": "p", "source": "s", "licence": "CC0", "holder": "h", "split": split}
+        rows.append({"file": f"p{i}.png", **fields})
+    (tmp_path / "photos.json").write_text(json.dumps(rows))
+    words = tmp_path / "packages/wamerican/usr/share/dict/american-english"
+    words.parent.mkdir(parents=True)
+    words.write_text("rain\nsnow\npicture\n" * 4)
+    return tmp_path
+
+
+def test_recipe_makes_a_checkpoint_and_does_nothing_twice(work: Path) -> None:
+    arguments = ["recipe", "--work", str(work), "--steps", "2", "--tasks", "derain", "dehaze"]
+    assert cli.main(arguments) == 0
+    tree = work / "checkpoint"
+    read = find(tree / "base", tree / "clip", tree / "pre-trained")
+    assert list(read.plugins) == ["dehaze", "derain"] and read.dims.factor == 4
+    parts = (read.unet(), read.autoencoder(), read.vision_encoder(), read.text_encoder(), read.selector_heads())
+    assert all(torch.isfinite(value).all() for part in parts for value in part.state_dict().values())
+    assert cards.registry(tree)["dehaze"].licence == base.LICENCE
+    generic = Path(tree / recipe.GENERIC / "tpb.pt").read_bytes()
+    assert generic != (tree / "pre-trained/derain/tpb.pt").read_bytes(), "the plugin learned nothing of its own"
+    before = {path: path.read_bytes() for path in tree.rglob("*.safetensors")}
+    assert cli.main(arguments) == 0
+    changed = [str(path) for path, content in before.items() if path.read_bytes() != content]
+    assert not changed, changed
+
+
+def test_a_milestone_is_a_start(work: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The milestone's autoencoder is taken over, and the denoiser begins with its weights."""
+    stages = ["--stage", "autoencoder", "--stage", "pool", "--stage", "denoiser"]
+    assert cli.main(["base", "--work", str(work), "--steps", "1", *stages]) == 0
+    other, start = tmp_path_factory.mktemp("other"), tmp_path_factory.mktemp("milestone")
+    assert cli.main(["milestone", "--work", str(work), "--out", str(start)]) == 0
+    for name in ("photos", "packages"):
+        (other / name).symlink_to(work / name)
+    (other / "photos.json").write_bytes((work / "photos.json").read_bytes())
+    assert cli.main(["base", "--work", str(other), "--steps", "1", "--start", str(start)]) == 0
+    vae = "checkpoint/base/vae/diffusion_pytorch_model.safetensors"
+    assert (other / vae).read_bytes() == (work / vae).read_bytes()
+    weights = [recipe.Work(root=root).read.unet().state_dict()["conv_in.weight"] for root in (work, other)]
+    moved = (weights[0] - weights[1]).abs().max()
+    assert 0 < moved < 0.01, f"one step from the start's weights, not new ones: moved {moved:.4f}"
+
+
+def test_cards_promise_few_steps_over_the_small_base_alone() -> None:
+    ours, theirs = (tasks._card("derain", None, ours=flag) for flag in (True, False))
+    assert ours.steps_first == 1 and ours.licence == base.LICENCE
+    assert theirs.steps_first == 20 and "user" in theirs.licence
+
+
+def test_ablation_trains_one_branch(work: Path) -> None:
+    arguments = ["base", "--work", str(work), "--steps", "1", "--stage", "autoencoder", "--stage", "pool"]
+    assert cli.main([*arguments, "--stage", "denoiser"]) == 0
+    tree = work / "checkpoint"
+    shared = [
+        "--work",
+        str(work),
+        "--steps",
+        "1",
+        "--batch",
+        "2",
+        "--start",
+        str(tree / recipe.GENERIC),
+        "--crop",
+        "64",
+    ]
+    for part, kept in (("scb", "tpb.pt"), ("tpb", "scb/diffusion_pytorch_model.bin")):
+        (work / "run/plugin_derain.pt").unlink(missing_ok=True)
+        assert cli.main(["plugin", "derain", *shared, "--parts", part]) == 0
+        before, after = (read_tensors(tree / place / kept) for place in (recipe.GENERIC, "pre-trained/derain"))
+        assert all(torch.equal(value, after[name]) for name, value in before.items()), f"{part}: {kept} moved"
