@@ -56,7 +56,7 @@ def to_half(model: ir.Model, kind: str, islands: tuple[Island, ...] = ISLANDS) -
     """Turn a graph's float32 operators into float16 ones, in place.
 
     Inputs and outputs stay float32, with casts behind and before them. Norms compute their statistics in float32 by
-    ONNX's definition (``stash_type``), or in all engines that we know (the instance norm of one channel). The sums of ``step`` are an island too: they are put around this graph
+    ONNX's definition (``stash_type``). The sums of ``step`` are an island too: they are put around this graph
     (:mod:`diffplugin.export.step`).
 
     Returns:
