@@ -73,10 +73,16 @@ def build(job: Job, progress: Callable[[str], None]) -> dict[str, Any]:
     progress(f"building for {', '.join(job.gpus) or 'the GPU of this machine'}")
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise Refused(f"{library.__name__} cannot build it: {log.complaint()}")
+        raise Refused(f"{library.__name__} cannot build it: {log.complaint()}{_remedy(job, log.complaint())}")
     with Path(job.engine).open("wb") as file:
         file.write(memoryview(engine))
     return log.report()
+
+
+def _remedy(job: Job, complaint: str) -> str:
+    if job.workspace is not None and ("OutOfMemory" in complaint or "workspace" in complaint):
+        return f"; raise --workspace, which is {job.workspace // 2**20} MiB"
+    return ""
 
 
 def make_network(library: Any, builder: Any) -> Any:

@@ -43,6 +43,9 @@ def emulated(model: ir.Model, *, rounding: bool = True) -> None:
         for value in node.outputs:
             if value.dtype == half:
                 value.dtype = full
+        if rounded and node.op_type in ("Constant", "ConstantOfShape"):
+            full_value = node.attributes["value"].as_tensor().numpy().astype(np.float32)
+            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(full_value))
         if node.op_type == "Cast":
             node.attributes["to"] = ir.AttrInt64("to", int(node.outputs[0].dtype or full))
         if rounding and node.op_type not in _MOVES:

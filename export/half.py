@@ -106,8 +106,18 @@ class _Halver:
         for output in node.outputs:
             if output.dtype == self._full:
                 output.dtype = kind
+        if node.op_type in ("Constant", "ConstantOfShape") and kind == self._half:
+            self._constant(node)
         if node.op_type == "Cast" and node.attributes["to"].as_int() == self._full:
             node.attributes["to"] = self._ir.AttrInt64("to", int(kind))
+
+    def _constant(self, node: ir.Node) -> None:
+        """The value in a node that makes one; without it ONNX's default is a float32 zero."""
+        value = node.attributes.get("value")
+        full = np.zeros(1, np.float32) if value is None else value.as_tensor().numpy()
+        if full.dtype == np.float32:
+            made = self._ir.tensor(half(full, node.name or node.op_type))
+            node.attributes["value"] = self._ir.AttrTensor("value", made)
 
     def _as(self, value: ir.Value, kind: Any, user: ir.Node) -> ir.Value:
         """``value`` in another type: itself, a weight converted, or a cast that all its users share."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,20 +27,23 @@ class GroupNorm(nn.GroupNorm):
     """Group normalisation, arXiv:1803.08494. In a portable export (:mod:`.form`) it is ONNX's operator of this name,
     with statistics in float32, which compilers for GPUs fuse with the activation behind it.
 
-    Not with one group: TensorRT's parser (10.16, its issue 4756) then takes every channel for itself. PyTorch's export,
-    an instance norm of one channel, has no such reading."""
+    Not with one group, where TensorRT's parser (10.16, its issue 4756) takes every channel for itself: that is an
+    instance norm of one channel.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not in_portable() or self.num_groups == 1:
+        if not in_portable():
             return super().forward(x)
-        return torch.onnx.ops.symbolic(
-            "GroupNormalization",
-            (x, self.weight, self.bias),
-            {"num_groups": self.num_groups, "epsilon": self.eps},
-            dtype=x.dtype,
-            shape=x.shape,
-            version=21,
-        )
+        if self.num_groups > 1:
+            return self._operator("GroupNormalization", x, self.weight, self.bias, num_groups=self.num_groups)
+        whole = x.reshape(x.shape[0], 1, -1)
+        normalised = self._operator("InstanceNormalization", whole, x.new_ones(1), x.new_zeros(1))
+        scaled: Tensor = normalised.reshape(x.shape) * self.weight[:, None, None] + self.bias[:, None, None]
+        return scaled
+
+    def _operator(self, name: str, x: Tensor, weight: Tensor, bias: Tensor, **attributes: float) -> Tensor:
+        settings: dict[str, Any] = {"epsilon": self.eps, **attributes}
+        return torch.onnx.ops.symbolic(name, (x, weight, bias), settings, dtype=x.dtype, shape=x.shape, version=21)
 
 
 class PictureNorm(GroupNorm):

@@ -140,14 +140,16 @@ def test_an_engine_is_found_by_size_gpu_and_version(built: Bundle, rtx: TensorRt
 def test_a_range_of_sizes(rtx: TensorRtBuilder, half_bundle: Path, tmp_path: Path) -> None:
     bundle = open_bundle(half_bundle)
     side = Range(64, 128, 256)
-    made = rtx.build(
-        bundle,
-        "vae_decoder",
-        precision="fp16",
-        profile={"h": side, "w": side},
-        out=tmp_path / "e",
-        options=BuildOptions(gpus=("sm_89",), workspace=2**28, weight_streaming=True),
-    )
+
+    def build(mib: int) -> Any:
+        options = BuildOptions(gpus=("sm_89",), workspace=mib * 2**20, weight_streaming=True)
+        profile = {"h": side, "w": side}
+        return rtx.build(bundle, "vae_decoder", precision="fp16", profile=profile, out=tmp_path / "e", options=options)
+
+    with pytest.raises(EngineError, match=r"vae_decoder: .*; raise --workspace, which is 1 MiB"):
+        build(1)
+    assert not (tmp_path / "e").exists()
+    made = build(1024)
     assert made.report["tensors"]["latents"]["profiles"] == ["1,4,64,64:1,4,128,128:1,4,256,256"]
     assert made.files == (tmp_path / "e/vae_decoder.engine",) and made.files[0].is_file()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +14,12 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("torch", reason="needs the extra [export]")
+onnx = pytest.importorskip("onnx", reason="needs the extra [export]")
 ir = pytest.importorskip("onnx_ir", reason="needs the extra [export]")
 
 from diffplugin.bundle import Bundle, open_bundle, verify  # noqa: E402
+from diffplugin.errors import ParityError  # noqa: E402
+from diffplugin.export import parity  # noqa: E402
 from diffplugin.export.emulate import EmulatedHalf  # noqa: E402
 from diffplugin.export.exporter import embedded_checkpoint  # noqa: E402
 from diffplugin.export.graphs import module_for  # noqa: E402
@@ -67,6 +71,7 @@ def test_the_graphs_are_portable(bundle: Bundle) -> None:
     for key in bundle.keys("fp16"):
         nodes = list(ir.load(bundle.graph_file(key, "fp16")).graph)
         assert {node.domain for node in nodes} <= {""}, key
+        onnx.checker.check_model(bundle.graph_file(key, "fp16"), full_check=True)  # types among others
         kinds, one_group = {n.op_type for n in nodes}, key.startswith("vae")
         assert ("InstanceNormalization" in kinds) == one_group, key
         norms = [n for n in nodes if n.op_type == "GroupNormalization"]
@@ -83,6 +88,21 @@ def test_every_graph_stays_near_float32(bundle: Bundle, engines: EmulatedHalf) -
         if not worst <= 2 * MEASURED[found.key]:
             faults.append(f"{found.key}: {worst:.1e}, measured {MEASURED[found.key]:.1e}")
     assert not faults, "; ".join(faults)
+
+
+def test_a_graph_over_its_budget_names_its_layer(
+    bundle: Bundle, engines: EmulatedHalf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(parity.TENSOR_BUDGET, "fp16", 1e-5)
+    graphs = {"tpb/derain": bundle.manifest.graphs["tpb/derain"]}
+    variants = {"fp16": {"tpb/derain": bundle.graph("tpb/derain", "fp16")}}
+    alone = Bundle(bundle.path, replace(bundle.manifest, graphs=graphs, variants=variants))
+    (found,) = compare_graphs(alone, engines, engines, precision="fp16", vocabulary=1000)
+    assert not found.within
+    with pytest.raises(
+        ParityError, match=r"tpb/derain .*budget 1e-05\); \S+ leaves it first: \d\.\de-0[45], values up to"
+    ):
+        parity.check([found], (99.0, 40.0))
 
 
 def test_the_patches_island_pays(bundle: Bundle, engines: EmulatedHalf, tmp_path: Path) -> None:
