@@ -120,7 +120,7 @@ def _row(
     bad: dict[tuple[str, str], Pixels],
 ) -> dict[str, Any]:
     """Means over the photographs; ``psnr_reference_min_db`` is the worst of them."""
-    from diffplugin.export.parity import psnr
+    from diffplugin.export.measures import psnr
 
     own = [case for case in cases if case[0] == plugin]
     kept = [psnr(found[case], expected[case]) for case in own]

@@ -69,17 +69,21 @@ class Bench:
         }
 
 
-def worker(job: Mapping[str, Any], timeout: float) -> Record:
-    """Run one job in a process of its own; its result, or ``{"error": ...}`` without the machine's folders."""
-    result = _worker(job, timeout)
+def worker(job: Mapping[str, Any], timeout: float, module: str = "diffplugin.bench.worker") -> Record:
+    """Run one job in a process of its own; its result, or ``{"error": ...}`` without the machine's folders.
+
+    Args:
+        module: what takes the job; its last line on stdout is the result.
+    """
+    result = _worker(job, timeout, module)
     if "error" in result:
         result["error"] = re.sub(r"(?<![\w.])/(?:[^\s:/]+/)+([^\s:/]+)", r"\1", result["error"])
     return result
 
 
-def _worker(job: Mapping[str, Any], timeout: float) -> Record:
+def _worker(job: Mapping[str, Any], timeout: float, module: str) -> Record:
     whole = dict(job) | {"began": time.monotonic()}
-    command = [sys.executable, "-m", "diffplugin.bench.worker", json.dumps(whole)]
+    command = [sys.executable, "-m", module, json.dumps(whole)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:
@@ -195,7 +199,7 @@ def _psnr(a: Path, b: Path) -> float:
     import numpy as np
     from PIL import Image
 
-    from diffplugin.export.parity import psnr
+    from diffplugin.export.measures import psnr
 
     with Image.open(a) as one, Image.open(b) as other:
         return psnr(np.asarray(one.convert("RGB")), np.asarray(other.convert("RGB")))

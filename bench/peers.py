@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diffplugin.engines.base import LoadsOnnx
 from diffplugin.errors import EngineError
 from diffplugin.runtime.schedule import sinusoidal
 from diffplugin.spec import Array, GraphSpec, check_inputs
@@ -69,7 +70,7 @@ def plain_axes(name: str, axes: tuple[int | str, ...]) -> tuple[int | str, ...]:
     return axes[:1] if name == "time" else axes
 
 
-class PeerBuilder(ABC):
+class PeerBuilder(LoadsOnnx, ABC):
     """What all peers' builders share: they read the model's checkpoint; the bundle gives specs and settings only."""
 
     name = "peer"
@@ -94,12 +95,7 @@ class PeerBuilder(ABC):
     def load(self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None) -> Engine:
         """As :class:`diffplugin.engines.base.EngineBuilder`."""
 
-    def build(
-        self, bundle: Bundle, key: str, *, precision: str, sizes: Mapping[str, int], out: Path
-    ) -> tuple[Path, ...]:
-        return ()
-
-    def export(self, bundle: Bundle, key: str) -> None:  # noqa: B027 - most peers have nothing to do here
+    def export(self, bundle: Bundle, key: str) -> None:
         """Make the plain export of one graph, once; nothing to do where the peer runs the network itself."""
 
     def exported(self, file: Path, key: str) -> Path:

@@ -144,7 +144,7 @@ def _unet_errors(restorer: Restorer, file: Path) -> dict[str, float]:
     """Relative L2 error of the UNet's output on the reference's inputs, by step."""
     import numpy as np
 
-    from diffplugin.export.parity import relative_error
+    from diffplugin.export.measures import relative_error
 
     with np.load(file) as found:
         arrays = {name: found[name] for name in found.files}
@@ -200,10 +200,10 @@ KINDS: dict[str, Callable[[Job], Result]] = {
 }
 
 
-def main(argv: list[str]) -> int:
-    job = json.loads(argv[1])
+def answer(argv: list[str], run: Callable[[Job], Result]) -> int:
+    """Run the job of a command line and print its result, or the reason why there is none."""
     try:
-        result = KINDS[job["kind"]](job)
+        result = run(json.loads(argv[1]))
     except Exception as error:  # a peer's library raises what it likes; the report says what
         from diffplugin.engines.base import one_line
         from diffplugin.errors import DiffPluginError
@@ -215,4 +215,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(answer(sys.argv, lambda job: KINDS[job["kind"]](job)))

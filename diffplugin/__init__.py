@@ -37,7 +37,7 @@ def load(
 
     Args:
         bundle: a bundle's folder; None: the small model that comes with the package.
-        engine: "auto" (the fastest usable one), "onnxruntime" or "openvino".
+        engine: "auto" (the fastest usable one), "onnxruntime", "openvino", "tensorrt" or "tensorrt-rtx".
         precision: "auto" (what the quality prefers, else the engine's best here), "fp32", "bf16", "fp16" or "int8".
         threads: processor cores to use; None: all that this process may use.
         quality: "exact", or less work: "balanced" or "fast" (``runtime.quality`` says what each does).

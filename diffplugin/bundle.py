@@ -3,6 +3,7 @@
     manifest.json                        what is here and what it was made from (diffplugin.manifest)
     tokenizer.json
     onnx/<graph>.onnx[.data]             shared graphs
+    int8/, fp16/                         the same graphs in other precisions
     plugins/<id>/{card.toml,tpb.onnx,scb.onnx}
     engines/<fingerprint>/               built ahead of time; refused anywhere else than where they belong
 
@@ -15,7 +16,7 @@ import glob
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,8 @@ from pathlib import Path
 from diffplugin.errors import BundleDamaged, BundleError, EngineUnavailable, ForeignEngine
 from diffplugin.manifest import MANIFEST, EngineEntry, FileEntry, GraphEntry, Manifest
 from diffplugin.plugins.cards import PluginCard, load_card
-from diffplugin.spec import GraphSpec, graph_specs
+from diffplugin.shapes import holds
+from diffplugin.spec import WEIGHTS_OF, GraphSpec, graph_specs
 from diffplugin.writing import TEMPORARY, in_use
 from diffplugin.writing import writing as writing  # noqa: PLC0414  part of this module's interface
 
@@ -53,15 +55,19 @@ class Bundle:
         return self._specs[kind]
 
     def graph(self, key: str, precision: str = "fp32") -> GraphEntry:
-        """The graph that runs at a precision: its quantised form for int8 where there is one, else the ONNX graph.
+        """The graph that runs at a precision: its variant for it where there is one, else the float32 graph.
 
         Raises:
             BundleError: the bundle has no such graph.
         """
-        if key not in self.manifest.graphs:
-            raise BundleError(f"{self.path}: no graph {key!r}; it has {', '.join(self.manifest.graphs)}")
-        graph = self.manifest.graphs[key]
-        return self.manifest.quantized.get(key, graph) if precision == "int8" else graph
+        graphs = {**self.manifest.graphs, **self.manifest.variants.get(precision, {})}
+        if key not in graphs:
+            raise BundleError(f"{self.path}: no graph {key!r} at {precision}; it has {', '.join(graphs)}")
+        return graphs[key]
+
+    def keys(self, precision: str = "fp32") -> tuple[str, ...]:
+        """Graphs that run at a precision: all, and those that only its variant has."""
+        return tuple({**self.manifest.graphs, **self.manifest.variants.get(precision, {})})
 
     def graph_file(self, key: str, precision: str = "fp32") -> Path:
         """Raises:
@@ -80,31 +86,39 @@ class Bundle:
         return {plugin: self.card(plugin) for plugin in self.manifest.plugins}
 
     def engine(
-        self, key: str, *, engine: str, precision: str, shapes: str, version: str, device: str
+        self, key: str, *, engine: str, precision: str, sizes: Mapping[str, int], version: str, device: str
     ) -> EngineEntry | None:
-        """The engine built ahead for this graph, or None if there is none of this kind.
+        """The engine built ahead for this graph, or None if there is none of this kind for these sizes.
+
+        Args:
+            sizes: of the graph's free input axes, as ``spec.check_inputs`` gives them; others are not read. Where
+                several engines hold them, one built for these sizes alone comes before one built for a range.
+            device: one that the engine must have been built for.
 
         Raises:
-            ForeignEngine: there are some, but for another device or version; named before anything is loaded.
+            ForeignEngine: there are some, but for another device, version or graph; named before anything is loaded.
         """
         kin = [
             e
             for e in self.manifest.engines
-            if (e.graph, e.engine, e.precision, e.shapes) == (key, engine, precision, shapes)
+            if (e.graph, e.engine, e.precision) == (key, engine, precision) and holds(e.shapes, self.spec(key), sizes)
         ]
-        for entry in kin:
-            if (entry.version, entry.device, entry.graph_sha256) == (
-                version,
-                device,
-                self.graph(key, precision).sha256,
-            ):
-                return entry
-        if kin:
+        fit = [e for e in kin if self._fits(e, version, device)]
+        if kin and not fit:
+            devices = ", ".join(kin[0].devices)
             raise ForeignEngine(
-                f"{self.path}: {engine} engine of {key} was built for version {kin[0].version} on {kin[0].device}; "
+                f"{self.path}: {engine} engine of {key} was built for version {kin[0].version} on {devices}"
+                f"{'' if self._fits(kin[0]) else ' from another graph'}; "
                 f"here are {version} and {device}. Remove it with dp-export --prune {self.path}, or export again."
             )
-        return None
+        return min(fit, key=lambda e: e.shapes.count(":"), default=None)
+
+    def _fits(self, entry: EngineEntry, version: str | None = None, device: str | None = None) -> bool:
+        return (
+            version in (None, entry.version)
+            and (device is None or device in entry.devices)
+            and entry.graph_sha256 == self.graph(entry.graph, entry.precision).sha256
+        )
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
@@ -142,8 +156,12 @@ def sha256(*paths: Path) -> str:
 
 
 def graph_files(path: Path) -> tuple[Path, ...]:
-    """A graph's file, and the weights beside it if it has any: ONNX's external data, or those of OpenVINO IR."""
-    data = path.with_suffix(".bin") if path.suffix == ".xml" else path.with_name(path.name + ".data")
+    """A graph's file, and the weights beside it if it has any: ONNX's external data, or those of OpenVINO IR.
+
+    A graph of ``spec.WEIGHTS_OF`` has another one's weights.
+    """
+    owner = path.with_stem(WEIGHTS_OF.get(path.stem, path.stem))
+    data = path.with_suffix(".bin") if path.suffix == ".xml" else owner.with_name(owner.name + ".data")
     return (path, data) if data.is_file() else (path,)
 
 
@@ -221,8 +239,7 @@ def _incomplete(manifest: Manifest) -> Iterator[str]:
     needed += [f"{kind}/{plugin}" for plugin in manifest.plugins for kind in ("tpb", "scb")]
     yield from (f"graph {key} is missing" for key in needed if key not in manifest.graphs)
     yield from (f"graph {key} is of no known kind" for key in manifest.graphs if key.partition("/")[0] not in kinds)
-    files = {f"graph {key}": graph.file for key, graph in manifest.graphs.items()}
-    files |= {f"int8 graph {key}": graph.file for key, graph in manifest.quantized.items()}
+    files = {f"graph {key}": graph.file for key, graph in manifest.all_graphs().items()}
     files |= {f"plugin {plugin}": f"plugins/{plugin}/card.toml" for plugin in manifest.plugins}
     files |= {"tokenizer": manifest.tokenizer} if manifest.selector else {}
     yield from (f"{what}: {file} is not among the files" for what, file in files.items() if file not in manifest.files)
@@ -236,8 +253,8 @@ def _engine_faults(bundle: Bundle, engine: EngineEntry) -> Iterator[str]:
     manifest = bundle.manifest
     if engine.fingerprint != engine.expected_fingerprint():
         yield f"fingerprint does not fit its entry ({engine.expected_fingerprint()})"
-    graphs = manifest.graphs
-    if engine.graph not in graphs or bundle.graph(engine.graph, engine.precision).sha256 != engine.graph_sha256:
+    graphs = {**manifest.graphs, **manifest.variants.get(engine.precision, {})}
+    if engine.graph not in graphs or graphs[engine.graph].sha256 != engine.graph_sha256:
         yield "built from another graph"
     place = f"{ENGINES}/{engine.fingerprint}/"
     yield from (f"{f} is not in {place}" for f in engine.files if not f.startswith(place))
@@ -254,11 +271,16 @@ def _foreign(engine: EngineEntry) -> str | None:
         builder = builder_named(engine.engine)
     except EngineUnavailable as error:
         return str(error)
+    if builder.ahead:  # built for a fleet, and this machine need not be of it
+        if builder.why_cannot_build() is None and engine.version != builder.version():
+            return f"built for version {engine.version}; here is {builder.version()}"
+        return None
     if reason := builder.why_unavailable():
         return reason
     here = (builder.version(), builder.device())
-    if (engine.version, engine.device) != here:
-        return f"built for version {engine.version} on {engine.device}; here are {here[0]} and {here[1]}"
+    if (engine.version, engine.devices) != (here[0], (here[1],)):
+        devices = ", ".join(engine.devices)
+        return f"built for version {engine.version} on {devices}; here are {here[0]} and {here[1]}"
     return None
 
 

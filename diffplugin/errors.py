@@ -8,6 +8,7 @@
     │   └── ForeignEngine      an engine was built for another device, version or graph
     ├── EngineError            an engine cannot be built, loaded or run
     │   ├── EngineUnavailable  its package or its hardware is not here
+    │   ├── DeviceMemoryFull   the device has too little free memory
     │   ├── ShapeMismatch      tensors do not fit the graph's specification
     │   └── NotFinite          an engine produced a NaN, an infinity or a constant picture
     ├── MissingDependency      an optional package is needed; the message names the extra
@@ -50,6 +51,10 @@ class EngineError(DiffPluginError):
 
 class EngineUnavailable(EngineError):
     """The engine's package or hardware is not here."""
+
+
+class DeviceMemoryFull(EngineError):
+    """The device has too little free memory."""
 
 
 class ShapeMismatch(EngineError):

@@ -12,7 +12,7 @@ from typing import Any, Self, get_args, get_origin, get_type_hints
 from diffplugin.errors import BundleDamaged, BundleError, BundleTooNew
 from diffplugin.spec import ModelDims
 
-FORMAT = 2  # 2: the UNet's deep features (dims.deep_channels, unet_shallow), quantised graphs
+FORMAT = 3  # 2: the UNet's deep features, quantised graphs; 3: variants by precision, engines of several devices
 MANIFEST = "manifest.json"
 
 
@@ -33,25 +33,34 @@ class GraphEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineEntry:
-    """One engine built ahead of time, and what it was built for; its files lie in ``engines/<fingerprint>/``."""
+    """One engine built ahead of time, and what it was built for; its files lie in ``engines/<fingerprint>/``.
+
+    Attributes:
+        devices: where it runs: a processor, or GPUs by compute capability ("sm_86", "sm_89").
+        shapes: sizes of the graph's free input axes (:mod:`diffplugin.shapes`).
+        report: what the builder said of it; empty where it says nothing.
+    """
 
     fingerprint: str
     engine: str
     version: str
     precision: str
-    device: str
+    devices: tuple[str, ...]
     shapes: str
     graph: str
     graph_sha256: str
     files: tuple[str, ...]
+    report: Mapping[str, Any] = field(default_factory=dict)
 
     def expected_fingerprint(self) -> str:
-        return fingerprint(self.graph_sha256, self.shapes, self.precision, self.engine, self.version, self.device)
+        return fingerprint(self.graph_sha256, self.shapes, self.precision, self.engine, self.version, self.devices)
 
 
-def fingerprint(graph_sha256: str, shapes: str, precision: str, engine: str, version: str, device: str) -> str:
+def fingerprint(
+    graph_sha256: str, shapes: str, precision: str, engine: str, version: str, devices: tuple[str, ...]
+) -> str:
     """Sixteen hexadecimal digits over everything that makes an engine usable or foreign."""
-    text = "\n".join((graph_sha256, shapes, precision, engine, version, device))
+    text = "\n".join((graph_sha256, shapes, precision, engine, version, ",".join(devices)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -79,7 +88,8 @@ class Manifest:
         licences: notes on the weights.
         parity: errors measured at export.
         files: every file of the bundle but the manifest.
-        quantized: int8 forms of graphs (OpenVINO IR) by the graph's key; ``weights_bytes`` as stored.
+        variants: precision -> graph key -> the graph's form for it; ``weights_bytes`` as stored. "int8": OpenVINO
+            IR; "fp16": strongly typed ONNX with float32 inputs and outputs, and the graph ``step`` besides.
     """
 
     format: int = FORMAT
@@ -98,7 +108,12 @@ class Manifest:
     parity: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     engines: tuple[EngineEntry, ...] = ()
-    quantized: Mapping[str, GraphEntry] = field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, GraphEntry]] = field(default_factory=dict)
+
+    def all_graphs(self) -> Mapping[str, GraphEntry]:
+        """Graphs and their variants, by a name for people: "unet", "fp16 unet"."""
+        variants = {f"{precision} {k}": e for precision, graphs in self.variants.items() for k, e in graphs.items()}
+        return {**self.graphs, **variants}
 
     def to_json(self) -> str:
         """Deterministic: the same manifest is the same bytes. ``digest`` is the SHA-256 of all the rest."""
@@ -196,8 +211,7 @@ def _short(value: Any) -> str:
 
 def _unsafe(manifest: Manifest) -> list[str]:
     """Names that lead out of the bundle: a bundle may come from anywhere."""
-    names = {f"graphs.{key}.file": graph.file for key, graph in manifest.graphs.items()}
-    names |= {f"quantized.{key}.file": graph.file for key, graph in manifest.quantized.items()}
+    names = {f"graphs.{key}.file": graph.file for key, graph in manifest.all_graphs().items()}
     names |= {f"files.{name}": name for name in manifest.files} | {"tokenizer": manifest.tokenizer}
     names |= {f"engines.{e.fingerprint}": name for e in manifest.engines for name in e.files}
     names |= {f"plugins.{plugin}": plugin for plugin in manifest.plugins}

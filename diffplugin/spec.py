@@ -76,6 +76,9 @@ def _tensor(name: str, dtype: str, *axes: int | str) -> TensorSpec:
 
 
 RESIDUALS = ("residual_0", "residual_1", "residual_2")
+STEP_WEIGHTS = 13  # of a whole step as one graph: runtime.schedule.step_weights
+# Graphs that use the weights beside another graph's file instead of repeating them.
+WEIGHTS_OF = {"step": "unet"}
 
 
 def graph_specs(dims: ModelDims) -> dict[str, GraphSpec]:
@@ -86,6 +89,17 @@ def graph_specs(dims: ModelDims) -> dict[str, GraphSpec]:
     The SCB takes ``n`` timesteps at once; its ``residual_0`` depends on none of them. ``cond`` and ``latents`` are
     scaled (x 0.18215 in SD). ``unet_shallow`` is the UNet's outermost blocks alone, with the ``deep`` feature that
     ``unet`` gave at a step nearby (step caching, arXiv:2312.00858); with that of its own step the two agree.
+
+    ``step`` is a whole step of the sampler's loop around the UNet, so that an engine needs one launch per step. Its
+    ``weights`` are, in this order: start (latents, cond, noise), denoise (x, eps), correct (last, x, x0, x0_1, x0_2),
+    predict (c, x0, x0_1), and it computes what ``runtime.sampler.sample`` does::
+
+        x = start . (latents, cond, noise)                    eps = unet(x, time, tokens, residuals)
+        next_x0 = denoise . (x, eps)                          next_last = correct . (last, x, next_x0, x0_1, x0_2)
+        next_latents = predict . (next_last, next_x0, x0_1)
+
+    Every tensor is read, also where its weight is 0: it must be finite. It exists where a variant of the bundle has
+    it (float16).
     """
     c, r, d = dims.latent_channels, dims.residual_channels, dims.token_width
     ids = _tensor("ids", "i64", 1, dims.context)
@@ -119,6 +133,19 @@ def graph_specs(dims: ModelDims) -> dict[str, GraphSpec]:
         ),
         GraphSpec("unet", (latents, step_time, tokens, *residuals), (eps, deep)),
         GraphSpec("unet_shallow", (latents, step_time, tokens, *residuals, deep), (eps,)),
+        GraphSpec(
+            "step",
+            (
+                latents,
+                cond,
+                *(_tensor(name, "f32", 1, c, "h", "w") for name in ("noise", "last", "x0_1", "x0_2")),
+                _tensor("weights", "f32", STEP_WEIGHTS),
+                step_time,
+                tokens,
+                *residuals,
+            ),
+            tuple(_tensor(name, "f32", 1, c, "h", "w") for name in ("next_latents", "next_last", "next_x0")),
+        ),
         GraphSpec("vae_decoder", (latents,), (image,)),
     )
     return {spec.graph: spec for spec in specs}

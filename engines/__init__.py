@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
     from diffplugin.engines.base import EngineBuilder
 
-# Name -> module and class. ``auto`` looks at them in this order.
-_BUILDERS = {
-    "openvino": ("diffplugin.engines.openvino", "OpenVinoBuilder"),
-    "onnxruntime": ("diffplugin.engines.onnxruntime", "OnnxRuntimeBuilder"),
+# Name -> module, class and its arguments. ``auto`` looks at them in this order.
+_BUILDERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "tensorrt": ("diffplugin.engines.tensorrt", "TensorRtBuilder", ("tensorrt",)),
+    "tensorrt-rtx": ("diffplugin.engines.tensorrt", "TensorRtBuilder", ("tensorrt-rtx",)),
+    "openvino": ("diffplugin.engines.openvino", "OpenVinoBuilder", ()),
+    "onnxruntime": ("diffplugin.engines.onnxruntime", "OnnxRuntimeBuilder", ()),
 }
 ENGINES = tuple(_BUILDERS)
+_BUILT_AHEAD = ("tensorrt", "tensorrt-rtx")  # run no ONNX: ``auto`` looks at them where a bundle has their engines
 FULL = "fp32"
 
 
@@ -29,8 +32,8 @@ def builder_named(name: str) -> EngineBuilder:
     """
     if name not in _BUILDERS:
         raise EngineUnavailable(f"engine {name!r}: unknown; expected auto or one of {', '.join(_BUILDERS)}")
-    module, attribute = _BUILDERS[name]
-    made: EngineBuilder = getattr(importlib.import_module(module), attribute)()
+    module, attribute, arguments = _BUILDERS[name]
+    made: EngineBuilder = getattr(importlib.import_module(module), attribute)(*arguments)
     return made
 
 
@@ -39,16 +42,19 @@ def choose(
 ) -> tuple[EngineBuilder, str, str]:
     """(builder, precision, reason) for ``--engine`` and ``--precision``.
 
-    ``auto``: the first precision of ``prefer`` that an engine and ``bundle`` have; else OpenVINO where it is installed
+    ``auto``: TensorRT where ``bundle`` has engines of it and a GPU is here; else the first precision of ``prefer``
+    that an engine and ``bundle`` have; else OpenVINO where it is installed
     and another floating-point precision than fp32 is the fastest here; else fp32 with ONNX
     Runtime, which ties with OpenVINO there, starts faster and needs half the memory.
 
     Raises:
         EngineUnavailable: what was asked for cannot run here.
     """
-    builders, faults = _usable(engine)
+    builders, faults = _usable(engine, bundle)
     if not builders:
         raise EngineUnavailable("; ".join(faults))
+    if engine == precision == "auto" and builders[0].only_built:  # they stand first in the table
+        return builders[0], builders[0].precisions()[0], "the bundle has engines for a GPU, and there is one"
     wishes = tuple(prefer) if precision == "auto" else (precision,)
     for wish in wishes:
         for builder in reversed(builders):  # where they tie, the last one is the lightest
@@ -72,9 +78,11 @@ def choose(
     return builders[-1], FULL, "; ".join(others + faults) or "the only engine here"
 
 
-def _usable(engine: str) -> tuple[list[EngineBuilder], list[str]]:
+def _usable(engine: str, bundle: Bundle | None) -> tuple[list[EngineBuilder], list[str]]:
     """Builders that can run here, in the table's order, and why the others cannot."""
-    names = ENGINES if engine == "auto" else (engine,)
+    built = {entry.engine for entry in bundle.manifest.engines} if bundle else set()
+    auto = [name for name in ENGINES if name not in _BUILT_AHEAD or name in built]
+    names = auto if engine == "auto" else [engine]
     builders, faults = [], []
     for builder in map(builder_named, names):
         if reason := builder.why_unavailable():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from diffplugin.errors import BundleDamaged, EngineUnavailable, RequestError
+from diffplugin.shapes import Profile
 from diffplugin.spec import Array, GraphSpec
 
 if TYPE_CHECKING:
@@ -28,15 +30,49 @@ class Engine(Protocol):
         """Free the memory; the engine cannot run again."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How engines are built ahead of time; what a kind of engine does not know, it refuses.
+
+    Attributes:
+        gpus: compute capabilities ("sm_89") to build for; empty: this machine's device.
+        workspace: most bytes of scratch memory that a layer may take; None: as the library decides.
+        weight_streaming: weights may stay in the host's memory.
+        memory: bytes that a build may take; None: unknown, so not checked.
+        progress: takes one line now and then.
+    """
+
+    gpus: tuple[str, ...] = ()
+    workspace: int | None = None
+    weight_streaming: bool = False
+    memory: int | None = None
+    progress: Callable[[str], None] = lambda line: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """An engine that was built: its files, and what the builder reported of it (JSON)."""
+
+    files: tuple[Path, ...]
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
 class EngineBuilder(Protocol):
     """A kind of engine on this machine.
 
     Attributes:
+        name: as ``--engine`` takes it.
         concurrent: a loaded engine computes several runs at once, each on its own threads; False: one after another.
+        ahead: its engines may be built for other devices than this machine's.
+        only_built: it runs engines built ahead and no ONNX.
+        batch: most timesteps of the SCB that an engine built ahead takes at once.
     """
 
     name: str
     concurrent: bool
+    ahead: bool
+    only_built: bool
+    batch: int
 
     def why_unavailable(self) -> str | None:
         """None: usable here. Else the reason and the remedy."""
@@ -58,10 +94,46 @@ class EngineBuilder(Protocol):
             EngineError, BundleError: the graph cannot be loaded.
         """
 
+    def why_cannot_build(self) -> str | None:
+        """None: engines can be built here, ahead of time. Else the reason and the remedy."""
+
+    def check_options(self, options: BuildOptions) -> None:
+        """Raises:
+        RequestError: they are not possible with this engine here.
+        """
+
     def build(
-        self, bundle: Bundle, key: str, *, precision: str, sizes: Mapping[str, int], out: Path
-    ) -> tuple[Path, ...]:
-        """Files of an engine built ahead of time for these sizes of the free axes, in ``out``; none: loads ONNX."""
+        self, bundle: Bundle, key: str, *, precision: str, profile: Profile, out: Path, options: BuildOptions
+    ) -> Built | None:
+        """An engine built ahead of time for these sizes of the free axes, its files in ``out``; None: it loads ONNX.
+
+        Raises:
+            RequestError: ``profile`` or ``options`` are not possible with this engine here.
+            EngineError: it cannot be built; ``out`` is left empty.
+        """
+
+
+class LoadsOnnx:
+    """What builders share that build nothing ahead of time."""
+
+    concurrent = ahead = only_built = False
+    batch = 1  # on a CPU a batch saves no operations
+    name: str
+
+    def why_unavailable(self) -> str | None:
+        return None
+
+    def why_cannot_build(self) -> str | None:
+        return self.why_unavailable()
+
+    def build(
+        self, bundle: Bundle, key: str, *, precision: str, profile: Profile, out: Path, options: BuildOptions
+    ) -> Built | None:
+        self.check_options(options)
+        return None
+
+    def check_options(self, options: BuildOptions) -> None:
+        only_here(self.name, options)
 
 
 def usable_cores() -> int:
@@ -87,18 +159,20 @@ def thread_count(threads: int | None) -> int:
     return threads or usable_cores()
 
 
+VARIANTS = ("int8", "fp16")  # precisions that have graphs of their own
+
 # What a precision asks of the machine.
 NEEDS = {
     "int8": "int8 needs the engine openvino and a bundle exported with dp-export --precision int8",
     "bf16": "bf16 needs the engine openvino and a processor with AVX512-BF16, AMX-BF16 or AVX2-VNNI-2",
-    "fp16": "no engine offers fp16 on a CPU",
+    "fp16": "fp16 needs a GPU and a bundle exported with dp-export --engine tensorrt-rtx or tensorrt",
 }
 
 
 def lacks(bundle: Bundle | None, precision: str) -> str | None:
     """None: the bundle, if there is one yet, has graphs for this precision. Else what it lacks, and the remedy."""
-    if bundle is not None and precision == "int8" and not bundle.manifest.quantized:
-        return f"{bundle.path}: has no int8 graphs; export it with dp-export --precision int8"
+    if bundle is not None and precision in VARIANTS and not bundle.manifest.variants.get(precision):
+        return f"{bundle.path}: has no {precision} graphs; export it with dp-export --precision {precision}"
     return None
 
 
@@ -108,14 +182,14 @@ def check_precision(builder: EngineBuilder, precision: str, bundle: Bundle | Non
     Raises:
         EngineUnavailable: naming what the precision needs and what runs here, or that the bundle has no such graphs.
     """
-    if reason := lacks(bundle, precision):
-        raise EngineUnavailable(reason)
     here = builder.precisions()
     if precision not in here:
         raise EngineUnavailable(
             f"engine {builder.name}: {precision} does not run natively on {builder.device()}, only {', '.join(here)} "
             f"({NEEDS.get(precision, 'unknown precision')}); use --precision {here[0]}"
         )
+    if reason := lacks(bundle, precision):
+        raise EngineUnavailable(reason)
 
 
 def check_names(spec: GraphSpec, path: Path, inputs: Iterable[str], outputs: Iterable[str]) -> None:
@@ -135,10 +209,17 @@ def check_names(spec: GraphSpec, path: Path, inputs: Iterable[str], outputs: Ite
         raise BundleDamaged(f"{path}: is no {spec.graph} graph: {'; '.join(faults)}; export the bundle again")
 
 
-def shapes_text(spec: GraphSpec, sizes: Mapping[str, int]) -> str:
-    """Sizes of the free input axes of a graph, as engines are told apart: ``h=64,w=96``; empty where none is free."""
-    free = [axis for axis in spec.free_axes() if any(axis in t.axes for t in spec.inputs)]
-    return ",".join(f"{axis}={sizes[axis]}" for axis in free)
+def only_here(engine: str, options: BuildOptions) -> None:
+    """Refuse the options of engines for GPUs.
+
+    Raises:
+        RequestError: naming them.
+    """
+    given = {"--gpus": options.gpus, "--workspace": options.workspace, "--weight-streaming": options.weight_streaming}
+    if names := [name for name, value in given.items() if value]:
+        raise RequestError(
+            f"engine {engine}: {', '.join(names)} is for TensorRT engines; leave it out, or use --engine tensorrt-rtx"
+        )
 
 
 def one_line(error: BaseException, *, last: bool = False) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffplugin.engines.base import check_names, check_precision, one_line, thread_count
+from diffplugin.engines.base import LoadsOnnx, check_names, check_precision, one_line, thread_count
 from diffplugin.errors import EngineError, EngineUnavailable
 from diffplugin.spec import Array, GraphSpec, check_inputs
 
@@ -34,14 +34,20 @@ class OnnxRuntimeEngine:
     """
 
     name = "onnxruntime"
-    precision = "fp32"
 
     def __init__(
-        self, spec: GraphSpec, path: Path, threads: int, *, weights_bytes: int = 0, provider: str = CPU
+        self,
+        spec: GraphSpec,
+        path: Path,
+        threads: int,
+        *,
+        weights_bytes: int = 0,
+        provider: str = CPU,
+        precision: str = "fp32",
     ) -> None:
         import onnxruntime as ort
 
-        self.spec = spec
+        self.spec, self.precision = spec, precision
         here = ort.get_available_providers()
         if provider not in here:
             raise EngineUnavailable(
@@ -94,7 +100,7 @@ def _options(ort: Any, threads: int) -> Any:
     return options
 
 
-class OnnxRuntimeBuilder:
+class OnnxRuntimeBuilder(LoadsOnnx):
     name = "onnxruntime"
     concurrent = True
 
@@ -130,8 +136,3 @@ class OnnxRuntimeBuilder:
             weights_bytes=bundle.graph(key).weights_bytes,
             provider=self.provider,
         )
-
-    def build(
-        self, bundle: Bundle, key: str, *, precision: str, sizes: Mapping[str, int], out: Path
-    ) -> tuple[Path, ...]:
-        return ()

@@ -17,18 +17,21 @@ import numpy as np
 
 from diffplugin.bundle import graph_files
 from diffplugin.engines.base import (
+    BuildOptions,
+    Built,
     check_names,
     check_precision,
     one_line,
-    shapes_text,
+    only_here,
     thread_count,
     usable_cores,
 )
 from diffplugin.engines.blobs import read_blob, trim, write_blob
 from diffplugin.engines.pages import releasing
 from diffplugin.engines.probe import convolution, fastest_first
-from diffplugin.errors import EngineError, EngineUnavailable, ForeignEngine
+from diffplugin.errors import EngineError, EngineUnavailable, ForeignEngine, RequestError
 from diffplugin.manifest import fingerprint
+from diffplugin.shapes import Profile, shapes_text
 from diffplugin.spec import Array, GraphSpec, check_inputs
 
 if TYPE_CHECKING:
@@ -103,7 +106,7 @@ class OpenVinoEngine:
 
     def _load(self, shapes: str, sizes: Mapping[str, int]) -> tuple[Any, Any]:
         """(infer request, what must live as long): from the bundle, else from the cache, else compiled."""
-        stored = [file for file in (self._built(shapes), self._cache_file(shapes)) if file is not None]
+        stored = [file for file in (self._built(sizes), self._cache_file(shapes)) if file is not None]
         # the compiled model has its own copy of the weights, in its own order
         with releasing((*graph_files(self._path), *stored)):
             for file in stored:
@@ -119,14 +122,14 @@ class OpenVinoEngine:
             _check_hint(compiled, self._properties)
             return compiled.create_infer_request(), blob
 
-    def _built(self, shapes: str) -> Path | None:
+    def _built(self, sizes: Mapping[str, int]) -> Path | None:
         """File of the bundle's engine for this shape and machine. A foreign one is named, once, and not used."""
         try:
             entry = self._bundle.engine(
                 self._key,
                 engine=self.name,
                 precision=self.precision,
-                shapes=shapes,
+                sizes=sizes,
                 version=self._builder.version(),
                 device=self._builder.device(),
             )
@@ -141,7 +144,7 @@ class OpenVinoEngine:
         if self._cache is None:
             return None
         graph, builder = self._bundle.graph(self._key, self.precision), self._builder
-        name = fingerprint(graph.sha256, shapes, self.precision, self.name, builder.version(), builder.device())
+        name = fingerprint(graph.sha256, shapes, self.precision, self.name, builder.version(), (builder.device(),))
         return self._cache / f"{name}.blob"
 
     def close(self) -> None:
@@ -237,6 +240,8 @@ def _core() -> Any:
 class OpenVinoBuilder:
     name = "openvino"
     concurrent = False  # streams of one thread each gained a tenth on two cores, for twice the activations
+    ahead = only_built = False
+    batch = 1  # on a CPU a batch saves no operations
 
     def why_unavailable(self) -> str | None:
         try:
@@ -280,10 +285,21 @@ class OpenVinoBuilder:
         check_precision(self, precision, bundle)
         return OpenVinoEngine(bundle, key, self, precision=precision, threads=thread_count(threads), cache=cache)
 
+    def why_cannot_build(self) -> str | None:
+        return self.why_unavailable()
+
+    def check_options(self, options: BuildOptions) -> None:
+        only_here(self.name, options)
+
     def build(
-        self, bundle: Bundle, key: str, *, precision: str, sizes: Mapping[str, int], out: Path
-    ) -> tuple[Path, ...]:
+        self, bundle: Bundle, key: str, *, precision: str, profile: Profile, out: Path, options: BuildOptions
+    ) -> Built | None:
         check_precision(self, precision, bundle)
+        self.check_options(options)
+        shapes = shapes_text(bundle.spec(key), profile)
+        if ":" in shapes:
+            raise RequestError(f"engine {self.name}: builds {key} for one size, not for {shapes}; use --size N or HxW")
+        sizes = {axis: size.best for axis, size in profile.items()}
         path = bundle.graph_file(key, precision)
         properties = _properties(path, self.hint(precision), thread_count(None))
         try:
@@ -291,4 +307,4 @@ class OpenVinoBuilder:
         except RuntimeError as error:
             raise EngineError(f"{path}: OpenVINO cannot compile it ({one_line(error, last=True)})") from None
         write_blob(out / _BLOB, compiled.export_model().getbuffer())
-        return (out / _BLOB,)
+        return Built(files=(out / _BLOB,))

@@ -46,14 +46,26 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--offline", action="store_true", help="take hub ids from the local cache only")
     made = parser.add_argument_group("bundle")
     made.add_argument("--out", type=Path, metavar="BUNDLE", help="folder to write")
-    made.add_argument("--engine", default="auto", metavar="NAME", help="auto, onnxruntime or openvino (default: auto)")
+    made.add_argument(
+        "--engine", default="auto", metavar="NAME", help="auto, onnxruntime, openvino, tensorrt-rtx or tensorrt"
+    )
     made.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16", "int8"))
     made.add_argument(
         "--size",
-        default="512",
-        metavar="N|HxW|MIN:MAX",
-        help="picture size that engines are prepared for (default: 512)",
+        action="append",
+        default=[],
+        metavar="N|HxW|MIN:OPT:MAX",
+        help="picture size that engines are prepared for (default: 512); repeatable, one engine each",
     )
+    made.add_argument(
+        "--gpus",
+        type=lambda text: tuple(text.replace(" ", "").split(",")),
+        default=(),
+        metavar="sm_89,...",
+        help="compute capabilities that tensorrt-rtx builds for; no GPU is needed here",
+    )
+    made.add_argument("--workspace", type=int, metavar="MIB", help="most scratch memory of a TensorRT engine's layer")
+    made.add_argument("--weight-streaming", action="store_true", help="TensorRT weights may stay in the host's memory")
     made.add_argument(
         "--calibration",
         type=Path,
@@ -61,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
         help="pictures to calibrate int8 on, best ones that need the plugins (default: synthetic ones)",
     )
     made.add_argument("--no-validate", action="store_true", help="skip the comparison with the PyTorch reference")
+    made.add_argument(
+        "--triton-repo", type=Path, metavar="DIR", help="also write a model repository for NVIDIA's Triton server"
+    )
+    made.add_argument("--bundle", type=Path, help="with --triton-repo: take this bundle as it is, export nothing")
     care = parser.add_argument_group("care of bundles").add_mutually_exclusive_group()
     care.add_argument("--list", action="store_true", help="list the bundles in the cache folder, or in --out")
     care.add_argument("--verify", type=Path, metavar="BUNDLE", help="check every file against the manifest")
@@ -89,6 +105,10 @@ def _command(args: argparse.Namespace) -> int:
         return _list(args.out)
     if args.verify:
         return _verify(args.verify)
+    if args.bundle and not args.triton_repo:
+        raise DiffPluginError("--bundle is for --triton-repo DIR: name that too, or leave it out")
+    if args.bundle:
+        return _triton(args.bundle, args.triton_repo)
     return _prune(args.prune) if args.prune else _export(args)
 
 
@@ -134,8 +154,10 @@ def _export(args: argparse.Namespace) -> int:
         raise DiffPluginError(f"--calibration is for --precision int8, here it is {args.precision}; leave it out")
 
     try:
+        from diffplugin.engines.base import BuildOptions
+        from diffplugin.export.ahead import parse_size
         from diffplugin.export.checkpoints import find, local_folder
-        from diffplugin.export.exporter import embedded_checkpoint, export_bundle, parse_size
+        from diffplugin.export.exporter import embedded_checkpoint, export_bundle
     except ModuleNotFoundError as error:
         raise MissingDependency(f"dp-export needs the package {error.name}: pip install 'diffplugin[export]'") from None
 
@@ -163,12 +185,26 @@ def _export(args: argparse.Namespace) -> int:
         cards=cards,
         engine=args.engine,
         precision=args.precision,
-        sizes=parse_size(args.size),
+        sizes=[parse_size(size) for size in args.size],
         validate=not args.no_validate,
         calibration=_pictures(args.calibration),
+        options=BuildOptions(
+            gpus=args.gpus,
+            workspace=None if args.workspace is None else args.workspace * 2**20,
+            weight_streaming=args.weight_streaming,
+        ),
         report=lambda line: print(line, flush=True),
     )
     print(f"{path}: written in {time.monotonic() - started:.0f} s")
+    return _triton(path, args.triton_repo) if args.triton_repo else 0
+
+
+def _triton(bundle: Path, out: Path) -> int:
+    from diffplugin.bundle import open_bundle
+    from diffplugin.export.triton import write_repository
+
+    names = write_repository(open_bundle(bundle), out)
+    print(f"{out}: {len(names)} models; the loop is {names[0]}")
     return 0
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +12,17 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import diffplugin
-from diffplugin.bundle import ENGINES, Bundle, graph_files, list_files, sha256, write_manifest, writing
-from diffplugin.engines import builder_named, choose
-from diffplugin.engines.base import shapes_text
-from diffplugin.errors import CheckpointError, MissingDependency, RequestError
+from diffplugin.bundle import Bundle, graph_files, list_files, sha256, write_manifest, writing
+from diffplugin.engines import builder_named
+from diffplugin.engines.base import BuildOptions
+from diffplugin.errors import CheckpointError, MissingDependency, NotFinite
+from diffplugin.export.ahead import Report, Sizes, build_engines, checked_sizes, choose_builder
 from diffplugin.export.checkpoints import Checkpoint, find, weights_file
+from diffplugin.export.emulate import EmulatedHalf
+from diffplugin.export.fp16 import export_fp16
 from diffplugin.export.graphs import graph_keys, module_for
 from diffplugin.export.onnx import export_graph
-from diffplugin.export.parity import TENSOR_BUDGET, check, compare_graphs, compare_picture
+from diffplugin.export.parity import PICTURE_BUDGET, TENSOR_BUDGET, check, compare_graphs, compare_picture
 from diffplugin.export.quantize import (
     SIDE,
     calibration_inputs,
@@ -30,7 +32,7 @@ from diffplugin.export.quantize import (
 )
 from diffplugin.export.reference import ReferenceBuilder
 from diffplugin.export.tokenizer import write_tokenizer
-from diffplugin.manifest import EngineEntry, GraphEntry, Manifest, fingerprint
+from diffplugin.manifest import GraphEntry, Manifest
 from diffplugin.plugins.cards import PluginCard, card_to_toml, registry
 from diffplugin.plugins.mapping import FILE as COMPOUNDS
 from diffplugin.plugins.mapping import mapping_table
@@ -39,9 +41,6 @@ from diffplugin.spec import Array, graph_specs
 
 if TYPE_CHECKING:
     from diffplugin.engines.base import EngineBuilder
-
-Report = Callable[[str], None]
-Sizes = tuple[tuple[int, int], ...]
 
 
 def embedded_folder() -> Path:
@@ -59,22 +58,6 @@ def embedded_checkpoint(plugins: list[str]) -> tuple[Checkpoint, Path, str]:
             f"{root}: this installation has no embedded checkpoint; name --base, --clip and --plugins"
         )
     return find(root / "base", root / "clip", root / "pre-trained", plugins), root, "embedded"
-
-
-def parse_size(text: str) -> tuple[tuple[int, int], ...]:
-    """``512`` -> ((512, 512),); ``512x768`` -> ((512, 768),), height first; ``256:1024`` -> both ends.
-
-    Raises:
-        RequestError: not of these forms, or not positive.
-    """
-    number = r"([1-9]\d{0,4})"
-    if found := re.fullmatch(number, text):
-        return ((int(found[1]), int(found[1])),)
-    if found := re.fullmatch(f"{number}x{number}", text):
-        return ((int(found[1]), int(found[2])),)
-    if (found := re.fullmatch(f"{number}:{number}", text)) and int(found[1]) <= int(found[2]):
-        return ((int(found[1]),) * 2, (int(found[2]),) * 2)
-    raise RequestError(f"size {text!r}: expected N, HxW or MIN:MAX in pixels, such as 512, 512x768 or 256:1024")
 
 
 def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
@@ -144,47 +127,6 @@ def _manifest(
     )
 
 
-def _build_engines(
-    bundle: Bundle, builder: EngineBuilder, precision: str, sizes: Sizes, report: Report
-) -> tuple[EngineEntry, ...]:
-    """Engines built ahead of time for every graph and size; none where the engine loads from ONNX."""
-    entries: list[EngineEntry] = []
-    factor = bundle.manifest.dims.factor
-    for key in bundle.manifest.graphs:
-        graph_sha256 = bundle.graph(key, precision).sha256
-        for height, width in sizes:
-            latent = {"h": height // factor, "w": width // factor}
-            axes = latent | {
-                "H": latent["h"] * factor,
-                "W": latent["w"] * factor,
-                "n": 1,
-                "p": len(bundle.manifest.plugins),
-            }
-            shapes = shapes_text(bundle.spec(key), axes)
-            print_ = fingerprint(graph_sha256, shapes, precision, builder.name, builder.version(), builder.device())
-            folder = bundle.path / ENGINES / print_
-            if any(entry.fingerprint == print_ for entry in entries):
-                continue  # a graph without free axes is built once
-            files = builder.build(bundle, key, precision=precision, sizes=axes, out=folder)
-            if not files:
-                continue
-            report(f"built {builder.name} {precision} engine of {key} for {shapes or 'its one shape'}")
-            entries.append(
-                EngineEntry(
-                    fingerprint=print_,
-                    engine=builder.name,
-                    version=builder.version(),
-                    precision=precision,
-                    device=builder.device(),
-                    shapes=shapes,
-                    graph=key,
-                    graph_sha256=graph_sha256,
-                    files=tuple(file.relative_to(bundle.path).as_posix() for file in files),
-                )
-            )
-    return tuple(entries)
-
-
 def _central(picture: Array) -> Array:
     """The central square of a picture uint8 [H, W, 3], at the size of calibration."""
     return np.asarray(ImageOps.fit(Image.fromarray(picture), (SIDE, SIDE), Image.Resampling.LANCZOS))
@@ -211,7 +153,11 @@ def _validate(
     for comparison in compare_graphs(bundle, reference, builder, precision=precision, vocabulary=vocabulary):
         report(comparison.describe())
         comparisons.append(comparison)
-    picture = compare_picture(bundle, reference, builder, precision=precision)
+    try:
+        picture = compare_picture(bundle, reference, builder, precision=precision)
+    except NotFinite as error:  # the graphs above say where
+        report(f"whole picture      {error}")
+        picture = (float("nan"), PICTURE_BUDGET[precision])
     report(f"whole picture      {picture[0]:.1f} dB against the reference (at least {picture[1]:g})")
     check(comparisons, picture)
     return {
@@ -235,9 +181,10 @@ def export_bundle(
     cards: Path | None = None,
     engine: str = "auto",
     precision: str = "auto",
-    sizes: Sizes = ((512, 512),),
+    sizes: Sizes = (),
     validate: bool = True,
     calibration: Sequence[Path] = (),
+    options: BuildOptions | None = None,
     report: Report = lambda line: None,
 ) -> Path:
     """Write the bundle ``out`` and return it.
@@ -246,7 +193,8 @@ def export_bundle(
         name: the bundle's name, kept in its manifest.
         cards: folder whose ``<id>/card.toml`` or ``cards/<id>.toml`` replace or add to the shipped cards.
         engine, precision: what to prepare and to validate with (``diffplugin.engines.choose``).
-        sizes: (height, width) in pixels that engines are built for.
+        sizes: (height, width) in pixels that engines are built for, one engine per pair and graph; none: 512 x 512.
+        options: how engines are built.
         calibration: pictures for int8, best degraded as the plugins expect; none: synthetic ones.
         validate: compare every graph and one picture with the reference.
         report: takes one line of progress.
@@ -259,10 +207,8 @@ def export_bundle(
     """
     chosen = _cards(checkpoint, cards)
     dims = checkpoint.dims  # reads all configs: faults show before any work
-    too_small = [size for size in sizes if min(size) < dims.factor]
-    if too_small:
-        raise RequestError(f"size {too_small[0]}: a side is under {dims.factor} pixels, one latent pixel")
-    builder, wanted, reason = choose(engine, precision)
+    sizes, options = checked_sizes(sizes, dims), options or BuildOptions()
+    builder, wanted, reason = choose_builder(engine, precision, options)
     if wanted == "int8" and (lacking := why_unavailable()):
         raise MissingDependency(lacking)
     report(f"engine {builder.name} {wanted} ({reason})")
@@ -276,10 +222,14 @@ def export_bundle(
             _copy_compounds(cards, folder / "plugins")
         manifest = _manifest(checkpoint, name, chosen, _export_graphs(checkpoint, folder, report))
         if wanted == "int8":
-            manifest = replace(manifest, quantized=_quantize(Bundle(folder, manifest), builder, calibration, report))
+            int8 = _quantize(Bundle(folder, manifest), builder, calibration, report)
+            manifest = replace(manifest, variants={"int8": int8})
+        elif wanted == "fp16":
+            manifest = replace(manifest, variants={"fp16": export_fp16(checkpoint, folder, report)})
         bundle = Bundle(folder, manifest)
+        proof = EmulatedHalf() if wanted == "fp16" else builder
         if validate:
-            manifest = replace(manifest, parity=_validate(bundle, checkpoint, builder, wanted, report))
-        engines = _build_engines(bundle, builder, wanted, sizes, report)
+            manifest = replace(manifest, parity=_validate(bundle, checkpoint, proof, wanted, report))
+        engines = build_engines(bundle, builder, wanted, sizes, options, report)
         write_manifest(folder, replace(manifest, engines=engines, files=list_files(folder)))
     return out

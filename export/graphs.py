@@ -46,6 +46,36 @@ class _ShallowUNet(nn.Module):
         return self.unet.shallow(latents, time, tokens, (r0, r1, r2), deep)
 
 
+class _Step(nn.Module):
+    """A step of the sampler's loop (:func:`diffplugin.spec.graph_specs`), for comparison: its ONNX form is made of the
+    UNet's (:mod:`diffplugin.export.step`)."""
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self,
+        latents: Tensor,
+        cond: Tensor,
+        noise: Tensor,
+        last: Tensor,
+        x0_1: Tensor,
+        x0_2: Tensor,
+        weights: Tensor,
+        time: Tensor,
+        tokens: Tensor,
+        *residuals: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        w = iter(weights)
+        x = sum(next(w) * tensor for tensor in (latents, cond, noise))
+        eps = self.unet(x, time, tokens, residuals)
+        x0 = sum(next(w) * tensor for tensor in (x, eps))
+        corrected = sum(next(w) * tensor for tensor in (last, x, x0, x0_1, x0_2))
+        latents = sum(next(w) * tensor for tensor in (corrected, x0, x0_1))
+        return latents, corrected, x0
+
+
 class _Encoder(nn.Module):
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__()
@@ -67,7 +97,7 @@ class _Decoder(nn.Module):
         return self.decoder(self.post_quant_conv(latents / self.scaling))  # type: ignore[no-any-return]
 
 
-class _Scb(nn.Module):
+class Scb(nn.Module):
     def __init__(self, scb: SpatialComplementBranch) -> None:
         super().__init__()
         self.scb = scb
@@ -85,6 +115,7 @@ _SHARED: dict[str, Callable[[Checkpoint], nn.Module]] = {
     "unet_shallow": lambda checkpoint: _ShallowUNet(checkpoint.unet()),
     "vae_decoder": lambda checkpoint: _Decoder(checkpoint.autoencoder()),
 }
+_DERIVED: dict[str, Callable[[Checkpoint], nn.Module]] = {"step": lambda checkpoint: _Step(checkpoint.unet())}
 
 
 def graph_keys(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -105,5 +136,5 @@ def module_for(checkpoint: Checkpoint, key: str) -> nn.Module:
         if kind == "tpb":
             return checkpoint.tpb(plugin)
         if kind == "scb":
-            return _Scb(checkpoint.scb(plugin))
-        return _SHARED[kind](checkpoint).eval()
+            return Scb(checkpoint.scb(plugin))
+        return (_SHARED | _DERIVED)[kind](checkpoint).eval()

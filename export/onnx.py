@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from diffplugin.plugins.networks.form import in_portable_form
 from diffplugin.spec import DTYPES, Array, GraphSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 OPSET = 20
+PORTABLE_OPSET = 21  # the first with a group norm of one weight per channel
 # A protobuf file ends at 2 GiB; well before that, weights beside the graph can be mapped instead of parsed.
 EXTERNAL_ABOVE = 512 * 2**20
 # Free axes while tracing: odd, unequal latent sides, so that nothing specialises on them.
@@ -45,21 +47,35 @@ def export_graph(module: torch.nn.Module, spec: GraphSpec, path: Path, *, factor
     Args:
         factor: picture pixels per latent pixel, for the axes ``H W``.
     """
+    model = trace(module, spec, factor=factor)
+    if weights_bytes(model) <= EXTERNAL_ABOVE:
+        _halve_weights(model)
+    save(model, path)
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Write a graph, its weights beside it where they are large."""
+    import onnx_ir as ir
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ir.save(model, path, external_data=f"{path.name}.data" if weights_bytes(model) > EXTERNAL_ABOVE else None)
+
+
+def trace(module: torch.nn.Module, spec: GraphSpec, *, factor: int) -> ir.Model:
+    """``module`` as a graph with the spec's names and axes, float32, without notes of where it was made."""
     sizes = _TRACE_SIZES | {"H": _TRACE_SIZES["h"] * factor, "W": _TRACE_SIZES["w"] * factor}
     inputs = example_inputs(spec, sizes, ids_below=8)
     free = tuple(
         {i: torch.export.Dim.DYNAMIC for i, axis in enumerate(t.axes) if isinstance(axis, str)} or None
         for t in spec.inputs
     )
-    import onnx_ir as ir
-
     with _quiet():
         program = torch.onnx.export(
             module,
             tuple(torch.from_numpy(inputs[t.name]) for t in spec.inputs),
             input_names=[t.name for t in spec.inputs],
             output_names=[t.name for t in spec.outputs],
-            opset_version=OPSET,
+            opset_version=PORTABLE_OPSET if in_portable_form() else OPSET,
             dynamic_shapes=free,
             dynamo=True,
             verify=False,
@@ -69,11 +85,7 @@ def export_graph(module: torch.nn.Module, spec: GraphSpec, path: Path, *, factor
     model = program.model
     _apply_spec(model, spec)
     _strip(model)
-    external = _weights_bytes(model) > EXTERNAL_ABOVE
-    if not external:
-        _halve_weights(model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ir.save(model, path, external_data=f"{path.name}.data" if external else None)
+    return model
 
 
 @contextlib.contextmanager
@@ -154,5 +166,6 @@ def _halve_weights(model: ir.Model) -> None:
         model.graph.insert_before(model.graph[0], cast)
 
 
-def _weights_bytes(model: ir.Model) -> int:
+def weights_bytes(model: ir.Model) -> int:
+    """Bytes of a graph's weights as they will be stored."""
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)

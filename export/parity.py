@@ -6,16 +6,18 @@ they are in use. The error of a tensor is ||engine - reference|| / ||reference||
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diffplugin.errors import ParityError
 from diffplugin.export.graphs import kind_of
+from diffplugin.export.layers import first_beyond
+from diffplugin.export.measures import psnr, relative_error, test_picture
 from diffplugin.export.onnx import example_inputs
-from diffplugin.runtime.schedule import sinusoidal
+from diffplugin.runtime.schedule import NoiseSchedule, sinusoidal, step_table, step_weights
 from diffplugin.spec import Array, GraphSpec
 
 if TYPE_CHECKING:
@@ -33,35 +35,14 @@ TIMESTEPS = (501, 101)  # of the SCB's comparison; the UNet's is the first
 LATENT_SIDE = 24  # of the picture that is used; not a multiple of 16, and quick at full width
 
 
-def relative_error(found: Array, expected: Array) -> float:
-    """||found - expected|| / ||expected||, in double precision."""
-    reference = expected.astype(np.float64)
-    norm = float(np.linalg.norm(reference))
-    return float(np.linalg.norm(found.astype(np.float64) - reference)) / (norm or 1.0)
-
-
-def psnr(found: Array, expected: Array) -> float:
-    """Peak signal-to-noise ratio of two uint8 pictures in dB; 99 for identical ones."""
-    mse = float(np.mean((found.astype(np.float64) - expected.astype(np.float64)) ** 2))
-    return 99.0 if mse == 0 else min(99.0, 10 * np.log10(255**2 / mse))
-
-
-def test_picture(height: int, width: int, *, seed: int = 0) -> Array:
-    """A picture to compare on, uint8 [H, W, 3]: smooth shades, edges and fine grain, without a file."""
-    random = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width] / max(height, width)
-    shade = np.stack([0.5 + 0.4 * np.sin(6 * x + 3 * y * k) for k in (1, 2, 3)], axis=-1)
-    shade[(np.floor(x * 8) + np.floor(y * 8)) % 2 == 0] *= 0.6
-    return np.clip((shade + 0.05 * random.standard_normal(shade.shape)) * 255, 0, 255).astype(np.uint8)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Errors of one graph, per output tensor, and the budget they were held to."""
+    """Errors of one graph, per output tensor, the budget they were held to, and where it was left first."""
 
     key: str
     errors: Mapping[str, float]
     budget: float
+    detail: str = ""
 
     @property
     def within(self) -> bool:
@@ -69,20 +50,27 @@ class Comparison:
 
     def describe(self) -> str:
         errors = "  ".join(f"{name} {error:.1e}" for name, error in self.errors.items())
-        return f"{self.key:<18} {errors}  (budget {self.budget:g})"
+        return f"{self.key:<18} {errors}  (budget {self.budget:g})" + (f"; {self.detail}" if self.detail else "")
 
 
-class _Chain:
-    """Tensors of a restoration as far as it has come; what is not there yet is drawn at random."""
+class Chain:
+    """Tensors of a restoration as far as it has come; what is not there yet is drawn at random.
 
-    def __init__(self, manifest: Manifest, vocabulary: int) -> None:
-        side, factor, plugins = LATENT_SIDE, manifest.dims.factor, len(manifest.plugins)
-        self._sizes = {"h": side, "w": side, "H": side * factor, "W": side * factor, "n": 2, "p": plugins}
+    Args:
+        vocabulary: of the text encoder.
+        h, w: latent sides.
+    """
+
+    def __init__(self, manifest: Manifest, vocabulary: int, h: int = LATENT_SIDE, w: int = LATENT_SIDE) -> None:
+        factor, plugins = manifest.dims.factor, len(manifest.plugins)
+        self._sizes = {"h": h, "w": w, "H": h * factor, "W": w * factor, "n": 2, "p": plugins}
         self._vocabulary = vocabulary
         self._known: dict[str, Array] = {}
-        picture = test_picture(side * factor, side * factor).astype(np.float32).transpose(2, 0, 1)[None]
+        picture = test_picture(h * factor, w * factor).astype(np.float32).transpose(2, 0, 1)[None]
         self._known["image"] = np.ascontiguousarray(picture / 127.5 - 1)
         settings = manifest.time_embedding
+        table = step_table("unipc", NoiseSchedule.from_config(manifest.scheduler), 20)
+        self._weights = step_weights(table, 10, "noise", 0)  # at t = 500, with all of the history
         self._time = sinusoidal(
             np.array(TIMESTEPS),
             manifest.dims.time_features,
@@ -92,6 +80,7 @@ class _Chain:
 
     def inputs(self, spec: GraphSpec) -> dict[str, Array]:
         known = dict(self._known) | {"time": self._time if spec.graph == "scb" else self._time[:1]}
+        known["weights"] = self._weights
         if "tokens" in known:
             known["plugin_tokens"] = np.concatenate([known["tokens"]] * self._sizes["p"])
         if "pooled" in known:
@@ -107,7 +96,15 @@ class _Chain:
 
 
 # Order in which a restoration makes its tensors.
-_ORDER = ("clip_vision", "tpb", "clip_text", "selector", "vae_encoder", "scb", "unet", "unet_shallow", "vae_decoder")
+_ORDER = (
+    *("clip_vision", "tpb", "clip_text", "selector", "vae_encoder"),
+    *("scb", "unet", "unet_shallow", "step", "vae_decoder"),
+)
+
+
+def in_order(keys: Iterable[str]) -> list[str]:
+    """Graphs in the order of a restoration."""
+    return sorted(keys, key=lambda key: _ORDER.index(kind_of(key)))
 
 
 def compare_graphs(
@@ -119,15 +116,17 @@ def compare_graphs(
     vocabulary: int,
 ) -> Iterator[Comparison]:
     """Each graph of the bundle, one at a time in memory, in the order of a restoration."""
-    chain = _Chain(bundle.manifest, vocabulary)
-    keys = sorted(bundle.manifest.graphs, key=lambda key: _ORDER.index(kind_of(key)))
-    for key in keys:
+    chain = Chain(bundle.manifest, vocabulary)
+    for key in in_order(bundle.keys(precision)):
         inputs = chain.inputs(bundle.spec(key))
         expected = _run_once(reference, bundle, key, "fp32", inputs)
         found = _run_once(builder, bundle, key, precision, inputs)
         chain.learn(expected)
         errors = {name: relative_error(found[name], value) for name, value in expected.items()}
-        yield Comparison(key=key, errors=errors, budget=TENSOR_BUDGET[precision])
+        made = Comparison(key=key, errors=errors, budget=TENSOR_BUDGET[precision])
+        if precision == "fp16" and not made.within:
+            made = replace(made, detail=first_beyond(bundle.graph_file(key, precision), inputs, made.budget))
+        yield made
 
 
 def _run_once(

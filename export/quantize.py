@@ -22,7 +22,7 @@ import numpy as np
 from diffplugin.bundle import graph_files, sha256
 from diffplugin.errors import MissingDependency
 from diffplugin.export.graphs import kind_of
-from diffplugin.export.parity import relative_error, test_picture
+from diffplugin.export.measures import relative_error, test_picture
 from diffplugin.manifest import GraphEntry
 from diffplugin.runtime.restorer import Restorer
 from diffplugin.spec import Array
@@ -210,7 +210,7 @@ def quantize_bundle(
         files = graph_files(path)
         weights = sum(file.stat().st_size for file in files[1:])
         entry = GraphEntry(file=path.relative_to(bundle.path).as_posix(), sha256=sha256(*files), weights_bytes=weights)
-        trial = replace(bundle, manifest=replace(bundle.manifest, quantized={key: entry}))
+        trial = replace(bundle, manifest=replace(bundle.manifest, variants={FOLDER: {key: entry}}))
         error = _error(trial, builder, key, items[:: -(-len(items) // MEASURED)])
         within = error <= budget
         verdict = "" if within else f" over {budget:g}: stays in floating point"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from diffplugin.engines.base import LoadsOnnx
 from diffplugin.export.checkpoints import Checkpoint
 from diffplugin.export.graphs import module_for
 from diffplugin.spec import Array, GraphSpec, check_inputs
@@ -42,7 +43,7 @@ class TorchEngine:
         self._module = torch.nn.Identity()
 
 
-class ReferenceBuilder:
+class ReferenceBuilder(LoadsOnnx):
     """Engines of the reference. They read ``checkpoint``; a bundle gives them its specs only."""
 
     name = "pytorch"
@@ -50,9 +51,6 @@ class ReferenceBuilder:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-
-    def why_unavailable(self) -> str | None:
-        return None
 
     def version(self) -> str:
         return torch.__version__
@@ -65,8 +63,3 @@ class ReferenceBuilder:
 
     def load(self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None) -> TorchEngine:
         return TorchEngine(bundle.spec(key), module_for(self._checkpoint, key))
-
-    def build(
-        self, bundle: Bundle, key: str, *, precision: str, sizes: Mapping[str, int], out: Path
-    ) -> tuple[Path, ...]:
-        return ()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from diffplugin import __version__
+from diffplugin.engines import ENGINES
 from diffplugin.errors import DiffPluginError, RequestError
 from diffplugin.runtime.image import Size
 from diffplugin.runtime.plan import Tiling
@@ -74,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--steps", type=int, metavar="N", help="steps of the first plugin (default: its card's, 20)")
     run.add_argument("--seed", type=int, default=42, metavar="N", help="of the start noise (default: 42)")
     run.add_argument("--sampler", default="unipc", choices=tuple(SAMPLERS), help="default: unipc, as released")
-    run.add_argument("--engine", default="auto", metavar="NAME", help="auto, onnxruntime or openvino")
+    run.add_argument("--engine", default="auto", metavar="NAME", help=f"auto or one of {', '.join(ENGINES)}")
     run.add_argument("--precision", default="auto", metavar="NAME", help="auto, fp32, bf16, fp16 or int8")
     run.add_argument(
         "--quality",

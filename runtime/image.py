@@ -164,13 +164,18 @@ def pad_to(image: NDArray[_Any], multiple: int) -> tuple[NDArray[_Any], tuple[in
         The padded array (the same one if nothing was needed) and (H, W), what :func:`crop` needs.
     """
     height, width = image.shape[-2:]
-    down, right = -height % multiple, -width % multiple
-    for axis, extra, side in ((-2, down, height), (-1, right, width)):
+    return grow(image, (width + -width % multiple, height + -height % multiple)), (height, width)
+
+
+def grow(image: NDArray[_Any], size: tuple[int, int]) -> NDArray[_Any]:
+    """[..., H, W] grown at the bottom and right to ``size`` (width, height), as :func:`pad_to` does it."""
+    height, width = image.shape[-2:]
+    for axis, extra, side in ((-2, size[1] - height, height), (-1, size[0] - width, width)):
         if extra:
             pads = [(0, 0)] * image.ndim
             pads[axis] = (0, extra)
             image = np.pad(image, pads, mode="reflect" if side > 1 else "edge")
-    return image, (height, width)
+    return image
 
 
 def crop(image: NDArray[_Any], size: tuple[int, int]) -> NDArray[_Any]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from diffplugin.errors import RequestError
 from diffplugin.plugins.cards import TRAIN_STEPS, PluginCard
+from diffplugin.runtime.built import Built, best_fit, fits, no_fit
 from diffplugin.runtime.image import Size, working_size
 from diffplugin.runtime.memory import Footprint
 from diffplugin.runtime.quality import EXACT, Quality
@@ -43,6 +44,7 @@ class Stage:
     Attributes:
         fresh: steps that run the whole UNet, the first among them; the others run its outermost blocks alone.
         scb_steps: steps whose residuals are computed, the first and the last among them.
+        scb_batch: timesteps that the SCB takes at once; more than 1 on a device only.
     """
 
     plugin: str
@@ -51,6 +53,7 @@ class Stage:
     renoise_from_t: int
     fresh: tuple[int, ...]
     scb_steps: tuple[int, ...]
+    scb_batch: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,7 @@ class Plan:
     Attributes:
         input_size: of the picture that came, px.
         working_size: in which it is restored, px.
-        padded_size: the working size grown to multiples of the autoencoder's factor, px.
+        padded_size: the working size grown to multiples of the autoencoder's factor, or to what an engine takes, px.
         latent_size: padded size / factor.
         output_size: of the picture that leaves, px.
         tiles: pieces in latent pixels, in the order in which they run; one: the whole picture.
@@ -69,6 +72,8 @@ class Plan:
         sampler, seed, engine, precision: as they will run ("auto" resolved).
         quality: name of the quality that the stages follow.
         memory: estimate; ``estimated_bytes`` stands against ``available`` bytes (None: unknown).
+        loop: "device": each plugin's picture runs there as a whole (``runtime.capture``); "host": graph by graph.
+        loop_reason: why, where the engine could do both.
     """
 
     input_size: tuple[int, int]
@@ -86,6 +91,8 @@ class Plan:
     quality: str
     memory: Footprint
     available: int | None
+    loop: Literal["host", "device"] = "host"
+    loop_reason: str = ""
 
     @property
     def estimated_bytes(self) -> int:
@@ -164,6 +171,7 @@ def make_plan(
     engine: str,
     precision: str,
     quality: str = EXACT.name,
+    built: Sequence[Built] = (),
 ) -> Plan:
     """Decide sizes and tiles.
 
@@ -171,6 +179,10 @@ def make_plan(
     estimate fits into ``available`` bytes; else overlapping pieces of the native side or up to that area, whichever is
     the least work; or of the largest smaller side that fits into memory. An int is the side of a piece in pixels.
     Neighbours overlap by at least a quarter of the side, or of the native side if that is less.
+
+    Args:
+        built: sizes that the engines were built for, where they take no others. The picture is then grown to one of
+            them, or cut into pieces of one.
 
     Raises:
         RequestError: a size, tile or output size that is not understood.
@@ -181,7 +193,10 @@ def make_plan(
     working = working_size(*input_size, options.size)
     factor = dims.factor
     latent = (-(-working[0] // factor), -(-working[1] // factor))
-    side, why = _tile_side(latent, dims, memory, available, options.tile)
+    if built:
+        latent, side, why = _built_side(latent, built, dims, memory, available, options.tile)
+    else:
+        side, why = _tile_side(latent, dims, memory, available, options.tile)
     tiles = _pieces(latent, side, dims)
     return Plan(
         input_size=input_size,
@@ -220,12 +235,7 @@ def _tile_side(
     if tile == "off":
         return whole, "one piece: tiles are off"
     if tile != "auto":
-        least = LEAST_TILE * factor
-        if isinstance(tile, bool) or not isinstance(tile, int) or tile < least:
-            raise RequestError(
-                f"tile {tile!r} is not understood; expected auto, off or a side of at least {least} pixels"
-            )
-        side = tile // factor // MULTIPLE * MULTIPLE
+        side = _asked_side(tile, factor)
         return side, f"pieces of {side * factor} px, as asked"
     area = latent[0] * latent[1]
     small = area <= ONE_PIECE * dims.native_latent**2
@@ -234,6 +244,46 @@ def _tile_side(
     side = _auto_side(latent, dims, memory, available)
     reason = "memory" if small or side < dims.native_latent else f"larger than the model's native {dims.native_size} px"
     return side, f"pieces of {side * factor} px: {reason}"
+
+
+def _asked_side(tile: Tiling, factor: int) -> int:
+    least = LEAST_TILE * factor
+    if isinstance(tile, bool) or not isinstance(tile, int) or tile < least:
+        raise RequestError(f"tile {tile!r} is not understood; expected auto, off or a side of at least {least} pixels")
+    return tile // factor // MULTIPLE * MULTIPLE
+
+
+def _built_side(
+    latent: tuple[int, int],
+    built: Sequence[Built],
+    dims: ModelDims,
+    memory: Footprint,
+    available: int | None,
+    tile: Tiling,
+) -> tuple[tuple[int, int], int, str]:
+    """(latent grown to what an engine takes, longest side of a piece, why)."""
+    factor, largest = dims.factor, max(max(one.h.most, one.w.most) for one in built)
+    sides: Sequence[int] = range(LEAST_TILE, largest + 1, MULTIPLE)
+    if not isinstance(tile, str):
+        sides = [_asked_side(tile, factor)]
+
+    def measure(grown: tuple[int, int], side: int) -> tuple[int, int]:
+        pieces = _pieces(grown, side, dims)
+        return _estimate(memory, pieces), sum(piece.height * piece.width for piece in pieces)
+
+    found = list(fits(latent, built, sides, measure))
+    if tile == "off":
+        found = [fit for fit in found if fit.whole]
+    elif tile != "auto":
+        found = [fit for fit in found if fit.side == sides[0] or (fit.whole and fit.side < sides[0])]
+    native = max(dims.native_latent // MULTIPLE * MULTIPLE, LEAST_TILE)
+    fit = best_fit(found, available, native=native, most=ONE_PIECE * dims.native_latent**2)
+    if fit is None:
+        pieces = {"off": " as one piece", "auto": ""}.get(str(tile), f" in pieces of {tile} px")
+        raise no_fit(f"a picture of {latent[1] * factor}x{latent[0] * factor} px{pieces}", built, factor)
+    grown = "" if fit.latent == latent else f" grown to {fit.latent[1] * factor}x{fit.latent[0] * factor} px"
+    kind = "one piece" if fit.whole else f"pieces of {fit.side * factor} px"
+    return fit.latent, fit.side, f"{kind}{grown}: what engines were built for"
 
 
 def _auto_side(latent: tuple[int, int], dims: ModelDims, memory: Footprint, available: int | None) -> int:

@@ -50,6 +50,7 @@ def plan_lines(plan: Plan) -> list[str]:
         f"pieces:  {len(plan.tiles)} ({plan.tiling})",
         f"sampler: {plan.sampler}, seed {plan.seed}",
         f"engine:  {plan.engine} {plan.precision}, {_work(plan)}",
+        *([f"loop:    {plan.loop} ({plan.loop_reason})"] if plan.loop_reason else []),
         f"memory:  about {plan.estimated_bytes / GIB:.1f} GiB{free}",
     ]
 

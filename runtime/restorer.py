@@ -13,13 +13,14 @@ import numpy as np
 from diffplugin.engines.base import thread_count
 from diffplugin.errors import RequestError
 from diffplugin.plugins.mapping import mapping_table
+from diffplugin.runtime.device import device_loop
 from diffplugin.runtime.image import (
     Photo,
     Pixels,
     Size,
     crop,
     from_tensor,
-    pad_to,
+    grow,
     photo_from,
     resize,
     to_tensor,
@@ -68,6 +69,7 @@ class Restorer:
         jobs: restorations that its plans expect to run at once, each on its part of cores and memory.
         cards: the installed plugins by id, in the order of a chain.
         dims: the model's widths.
+        device: the loop on the engines' device; None: they run on the host.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Restorer:
         threads = max(1, cores // self.jobs) if self.jobs > 1 else threads
         self._pool = EnginePool(bundle, builder, precision, threads=threads, cache=cache)
         self._perception = Perception(self._pool)
+        self.device = device_loop(self._pool)
 
     def __enter__(self) -> Self:
         return self
@@ -110,6 +113,8 @@ class Restorer:
 
     def close(self) -> None:
         """Free the engines; the restorer cannot be used again."""
+        if self.device is not None:
+            self.device.close()
         self._pool.close()
 
     def restore(
@@ -144,8 +149,10 @@ class Restorer:
             output_size: "input": the input's size; "working": the size in which it was restored.
             decided: called once with the plan and the selection, before the work begins.
             progress: called before the first and after every UNet run.
-            cancelled: asked before every graph of the loop; the run then ends with Cancelled.
-            observe: sees intermediate tensors (``runtime.stage.Run``); for parity checks.
+            cancelled: asked before every graph of the loop, or before every plugin where the plan's loop is "device";
+                the run then ends with Cancelled.
+            observe: sees intermediate tensors (``runtime.stage.Run``); for parity checks. The loop then runs from the
+                host, whatever the plan says.
 
         Raises:
             ImageError: the picture cannot be used.
@@ -182,16 +189,17 @@ class Restorer:
             tick=ticks.tick,
             cancelled=cancelled,
             observe=observe,
+            device=self.device if plan.loop == "device" and observe is None else None,
         )
         with clock("prepare"):
-            picture, inner = pad_to(to_tensor(working_photo(photo, options.size)), self.dims.factor)
+            picture = grow(to_tensor(working_photo(photo, options.size)), plan.padded_size)
         for i, stage in enumerate(plan.chain):
             ticks.begin(stage.plugin)
             if i:  # the release hands an 8-bit picture from plugin to plugin
                 picture = to_tensor(from_tensor(picture))
             picture = self._stage(run, stage, picture, plan.sampler, tokens)
         with clock("finish"):
-            photo = with_rgb(photo, resize(from_tensor(crop(picture, inner)), plan.output_size))
+            photo = with_rgb(photo, resize(from_tensor(crop(picture, plan.working_size[::-1])), plan.output_size))
         return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=False)
 
     def plan(
@@ -219,7 +227,9 @@ class Restorer:
         chosen = named_selection(list(self.cards) if plugins is None else plugins, self.cards).chosen
         photo = Photo(rgb=np.zeros((height, width, 3), np.uint8))
         clock = Clock()
-        steps = 1 if self.quality.deep_every == 1 else 2  # the second runs the outermost blocks
+        steps: int | None = 1 if self.quality.deep_every == 1 else 2  # the second runs the outermost blocks
+        if self.device is not None:  # a graph is captured for a number of steps
+            steps = None
         plan, _, _ = self._decide(photo, Options(plugins=chosen[:1], steps=steps), clock)
         if self.bundle.manifest.selector and plugins is None:
             tokens = self._perception.tokens(photo, self.cards, clock)
@@ -233,11 +243,16 @@ class Restorer:
             tiles=(piece,),
             factor=self.dims.factor,
             noise=self._noise(0, (piece.width, piece.height)),
+            device=self.device if plan.loop == "device" else None,
         )
         picture = np.zeros((1, 3, piece.height * self.dims.factor, piece.width * self.dims.factor), np.float32)
         self._stage(run, plan.chain[0], picture, plan.sampler, tokens)
         for plugin in chosen:
             self._pool.get(f"scb/{plugin}")
+        if run.device is not None:  # a graph is captured for a plugin, too
+            for plugin in chosen[1 : run.device.kept]:
+                stage = self._plan(photo, Options(plugins=(plugin,)), (plugin,)).chain[0]
+                self._stage(run, stage, picture, plan.sampler, tokens)
         return plan
 
     def _decide(self, photo: Photo, options: Options, clock: Clock) -> tuple[Plan, Selection, dict[str, Array]]:
@@ -262,17 +277,19 @@ class Restorer:
     def _plan(self, photo: Photo, options: Options, chosen: Sequence[str]) -> Plan:
         chain = plan_chain(chosen, self.cards, options.steps, self.quality)
         memory = self._footprint(chain)
-        return make_plan(
+        plan = make_plan(
             photo.size,
             chain,
             options,
             dims=self.dims,
             memory=memory,
-            available=share(memory, self.jobs),
+            available=share(memory, self.jobs) if self.device is None else self.device.free,
             engine=self.engine,
             precision=self.precision,
             quality=self.quality.name,
+            built=() if self.device is None else self.device.built,
         )
+        return plan if self.device is None else self.device.planned(plan)
 
     def _footprint(self, chain: Sequence[Stage]) -> Footprint:
         """What a run of this chain needs beyond the engines that are loaded already."""

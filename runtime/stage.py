@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from diffplugin.runtime.sampler import sample
 from diffplugin.runtime.schedule import StepTable
 from diffplugin.runtime.tiles import Tile, blend, blend_weights
 from diffplugin.spec import RESIDUALS, Array
+
+if TYPE_CHECKING:
+    from diffplugin.runtime.device import DeviceLoop
 
 Observer = Callable[[str, str, int, Array], None]  # (plugin, tensor, step, value): for parity checks
 
@@ -29,6 +33,7 @@ class Run:
         noise: standard normal [1,4,h,w], the same for every plugin.
         tick: called after every UNet run with the plugin's name.
         observe: sees what the oracle keeps: tokens, cond, residual_0..2, latents and eps per step, z0.
+        device: runs each plugin's picture as a whole; None: graph by graph from the host.
     """
 
     pool: EnginePool
@@ -39,6 +44,7 @@ class Run:
     tick: Callable[[str], None] = lambda plugin: None
     cancelled: Callable[[], bool] | None = None
     observe: Observer | None = None
+    device: DeviceLoop | None = None
 
     def check_cancelled(self) -> None:
         if self.cancelled is not None and self.cancelled():
@@ -64,6 +70,18 @@ def restore_stage(run: Run, stage: Stage, image: Array, *, table: StepTable, tim
         Cancelled: the caller stopped the run.
         NotFinite: a model output, or the picture, has a NaN or an infinity, or the picture is empty.
     """
+    restored = None
+    if run.device is not None:
+        with run.clock("device"):
+            restored = run.device.restore(run, stage, image, table=table, time=time, tokens=tokens)
+    if restored is None:
+        restored = _from_host(run, stage, image, table, time, tokens)
+    check_picture(restored, image, f"{stage.plugin}, {run.pool.builder.name} at {run.pool.precision}")
+    return restored
+
+
+def _from_host(run: Run, stage: Stage, image: Array, table: StepTable, time: Array, tokens: Array) -> Array:
+    """:func:`restore_stage` graph by graph."""
     plugin = stage.plugin
     cond = encode(run, image)
     run.seen(plugin, "tokens", tokens)
@@ -85,9 +103,7 @@ def restore_stage(run: Run, stage: Stage, image: Array, *, table: StepTable, tim
             on_step=on_step,
         )
     run.seen(plugin, "z0", latents)
-    restored = decode(run, latents)
-    check_picture(restored, image, f"{plugin}, {run.pool.builder.name} at {run.pool.precision}")
-    return restored
+    return decode(run, latents)
 
 
 def encode(run: Run, image: Array) -> Array:

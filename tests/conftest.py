@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+from diffplugin.bundle import Bundle, default_bundle, open_bundle, sha256
+from diffplugin.manifest import GraphEntry
+from diffplugin.shapes import Range, full_profile
+
+if TYPE_CHECKING:
+    from tests.engines.fake_driver import FakeDriver
+    from tests.engines.fake_tensorrt import FakeTensorRt
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKED = ROOT / "tests" / "data" / "oracle.tar.xz"
@@ -38,3 +49,60 @@ def oracle_bundle(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     root = oracle / "checkpoint"
     checkpoint = find(root / "stable-diffusion", root / "clip", root / "pre-trained")
     return export_bundle(checkpoint, tmp_path_factory.mktemp("bundle") / "oracle", name="oracle", validate=False)
+
+
+@pytest.fixture(scope="session")
+def device_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The embedded model with a ``step`` graph and engines of the fake TensorRT: latent sides 8 to 32, up to 4
+    timesteps of the SCB at once."""
+    ir = pytest.importorskip("onnx_ir", reason="needs the extra [export]")
+    from diffplugin.export.step import to_step
+    from tests.engines.fake_tensorrt import fake_engines
+
+    source = open_bundle(default_bundle())
+    folder = tmp_path_factory.mktemp("device") / "embedded"
+    shutil.copytree(source.path, folder)
+    graph = ir.load(folder / "onnx/unet.onnx")
+    to_step(graph, source.spec("step"))
+    ir.save(graph, folder / "onnx/step.onnx")
+    step = GraphEntry(file="onnx/step.onnx", sha256=sha256(folder / "onnx/step.onnx"), weights_bytes=0)
+    manifest = replace(source.manifest, graphs={**source.manifest.graphs, "step": step})
+    side = Range(8, 16, 32)
+    profile = full_profile(side, side, manifest.dims, batch=4, plugins=len(manifest.plugins))
+    return Bundle(folder, replace(manifest, engines=fake_engines(Bundle(folder, manifest), [profile])))
+
+
+@pytest.fixture(scope="session")
+def half_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model with one plugin, derain, and its fp16 variant; no engines."""
+    pytest.importorskip("torch", reason="needs the extra [export]")
+    from diffplugin.bundle import list_files, write_manifest
+    from diffplugin.export.exporter import embedded_checkpoint
+    from diffplugin.export.fp16 import export_fp16
+
+    out = tmp_path_factory.mktemp("half") / "embedded"
+    shutil.copytree(default_bundle(), out)
+    for plugin in ("dehaze", "lowlight"):
+        shutil.rmtree(out / "plugins" / plugin)
+    manifest = open_bundle(out).manifest
+    graphs = {k: e for k, e in manifest.graphs.items() if k.partition("/")[2] in ("", "derain")}
+    manifest = replace(manifest, graphs=graphs, plugins=("derain",))
+    variants = {"fp16": export_fp16(embedded_checkpoint(["derain"])[0], out, lambda line: None)}
+    write_manifest(out, replace(manifest, variants=variants, files=list_files(out)))
+    return out
+
+
+@pytest.fixture
+def driver() -> FakeDriver:
+    """A device that is the host's memory."""
+    from tests.engines.fake_driver import FakeDriver
+
+    return FakeDriver()
+
+
+@pytest.fixture
+def library(driver: FakeDriver) -> FakeTensorRt:
+    """TensorRT's API on that device."""
+    from tests.engines.fake_tensorrt import FakeTensorRt
+
+    return FakeTensorRt(driver)

@@ -101,7 +101,8 @@ def test_no_heavy_package_is_imported_at_run_time() -> None:
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "transformers", "diffusers", "onnx", "onnx_ir", "onnxscript", "scipy"}:
+        if name.partition(".")[0] in {"torch", "transformers", "diffusers", "onnx", "onnx_ir", "onnxscript", "scipy",
+                                       "cuda", "tensorrt", "tensorrt_rtx"}:
             raise AssertionError(f"{name} was imported")
 sys.meta_path.insert(0, Refuse())
 from diffplugin.runtime.cli import main

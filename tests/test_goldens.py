@@ -15,21 +15,15 @@ import pytest
 from PIL import Image
 
 import diffplugin
+from diffplugin.bench.goldens import distance
 from diffplugin.bundle import open_bundle
-from diffplugin.export.parity import psnr, relative_error
+from diffplugin.export.measures import psnr
 from diffplugin.runtime.restorer import Restorer
 from diffplugin.spec import Array
 
 # (largest relative error of a tensor, smallest PSNR in dB)
 TOLERANCE = {"reference": (1e-5, 80.0), "onnxruntime": (1e-4, 70.0), "openvino": (1e-4, 70.0)}
 SCORES = 1e-4
-SINGLE = {  # golden -> (plugin, photo, steps, seed)
-    "derain_small_4": ("derain", "small.png", 4, 7),
-    "lowlight_portrait_6": ("lowlight", "portrait.png", 6, 42),
-    "deblur_landscape_20": ("deblur", "landscape.png", 20, 42),
-}
-RESIDUALS = {"residual0": "residual_0", "residual1": "residual_1", "residual2": "residual_2"}
-
 slow = pytest.mark.slow
 
 
@@ -75,32 +69,11 @@ def _png(path: Path) -> Array:
 
 
 def _check_single(restorer: Restorer, engine: str, oracle: Path, name: str) -> None:
-    plugin, photo, steps, seed = SINGLE[name]
-    seen: dict[tuple[str, int], Array] = {}
-    made = restorer.restore(
-        oracle / "golden" / photo, plugins=[plugin], seed=seed, steps=steps, size="released", output_size="working",
-        observe=lambda _, tensor, step, value: seen.setdefault((tensor, step), value),
-    )  # fmt: skip
-    errors = {}
-    with np.load(oracle / "golden" / f"{name}.npz") as golden:
-        kept = golden["kept_steps"].tolist()
-        for tensor in {"tokens", "cond", "z0"} & set(golden):
-            errors[tensor] = relative_error(seen[tensor, 0], golden[tensor])
-        for tensor in {"latents", "eps"} & set(golden):
-            for step, value in zip(kept, golden[tensor], strict=True):
-                errors[f"{tensor} {step}"] = relative_error(seen[tensor, step][0], value)
-        for tensor in set(RESIDUALS) & set(golden):
-            # first and last step; the copy in the repository keeps the first alone
-            for step, value in zip((0, steps - 1), golden[tensor], strict=False):
-                errors[f"{tensor} {step}"] = relative_error(seen[RESIDUALS[tensor], step][0], value)
+    found = distance(restorer, oracle, name)
     tensor_bound, picture_bound = TOLERANCE[engine]
-    assert "z0" in errors and "cond" in errors, "the golden file holds too little"
-    worse = {tensor: f"{error:.1e}" for tensor, error in sorted(errors.items()) if error > tensor_bound}
+    worse = {tensor: f"{error:.1e}" for tensor, error in sorted(found.errors.items()) if error > tensor_bound}
     assert not worse, f"{name} by {engine}, relative error over {tensor_bound:g}: {worse}"
-    picture = oracle / "golden" / f"{name}.png"
-    if picture.is_file():  # the copy in the repository has that of derain_small_4 only
-        found = psnr(made.array, _png(picture))
-        assert found >= picture_bound, f"{name} by {engine}: {found:.1f} dB"
+    assert found.picture_db is None or found.picture_db >= picture_bound, f"{name} by {engine}: {found.picture_db} dB"
 
 
 @pytest.mark.parametrize("engine", _each("onnxruntime"))

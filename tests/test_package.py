@@ -21,6 +21,13 @@ def test_all_is_importable_and_nothing_else_is_promised() -> None:
         _ = diffplugin.restore
 
 
+def test_one_file_alone_calls_the_cuda_runtime() -> None:
+    folders = ("bench", "diffplugin", "engines", "export", "plugins", "runtime")
+    sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py") if not path.is_symlink()]
+    found = {path.relative_to(ROOT).as_posix() for path in sources if "cuda.bindings" in path.read_text("utf-8")}
+    assert found == {"engines/cuda.py"}
+
+
 def test_import_is_quick() -> None:
     """Under 0.3 s, the best of five: NumPy and Pillow come with the first call, not with the import."""
     code = (

@@ -8,13 +8,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffplugin.plugins.networks.blocks import GroupNorm
+from diffplugin.plugins.networks.form import for_processors, in_portable
+
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:
     def split(x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], x.shape[1], heads, x.shape[2] // heads).transpose(1, 2)
 
-    out = F.scaled_dot_product_attention(split(query), split(key), split(value), attn_mask=mask)
-    return out.transpose(1, 2).flatten(2)
+    if in_portable():
+        # one scaling, before the product: float16 scores stay small, and compilers for GPUs fuse this pattern
+        scores = (split(query) * (heads / query.shape[2]) ** 0.5) @ split(key).transpose(2, 3)
+        out = (scores if mask is None else scores + mask).softmax(-1) @ split(value)
+    else:
+        out = F.scaled_dot_product_attention(split(query), split(key), split(value), attn_mask=mask)
+    merged: Tensor = out.transpose(1, 2).flatten(2)
+    return merged
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
@@ -27,9 +36,10 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tenso
     Returns:
         [n, q, heads * width].
 
-    In an ONNX export this becomes ``com.microsoft::MultiHeadAttention``, which engines run fused.
+    In an ONNX export this becomes ``com.microsoft::MultiHeadAttention``, which engines on processors run fused; in a
+    portable one (:mod:`.form`) two products and a softmax.
     """
-    if torch.onnx.is_in_onnx_export():
+    if for_processors():
         # bias and key padding mask, which we have not, stand between the value and the additive mask
         optional = () if mask is None else (None, None, mask)
         return torch.onnx.ops.symbolic(
@@ -111,7 +121,7 @@ class SpatialTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.linear_projection = linear_projection
-        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.norm = GroupNorm(groups, width, eps=1e-6)
         make = (lambda: nn.Linear(width, width)) if linear_projection else (lambda: nn.Conv2d(width, width, 1))
         self.proj_in = make()
         self.transformer_blocks = nn.ModuleList([_TransformerBlock(width, token_width, heads, only_cross)])
@@ -138,7 +148,7 @@ class PixelAttention(nn.Module):
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
-        self.group_norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.group_norm = GroupNorm(groups, width, eps=1e-6)
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from diffplugin.errors import CheckpointError
 from diffplugin.plugins.networks.attention import SpatialTransformer
-from diffplugin.plugins.networks.blocks import Downsample, ResnetBlock, TimeEmbedding, Upsample
+from diffplugin.plugins.networks.blocks import Downsample, GroupNorm, ResnetBlock, TimeEmbedding, Upsample
 
 Config = Mapping[str, Any]
 # What SD 1.x fixes. Another value would be another network: refuse it rather than compute something else.
@@ -207,7 +207,7 @@ class UNet(nn.Module):
                     last=level == 0,
                 )
             )
-        self.conv_norm_out = nn.GroupNorm(config["norm_num_groups"], widths[0], eps=config["norm_eps"])
+        self.conv_norm_out = GroupNorm(config["norm_num_groups"], widths[0], eps=config["norm_eps"])
         self.conv_out = nn.Conv2d(widths[0], config["out_channels"], 3, padding=1)
 
     def forward(self, latents: Tensor, time: Tensor, tokens: Tensor, residuals: Sequence[Tensor] = ()) -> Tensor:

@@ -16,8 +16,8 @@ from diffplugin.bench.peers_torch import EagerBuilder
 from diffplugin.bundle import default_bundle, open_bundle
 from diffplugin.engines import builder_named
 from diffplugin.errors import EngineError
+from diffplugin.export.measures import relative_error
 from diffplugin.export.onnx import example_inputs
-from diffplugin.export.parity import relative_error
 from diffplugin.runtime.schedule import sinusoidal
 
 

@@ -52,15 +52,14 @@ def _write(folder: Path, name: str = "small", **engine: str) -> Manifest:
     if engine:
         about = HERE | {"graph": "unet", "precision": "fp32", "engine": "onnxruntime", "shapes": "h=8,w=8"} | engine
         sha = about.pop("graph_sha256", graphs["unet"].sha256)
-        print_ = fingerprint(
-            sha, about["shapes"], about["precision"], about["engine"], about["version"], about["device"]
-        )
+        devices = (about.pop("device"),)
+        print_ = fingerprint(sha, about["shapes"], about["precision"], about["engine"], about["version"], devices)
         name_ = about.pop("fingerprint", print_)
         blob = folder / ENGINES / name_ / "model.blob"
         blob.parent.mkdir(parents=True)
         blob.write_bytes(b"engine" * 100)
         files = (f"{ENGINES}/{name_}/model.blob",)
-        entries.append(EngineEntry(fingerprint=name_, graph_sha256=sha, files=files, **about))
+        entries.append(EngineEntry(fingerprint=name_, graph_sha256=sha, files=files, devices=devices, **about))
     manifest = Manifest(
         created_with="0.1.0",
         name=name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def test_files_specs_and_cards(folder: Path) -> None:
     assert bundle.spec("scb/derain").graph == "scb"
     assert bundle.spec("unet").inputs[2].axes == (1, bundle.manifest.dims.tokens, bundle.manifest.dims.token_width)
     assert bundle.cards() == {"derain": shipped_cards()["derain"]}
-    with pytest.raises(BundleError, match=r"no graph 'scb/desnow'; it has .*scb/derain"):
+    with pytest.raises(BundleError, match=r"no graph 'scb/desnow' at fp32; it has .*scb/derain"):
         bundle.graph_file("scb/desnow")
     with pytest.raises(BundleError, match="no kind of graph is called 'sbc'"):
         bundle.spec("sbc/derain")
@@ -54,10 +55,11 @@ def test_only_the_manifest_is_read_at_first(tmp_path: Path, write: Write) -> Non
     assert open_bundle(tmp_path / "bare").manifest.plugins == ("derain",)
 
 
-def find(bundle: Bundle, **changes: str) -> EngineEntry | None:
+def find(bundle: Bundle, **changes: Any) -> EngineEntry | None:
     builder = OnnxRuntimeBuilder()
     here = {"version": builder.version(), "device": builder.device()}
-    wanted = here | {"key": "unet", "engine": "onnxruntime", "precision": "fp32", "shapes": "h=8,w=8"} | changes
+    sizes = {"h": 8, "w": 8, "n": 99}
+    wanted = here | {"key": "unet", "engine": "onnxruntime", "precision": "fp32", "sizes": sizes} | changes
     return bundle.engine(wanted.pop("key"), **wanted)
 
 
@@ -65,7 +67,7 @@ def test_engines_are_found_by_all_that_they_depend_on(tmp_path: Path, write: Wri
     write(tmp_path, version=here["version"])
     bundle = open_bundle(tmp_path)
     assert find(bundle) == bundle.manifest.engines[0]
-    for other in ({"precision": "bf16"}, {"engine": "openvino"}, {"shapes": "h=9,w=8"}, {"key": "vae_decoder"}):
+    for other in ({"precision": "bf16"}, {"engine": "openvino"}, {"sizes": {"h": 9, "w": 8}}, {"key": "vae_decoder"}):
         assert find(bundle, **other) is None
     for foreign in ({"version": "0"}, {"device": "elsewhere"}):
         with pytest.raises(ForeignEngine, match=r"built for version .* dp-export --prune"):
@@ -74,7 +76,8 @@ def test_engines_are_found_by_all_that_they_depend_on(tmp_path: Path, write: Wri
 
 def test_a_fingerprint_depends_on_everything() -> None:
     parts = ["graph", "shapes", "precision", "engine", "version", "device"]
-    prints = {fingerprint(*(p + "!" if i == changed else p for i, p in enumerate(parts))) for changed in range(7)}
+    changed = ([p + "!" if i == k else p for i, p in enumerate(parts)] for k in range(7))
+    prints = {fingerprint(*about[:5], (about[5],)) for about in changed}
     assert len(prints) == 7 and all(len(p) == 16 and int(p, 16) >= 0 for p in prints)
 
 
@@ -220,3 +223,49 @@ def test_bundles_are_listed_by_path(tmp_path: Path, write: Write) -> None:
     assert [bundle.manifest.name for bundle in list_bundles(tmp_path)] == ["a", "b", "deep/c"]
     assert [bundle.manifest.name for bundle in list_bundles(tmp_path / "a")] == ["a"]
     assert list_bundles(tmp_path / "absent") == []
+
+
+def test_engines_built_for_a_fleet_are_no_fault_here(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build server has none of the GPUs. Another version of the library is stale, where the library is installed."""
+    from diffplugin.engines.tensorrt import TensorRtBuilder
+
+    folder = tmp_path / "bundle"
+    entry = write(folder, engine="tensorrt-rtx", version="1.2", device="sm_89").engines[0]
+    for lacking, version, sound in (("not installed", "9", True), (None, "1.2", True), (None, "1.3", False)):
+        monkeypatch.setattr(TensorRtBuilder, "why_cannot_build", lambda self, reason=lacking: reason)
+        monkeypatch.setattr(TensorRtBuilder, "version", lambda self, version=version: version)
+        assert (verify(folder) == []) == sound
+        if not sound:
+            (said,) = verify(folder)
+            assert "foreign: built for version 1.2; here is 1.3" in said and entry.fingerprint in said
+    assert prune(folder)[0] == [str(folder / ENGINES / entry.fingerprint)]
+
+
+def test_a_range_of_sizes_comes_after_an_engine_of_one(tmp_path: Path, write: Write, here: dict[str, str]) -> None:
+    manifest = write(tmp_path, **here)
+    (only,) = manifest.engines
+    wide = replace(only, shapes="h=4:8:16,w=8", fingerprint="wide")
+    bundle = Bundle(tmp_path, replace(manifest, engines=(wide, only)))
+    assert find(bundle) == only
+    assert find(bundle, sizes={"h": 16, "w": 8}) == wide
+    assert find(bundle, sizes={"h": 17, "w": 8}) is None
+
+
+def test_a_variant_stands_for_its_graph_at_its_precision(folder: Path) -> None:
+    bundle = open_bundle(folder)
+    half = replace(bundle.manifest.graphs["unet"], file="fp16/unet.onnx")
+    bundle = Bundle(folder, replace(bundle.manifest, variants={"fp16": {"unet": half, "step": half}}))
+    assert bundle.graph("unet", "fp16") == bundle.graph("step", "fp16") == half
+    assert bundle.graph("unet", "bf16") == bundle.graph("unet") != half
+    assert bundle.graph("vae_decoder", "fp16") == bundle.graph("vae_decoder")
+    assert set(bundle.keys("fp16")) - set(bundle.keys()) == {"step"}
+    with pytest.raises(BundleError, match="no graph 'step' at fp32"):
+        bundle.graph("step")
+
+
+def test_step_has_the_weights_of_the_unet(tmp_path: Path) -> None:
+    for name in ("unet.onnx", "unet.onnx.data", "step.onnx"):
+        (tmp_path / name).write_bytes(name.encode())
+    assert graph_files(tmp_path / "step.onnx") == (tmp_path / "step.onnx", tmp_path / "unet.onnx.data")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffplugin.engines.base import check_names, check_precision, one_line, shapes_text, thread_count, usable_cores
+from diffplugin.engines.base import check_names, check_precision, one_line, thread_count, usable_cores
 from diffplugin.engines.onnxruntime import OnnxRuntimeBuilder
 from diffplugin.errors import BundleDamaged, EngineUnavailable, RequestError
 from diffplugin.spec import GraphSpec, TensorSpec
@@ -56,10 +56,6 @@ def test_thread_count() -> None:
     for wrong in (0, -1):
         with pytest.raises(RequestError, match=f"threads is {wrong}, expected 1 or more"):
             thread_count(wrong)
-
-
-def test_shapes_are_those_of_the_free_input_axes() -> None:
-    assert shapes_text(SPEC, {"h": 8, "w": 12, "n": 2, "p": 3, "H": 64}) == "n=2,h=8,w=12"
 
 
 def test_foreign_tensors_are_refused_with_both_sides() -> None:

@@ -14,7 +14,9 @@ from diffplugin.bundle import Bundle
 from diffplugin.engines import ENGINES, builder_named, choose
 from diffplugin.engines.onnxruntime import OnnxRuntimeBuilder
 from diffplugin.engines.openvino import OpenVinoBuilder
+from diffplugin.engines.tensorrt import TensorRtBuilder
 from diffplugin.errors import EngineUnavailable
+from diffplugin.manifest import EngineEntry
 
 HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "transformers", "diffusers", "PIL", "tokenizers")
 
@@ -60,7 +62,7 @@ def test_int8_is_taken_only_where_asked_or_preferred_and_where_the_bundle_has_it
 ) -> None:
     machine(monkeypatch, openvino=("fp32", "int8"))
     entry = tiny.bundle.manifest.graphs["unet"]
-    quantized = replace(tiny.bundle, manifest=replace(tiny.bundle.manifest, quantized={"unet": entry}))
+    quantized = replace(tiny.bundle, manifest=replace(tiny.bundle.manifest, variants={"int8": {"unet": entry}}))
 
     def taken(bundle: Bundle, precision: str = "auto", prefer: tuple[str, ...] = ()) -> tuple[str, str]:
         builder, used, _ = choose("auto", precision, bundle=bundle, prefer=prefer)
@@ -105,7 +107,8 @@ def test_an_engine_that_is_not_here_names_the_remedy(monkeypatch: pytest.MonkeyP
 
 def test_unknown_engine() -> None:
     with pytest.raises(
-        EngineUnavailable, match=r"'tensorflow': unknown; expected auto or one of openvino, onnxruntime"
+        EngineUnavailable,
+        match=r"'tensorflow': unknown; expected auto or one of tensorrt, tensorrt-rtx, openvino, onnxruntime",
     ):
         builder_named("tensorflow")
     assert [builder_named(name).name for name in ENGINES] == list(ENGINES)
@@ -120,3 +123,36 @@ def test_importing_costs_no_library() -> None:
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.split() == []
+
+
+def test_a_gpu_is_taken_where_a_bundle_has_engines_for_it(monkeypatch: pytest.MonkeyPatch, tiny: Any) -> None:
+    """Without such engines TensorRT is not even looked at; without a GPU the processor does it."""
+    machine(monkeypatch, openvino=("fp32",))
+    gpu: list[str | None] = [None]
+    monkeypatch.setattr(TensorRtBuilder, "why_unavailable", lambda self: gpu[0])
+    entry = EngineEntry(
+        fingerprint="0",
+        engine="tensorrt-rtx",
+        version="1",
+        precision="fp16",
+        devices=("sm_89",),
+        shapes="h=8,w=8",
+        graph="unet",
+        graph_sha256="0",
+        files=(),
+    )
+    variants = {"fp16": {"unet": tiny.bundle.manifest.graphs["unet"]}}
+    ready = replace(tiny.bundle, manifest=replace(tiny.bundle.manifest, engines=(entry,), variants=variants))
+
+    def taken(bundle: Bundle, precision: str = "auto", prefer: tuple[str, ...] = ()) -> tuple[str, str]:
+        builder, used, _ = choose("auto", precision, bundle=bundle, prefer=prefer)
+        return builder.name, used
+
+    assert taken(ready, prefer=("int8", "fp32")) == ("tensorrt-rtx", "fp16")
+    assert taken(ready) == taken(ready, "fp16") == ("tensorrt-rtx", "fp16")
+    assert taken(ready, "fp32") == ("onnxruntime", "fp32")
+    assert taken(tiny.bundle) == ("onnxruntime", "fp32")
+    gpu[0] = "there is no GPU here"
+    assert taken(ready) == ("onnxruntime", "fp32")
+    with pytest.raises(EngineUnavailable, match=r"tensorrt-rtx: there is no GPU here"):
+        taken(ready, "fp16")

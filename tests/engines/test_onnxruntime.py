@@ -14,8 +14,10 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from diffplugin.engines.base import BuildOptions
 from diffplugin.engines.onnxruntime import OnnxRuntimeBuilder, OnnxRuntimeEngine
 from diffplugin.errors import BundleDamaged, EngineError, EngineUnavailable, RequestError, ShapeMismatch
+from diffplugin.shapes import Range
 
 Make = Callable[..., Any]
 Worst = Callable[[Any, Any], float]
@@ -150,8 +152,15 @@ def test_another_graph_in_the_file_is_refused(tiny: Any) -> None:
 
 
 def test_nothing_is_built_ahead(tiny: Any, tmp_path: Path) -> None:
-    builder = OnnxRuntimeBuilder()
-    assert builder.build(tiny.bundle, "unet", precision="fp32", sizes={"h": 8, "w": 8}, out=tmp_path / "out") == ()
+    builder, out = OnnxRuntimeBuilder(), tmp_path / "out"
+    profile = {"h": Range.of(8), "w": Range.of(8)}
+
+    def build(options: BuildOptions) -> object:
+        return builder.build(tiny.bundle, "unet", precision="fp32", profile=profile, out=out, options=options)
+
+    assert build(BuildOptions()) is None and builder.why_cannot_build() is None
+    with pytest.raises(RequestError, match=r"onnxruntime: --gpus, --weight-streaming is for TensorRT engines"):
+        build(BuildOptions(gpus=("sm_89",), weight_streaming=True))
     assert not (tmp_path / "out").exists()
     assert builder.why_unavailable() is None and builder.version() == ort.__version__ and builder.device() == "cpu"
 

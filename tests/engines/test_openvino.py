@@ -17,10 +17,12 @@ pytest.importorskip("openvino", reason="needs the extra [openvino]")
 
 from diffplugin.bundle import ENGINES, Bundle
 from diffplugin.engines import openvino as module
+from diffplugin.engines.base import BuildOptions
 from diffplugin.engines.blobs import write_blob
 from diffplugin.engines.openvino import OpenVinoBuilder, OpenVinoEngine
 from diffplugin.errors import BundleDamaged, EngineError, EngineUnavailable, RequestError, ShapeMismatch
 from diffplugin.manifest import EngineEntry, fingerprint
+from diffplugin.shapes import Range
 
 Make = Callable[..., Any]
 Worst = Callable[[Any, Any], float]
@@ -235,9 +237,11 @@ def built(tiny: Any, **changes: str) -> Any:
     builder, bundle = OpenVinoBuilder(), tiny.bundle
     about = {"version": builder.version(), "device": builder.device()} | changes
     sha = bundle.graph("unet").sha256
-    name = fingerprint(sha, "h=8,w=8", "fp32", "openvino", about["version"], about["device"])
+    name = fingerprint(sha, "h=8,w=8", "fp32", "openvino", about["version"], (about["device"],))
     folder = bundle.path / ENGINES / name
-    files = builder.build(bundle, "unet", precision="fp32", sizes={"h": 8, "w": 8}, out=folder)
+    profile = {"h": Range.of(8), "w": Range.of(8)}
+    made = builder.build(bundle, "unet", precision="fp32", profile=profile, out=folder, options=BuildOptions())
+    assert made is not None
     entry = EngineEntry(
         fingerprint=name,
         engine="openvino",
@@ -245,8 +249,9 @@ def built(tiny: Any, **changes: str) -> Any:
         shapes="h=8,w=8",
         graph="unet",
         graph_sha256=sha,
-        files=tuple(file.relative_to(bundle.path).as_posix() for file in files),
-        **about,
+        files=tuple(file.relative_to(bundle.path).as_posix() for file in made.files),
+        version=about["version"],
+        devices=(about["device"],),
     )
     return replace(tiny, bundle=Bundle(bundle.path, replace(bundle.manifest, engines=(entry,))))
 
@@ -307,12 +312,14 @@ def quantized(tiny: Any) -> Any:
 
     items = [tiny.inputs(seed=seed) for seed in range(3)]
     entries = quantize_bundle(tiny.bundle, OpenVinoBuilder(), {"unet": items}, budget=1.0)
-    return replace(tiny, bundle=replace(tiny.bundle, manifest=replace(tiny.bundle.manifest, quantized=entries)))
+    return replace(
+        tiny, bundle=replace(tiny.bundle, manifest=replace(tiny.bundle.manifest, variants={"int8": entries}))
+    )
 
 
 def test_int8_runs_the_quantised_graph_and_is_close(tiny: Any, tmp_path: Path) -> None:
     ready = quantized(tiny)
-    entry = ready.bundle.manifest.quantized["unet"]
+    entry = ready.bundle.manifest.variants["int8"]["unet"]
     assert entry.file == "int8/unet.xml" and entry.sha256 != ready.bundle.graph("unet").sha256
     for sides in ((8, 8), (16, 9)):
         inputs = ready.inputs(*sides)

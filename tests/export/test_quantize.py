@@ -13,7 +13,7 @@ pytest.importorskip("nncf", reason="quantises with the package nncf")
 import diffplugin
 from diffplugin.bundle import default_bundle, open_bundle, verify
 from diffplugin.engines import builder_named
-from diffplugin.export import parity
+from diffplugin.export import measures
 from diffplugin.export.exporter import embedded_checkpoint, export_bundle
 from diffplugin.export.quantize import KINDS, SAMPLES, calibration_inputs, default_pictures, quantize_bundle
 from diffplugin.spec import check_inputs
@@ -58,7 +58,7 @@ def test_int8_weights_of_the_vision_encoder_survive_the_cache(tmp_path: Path) ->
     pixels = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
     moved = type(bundle)(copy, bundle.manifest)
     entries = quantize_bundle(moved, builder, {"clip_vision": [{"pixels": pixels}]})
-    ready = type(bundle)(copy, replace(bundle.manifest, quantized=entries))
+    ready = type(bundle)(copy, replace(bundle.manifest, variants={"int8": entries}))
     made = []
     for precision in ("fp32", "int8", "int8"):
         engine = builder.load(ready, "clip_vision", precision=precision, threads=None, cache=tmp_path / "cache")
@@ -66,7 +66,7 @@ def test_int8_weights_of_the_vision_encoder_survive_the_cache(tmp_path: Path) ->
         engine.close()
     exact, compiled, imported = made
     assert len(list((tmp_path / "cache").rglob("*.blob"))) == 2
-    error = parity.relative_error(imported, exact)
+    error = measures.relative_error(imported, exact)
     print(f"relative error {error:.1e}")
     assert 1e-5 < error < 0.05
     assert np.array_equal(compiled, imported)
@@ -78,11 +78,11 @@ def test_the_embedded_model_in_int8(tmp_path: Path) -> None:
     checkpoint, cards, name = embedded_checkpoint(["derain"])
     out = export_bundle(checkpoint, tmp_path / "int8", name=name, cards=cards, engine="openvino", precision="int8")
     assert verify(out) == []
-    picture = parity.test_picture(256, 256, seed=9)
+    picture = measures.test_picture(256, 256, seed=9)
     made = {}
     for precision in ("fp32", "int8"):
         with diffplugin.load(out, engine="openvino", precision=precision) as restorer:
             made[precision] = np.asarray(restorer.restore(picture, plugins=["derain"], steps=20).image)
-    found = parity.psnr(made["int8"], made["fp32"])
+    found = measures.psnr(made["int8"], made["fp32"])
     print(f"{found:.1f} dB")
     assert found >= 33

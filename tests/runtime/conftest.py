@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from diffplugin.bundle import Bundle
+from diffplugin.engines.base import LoadsOnnx
 from diffplugin.engines.fake import FakeEngine
 from diffplugin.export.tokenizer import write_tokenizer
 from diffplugin.manifest import GraphEntry, Manifest
@@ -17,6 +19,11 @@ from diffplugin.plugins.cards import card_to_toml, shipped_cards
 from diffplugin.runtime.restorer import Restorer
 from diffplugin.runtime.schedule import NoiseSchedule, sinusoidal
 from diffplugin.spec import Array, ModelDims
+
+if TYPE_CHECKING:
+    from diffplugin.runtime.device import DeviceLoop
+    from tests.engines.fake_driver import FakeDriver
+    from tests.engines.fake_tensorrt import FakeTensorRt
 
 Function = Callable[[Mapping[str, Array]], dict[str, Array]]
 
@@ -49,7 +56,7 @@ def _grow(latents: Array) -> Array:
     return np.ascontiguousarray(latents[:, :3].repeat(8, 2).repeat(8, 3))
 
 
-class FakeModel:
+class FakeModel(LoadsOnnx):
     """Engines of one bundle. ``swap`` another function in for a graph; ``loads`` and ``runs`` count.
 
     The SCB hands the UNet ``cond`` plus the plugin's number, and the UNet finds the noise that leads there: a run
@@ -84,11 +91,6 @@ class FakeModel:
 
     def precisions(self) -> tuple[str, ...]:
         return ("fp32",)
-
-    def build(
-        self, bundle: Bundle, key: str, *, precision: str, sizes: Mapping[str, int], out: Path
-    ) -> tuple[Path, ...]:
-        return ()
 
     def load(self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None) -> FakeEngine:
         self.loads.append(key)
@@ -201,3 +203,34 @@ def model() -> FakeModel:
 @pytest.fixture
 def restorer(fake_bundle: Bundle, model: FakeModel) -> Restorer:
     return Restorer(fake_bundle, model, "fp32", reason="as asked")
+
+
+@pytest.fixture
+def on_device(device_bundle: Bundle, driver: FakeDriver, library: FakeTensorRt) -> Iterator[Restorer]:
+    """The embedded model on the fake device; at the end nothing may be left there."""
+    from tests.engines.fake_tensorrt import FakeTensorRtBuilder
+
+    with Restorer(device_bundle, FakeTensorRtBuilder(driver, library), "fp32", reason="as asked") as made:
+        yield made
+    assert driver.live() == {}
+
+
+@pytest.fixture(scope="session")
+def plain(device_bundle: Bundle) -> Iterator[Restorer]:
+    """The same model by the plain loop."""
+    from diffplugin.engines.onnxruntime import OnnxRuntimeBuilder
+
+    with Restorer(device_bundle, OnnxRuntimeBuilder(), "fp32", threads=1) as made:
+        yield made
+
+
+def smooth_photo(height: int = 48, width: int = 64, seed: int = 0) -> Array:
+    """Smooth, as photographs are."""
+    coarse = np.random.default_rng(seed).integers(30, 220, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
+    return np.ascontiguousarray(coarse.repeat(8, 0).repeat(8, 1)[:height, :width])
+
+
+def device_of(restorer: Restorer) -> DeviceLoop:
+    """The loop on a restorer's device; it must have one."""
+    assert restorer.device is not None
+    return restorer.device

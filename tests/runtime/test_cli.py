@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffplugin.engines import builder_named
 from diffplugin.errors import BundleError, EngineUnavailable
 from diffplugin.runtime import cli, session
 from diffplugin.runtime.quality import quality_named
@@ -238,6 +239,21 @@ def test_from_a_shell_no_traceback(tmp_path: Path) -> None:
     run = _python("-m", "diffplugin.runtime.cli", str(tmp_path / "a.png"), "rain", "--bundle", str(tmp_path))
     assert run.returncode == 1 and run.stdout == ""
     assert run.stderr.startswith("dp-infer: ") and run.stderr.count("\n") == 1 and "bundle" in run.stderr
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
+def test_without_a_gpu_its_engines_are_refused_in_one_line(
+    engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if builder_named(engine).why_unavailable() is None:
+        pytest.skip("this machine has a GPU")
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (64, 64)).save(photo)
+    assert cli.main([str(photo), "remove the rain", "--engine", engine]) == cli.FAILED
+    out, err = capsys.readouterr()
+    assert not out and err.startswith(f"dp-infer: engine {engine}: ") and err.count("\n") == 1
+    assert "pip install" in err or "NVIDIA" in err, "the remedy"
+    assert list(tmp_path.iterdir()) == [photo]
 
 
 def test_the_command_imports_nothing_heavy() -> None:

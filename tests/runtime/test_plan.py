@@ -148,7 +148,8 @@ def test_json() -> None:
     assert made["unet_runs"] == 4 * 20
     stage = {"plugin": "deblur", "steps": 20, "start": "noised_input", "renoise_from_t": 960}
     every = list(range(20))
-    assert made["chain"] == [stage | {"fresh": every, "scb_steps": every}] and made["quality"] == "exact"
+    assert made["chain"] == [stage | {"fresh": every, "scb_steps": every, "scb_batch": 1}]
+    assert made["quality"] == "exact" and made["loop"] == "host"
     assert (made["whole_runs"], made["shallow_runs"], made["scb_runs"]) == (80, 0, 80)
     assert made["tiles"][0] == {"top": 0, "left": 0, "height": 72, "width": 72}
     assert made["estimated_bytes"] == 1000 + 72 * 72

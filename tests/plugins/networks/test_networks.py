@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="needs the extra [export]")
 from diffplugin.errors import CheckpointError  # noqa: E402
 from diffplugin.export.checkpoints import Checkpoint, find  # noqa: E402
 from diffplugin.export.exporter import embedded_checkpoint  # noqa: E402
-from diffplugin.export.parity import relative_error  # noqa: E402
+from diffplugin.export.measures import relative_error  # noqa: E402
 from diffplugin.plugins.networks.attention import sinusoidal  # noqa: E402
 from diffplugin.plugins.networks.clip import TextEncoder  # noqa: E402
 from diffplugin.plugins.networks.taskplugin import SpatialComplementBranch  # noqa: E402

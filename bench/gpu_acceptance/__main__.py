@@ -1,0 +1,175 @@
+"""``python -m diffplugin.bench.gpu_acceptance``: the coordinator. Exit status: 0 accepted, 1 not, 2 wrong usage."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffplugin.bench.environment import environment
+from diffplugin.bench.gpu_acceptance.job import EMBEDDED, FULL, ORACLE, SCRATCH, Job
+from diffplugin.bench.gpu_acceptance.report import failures, markdown
+from diffplugin.bench.measure import worker
+from diffplugin.bench.work import parse_work
+from diffplugin.engines import builder_named
+from diffplugin.engines.device import DeviceBuilder
+from diffplugin.errors import DiffPluginError, EngineUnavailable, RequestError
+
+FORMAT = 1
+RESULTS, REPORT = "acceptance.json", "acceptance.md"
+WORKER = "diffplugin.bench.gpu_acceptance.worker"
+_MEASURED = ("build", "cold start", "replay", "fidelity", "measure", "pytorch eager", "torch.compile")
+PARTS = {ORACLE: ("build", "goldens"), EMBEDDED: _MEASURED, FULL: _MEASURED}
+PEERS = ("pytorch eager", "torch.compile")
+Run = Callable[[dict[str, Any], float], dict[str, Any]]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m diffplugin.bench.gpu_acceptance",
+        description="Build engines for this machine's GPU, check them against what the release computed, and measure "
+        "them beside PyTorch.",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for results and bundles")
+    parser.add_argument("--full", type=Path, metavar="DIR", help="also the checkpoint that bench.full_width wrote here")
+    parser.add_argument(
+        "--engine",
+        default="tensorrt-rtx",
+        metavar="NAME",
+        help="tensorrt-rtx (default) or tensorrt; onnxruntime rehearses all of it on the processor",
+    )
+    parser.add_argument("--work", default="512x512", metavar="WxH", help="picture size (default: 512x512)")
+    parser.add_argument("--steps", type=int, default=20, metavar="N")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="how often each way is timed (default: 5)")
+    parser.add_argument("--no-peers", action="store_true", help="leave PyTorch out")
+    parser.add_argument("--timeout", type=float, default=3600, metavar="S", help="of one part (default: 3600)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run everything; returns the exit status. Errors are one line on stderr, never a traceback."""
+    args = _parser().parse_args(argv)
+    try:
+        found = _environment(args.engine)
+        jobs = list(_jobs(args))
+    except DiffPluginError as error:
+        print(f"gpu_acceptance: {error}", file=sys.stderr)
+        return 2 if isinstance(error, RequestError) else 1
+    head = {
+        "format": FORMAT,
+        "environment": found,
+        "conditions": {name: getattr(jobs[0], name) for name in ("engine", "precision", "width", "height", "steps")}
+        | {"rounds": args.rounds},
+    }
+    try:
+        (args.out / SCRATCH).mkdir(parents=True, exist_ok=True)
+        (args.out / SCRATCH / ".gitignore").write_text("*\n", encoding="utf-8")
+        result = run(jobs, head, args.out, _in_a_process, args.timeout)
+    except OSError as error:
+        print(f"gpu_acceptance: {error.filename or args.out}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"gpu_acceptance: interrupted; what is done is in {args.out / RESULTS}", file=sys.stderr)
+        return 130
+    failed = failures(result)
+    print(f"{args.out / REPORT}: " + (f"not accepted, {len(failed)} faults" if failed else "accepted"))
+    return 1 if failed else 0
+
+
+def _environment(engine: str) -> dict[str, Any]:
+    """The machine.
+
+    Raises:
+        EngineUnavailable: there is no such engine, no GPU or no driver.
+    """
+    builder = builder_named(engine)
+    if reason := builder.why_unavailable():
+        raise EngineUnavailable(f"engine {engine} cannot run here: {' '.join(reason.split())}")
+    found: dict[str, Any] = environment()
+    if isinstance(builder, DeviceBuilder):
+        describe = getattr(builder.driver(), "describe", None)
+        found["gpu"] = describe() if describe is not None else {}
+    for package in ("tensorrt", "tensorrt-rtx", "cuda-python"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _jobs(args: argparse.Namespace) -> Iterator[Job]:
+    """Every part in the order in which they run.
+
+    Raises:
+        RequestError: an option that cannot be.
+    """
+    work = parse_work(args.work)
+    for name in ("steps", "rounds"):
+        if getattr(args, name) < 1:
+            raise RequestError(f"{name} is {getattr(args, name)}, expected at least 1")
+    if work.width % 8 or work.height % 8:
+        raise RequestError(f"work {args.work}: expected sides that are multiples of 8, which the peers need")
+    if args.full is not None and not (args.full / "base").is_dir():
+        raise RequestError(f"--full {args.full}: no checkpoint; write it with python -m diffplugin.bench.full_width")
+    for model in (ORACLE, EMBEDDED, *([f"{FULL}:{args.full}"] if args.full else [])):
+        for part in PARTS[model.partition(":")[0]]:
+            if part in PEERS and args.no_peers:
+                continue
+            yield Job(
+                part=part,
+                model=model,
+                engine=args.engine,
+                precision=builder_named(args.engine).precisions()[0],
+                out=str(args.out.resolve()),
+                width=work.width,
+                height=work.height,
+                steps=args.steps,
+                rounds=args.rounds,
+            )
+
+
+def _in_a_process(job: dict[str, Any], timeout: float) -> dict[str, Any]:
+    return worker(job, timeout, WORKER)
+
+
+def run(jobs: Sequence[Job], head: dict[str, Any], out: Path, execute: Run, timeout: float) -> dict[str, Any]:
+    """Run the parts; the result is on disk, whole, after each of them."""
+    parts: list[dict[str, Any]] = []
+    result = head | {"parts": parts}
+    built: dict[str, bool] = {}
+    for job in jobs:
+        if job.part != "build" and not built.get(job.kind):
+            made: dict[str, Any] = {"error": "its engines were not built"}
+        else:
+            print(f"{job.kind}, {job.part}: …", flush=True)
+            made = execute(job.to_json(), timeout)
+        if job.part == "build":
+            built[job.kind] = "error" not in made
+        parts.append({"part": job.part, "model": job.kind, "engine": job.engine, "precision": job.precision} | made)
+        print(f"{job.kind}, {job.part}: {_told(made)}", flush=True)
+        _write(out / RESULTS, json.dumps(result, indent=1) + "\n")
+        _write(out / REPORT, markdown(result))
+    return result
+
+
+def _told(made: dict[str, Any]) -> str:
+    if "error" in made:
+        return f"not run: {made['error']}"
+    if "skipped" in made:
+        return f"not applicable: {made['skipped']}"
+    failed = [f"{c['name']}: {c['found']}" for c in made.get("checks", ()) if not c["ok"]]
+    return "; ".join(f"FAILED {text}" for text in failed) or "done"
+
+
+def _write(file: Path, text: str) -> None:
+    part = file.with_suffix(file.suffix + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""The parts that run this project's engines: a :class:`Job` in, JSON out; ``checks`` are pass or fail."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from diffplugin.bench.gpu_acceptance.job import (
+    EMBEDDED,
+    ORACLE,
+    SEED,
+    DevicePeak,
+    Job,
+    free_memory,
+    interleaved,
+    open_restorer,
+    photograph,
+)
+
+if TYPE_CHECKING:
+    from diffplugin.export.checkpoints import Checkpoint
+    from diffplugin.runtime.capture import Key, Request
+    from diffplugin.runtime.restoration import Restoration
+    from diffplugin.runtime.restorer import Restorer
+
+Result = dict[str, Any]
+GOLDEN = "derain_small_4"
+GOLDEN_SIZE = (512, 688)  # height and width that the released rule makes of its photo
+STEPS_OF_FULL = 4  # of the comparison with float32 on the processor, which takes seconds a step
+
+
+def check(name: str, ok: bool, found: str) -> Result:
+    """``found``: what was measured, and what was wanted."""
+    return {"name": name, "ok": bool(ok), "found": found}
+
+
+def build(job: Job) -> Result:
+    """Export the model and build its engines for this GPU; what the builder reported of each."""
+    from diffplugin.engines.base import BuildOptions
+    from diffplugin.export.ahead import parse_size
+    from diffplugin.export.exporter import export_bundle
+
+    checkpoint, cards = _checkpoint(job)
+    size = parse_size("{}x{}".format(*(GOLDEN_SIZE if job.kind == ORACLE else (job.height, job.width))))
+    lines: list[str] = []
+    began = time.monotonic()
+    export_bundle(
+        checkpoint, job.bundle, name=job.kind, cards=cards, engine=job.engine, precision=job.precision,
+        sizes=[size], validate=False, options=BuildOptions(progress=lines.append), report=lines.append,
+    )  # fmt: skip
+    result: Result = {"seconds": time.monotonic() - began, "log": lines[-40:]}
+    from diffplugin.bundle import open_bundle
+
+    manifest = open_bundle(job.bundle).manifest
+    result["engines"] = [
+        {
+            "graph": entry.graph,
+            "shapes": entry.shapes,
+            "devices": list(entry.devices),
+            "mib": round(sum(manifest.files[file].bytes for file in entry.files) / 2**20, 1),
+            "report": {name: value for name, value in entry.report.items() if name not in ("tensors", "operators")},
+        }
+        for entry in manifest.engines
+    ]
+    return result
+
+
+def start(job: Job) -> Result:
+    """From the start of a process to its first picture; the first time after the build, whatever is cached later."""
+    with open_restorer(job) as restorer:
+        plugin = next(iter(restorer.cards))
+        load_s = job.since()
+        restorer.restore(photograph(job, plugin), plugins=[plugin], seed=SEED, steps=job.steps)
+        return {"load_s": load_s, "first_picture_s": job.since()}
+
+
+def _checkpoint(job: Job) -> tuple[Checkpoint, Path | None]:
+    """(checkpoint, folder of its cards)."""
+    from diffplugin.bench.goldens import unpack
+    from diffplugin.export.checkpoints import find
+
+    if job.kind == ORACLE:
+        root = _oracle(job) / "checkpoint"
+        if not root.is_dir():
+            unpack(_oracle(job))
+        return find(root / "stable-diffusion", root / "clip", root / "pre-trained"), None
+    if job.kind == EMBEDDED:
+        from diffplugin.export.exporter import embedded_checkpoint
+
+        checkpoint, cards, _ = embedded_checkpoint([])
+        return checkpoint, cards
+    root = Path(job.model.partition(":")[2])
+    return find(root / "base", root / "clip", root / "pre-trained"), root / "pre-trained"
+
+
+def _oracle(job: Job) -> Path:
+    return job.scratch / "oracle"
+
+
+def goldens(job: Job) -> Result:
+    """What the released scripts computed: every tensor from the host's loop, the picture from the device's too."""
+    from diffplugin.bench.goldens import distance
+    from diffplugin.export.parity import PICTURE_BUDGET, TENSOR_BUDGET
+
+    tensor_budget, picture_budget = TENSOR_BUDGET[job.precision], PICTURE_BUDGET[job.precision]
+    with open_restorer(job) as restorer:
+        seen = distance(restorer, _oracle(job), GOLDEN)
+        whole = distance(restorer, _oracle(job), GOLDEN, tensors=False)
+        loop = "device" if restorer.device is not None else "host"
+    worst = max(seen.errors, key=lambda name: seen.errors[name])
+    checks = [
+        check("tensors", seen.errors[worst] <= tensor_budget, f"{worst} {seen.errors[worst]:.1e} <= {tensor_budget:g}")
+    ]
+    for name, db in (("picture, graph by graph", seen.picture_db), (f"picture, {loop} loop", whole.picture_db)):
+        checks.append(check(name, db is not None and db >= picture_budget, f"{db} >= {picture_budget:g} dB"))
+    return {"errors": dict(seen.errors), "picture_db": whole.picture_db, "checks": checks}
+
+
+def replay(job: Job) -> Result:
+    """Launches of captured graphs against plain enqueues of the same requests, bit for bit."""
+    with open_restorer(job) as restorer:
+        plugins = list(restorer.cards)
+        if restorer.device is None:
+            return {"skipped": f"engine {job.engine} runs graph by graph from the host: there is nothing to capture"}
+        restorer.device.compared = []
+        for turn in range(2):  # the first request of a shape runs plainly
+            for i, plugin in enumerate(plugins):
+                for sampler in ("unipc", "ddim"):
+                    photo = photograph(job, plugin, i + turn)
+                    restorer.restore(photo, plugins=[plugin], seed=turn, sampler=sampler, steps=job.steps)
+        compared = restorer.device.compared
+    different = [one for one in compared if one.different]
+    largest = max((one.largest for one in different), default=0.0)
+    return {
+        "replays": len(compared),
+        "different": len(different),
+        "checks": [
+            check("something was replayed", bool(compared), f"{len(compared)} replays"),
+            check("replay is plain, bit for bit", not different, f"{len(different)} differ, by {largest:g} at most"),
+        ],
+    }
+
+
+def fidelity(job: Job) -> Result:
+    """The picture against the one that ONNX Runtime makes of the same bundle on the processor in float32."""
+    import diffplugin
+    from diffplugin.export.measures import psnr
+    from diffplugin.export.parity import PICTURE_BUDGET
+
+    steps = job.steps if job.kind == EMBEDDED else min(job.steps, STEPS_OF_FULL)
+    found = {}
+    with open_restorer(job) as restorer, diffplugin.load(job.bundle, engine="onnxruntime", precision="fp32") as exact:
+        for plugin in restorer.cards:
+            made = [r.restore(photograph(job, plugin), plugins=[plugin], steps=steps).array for r in (restorer, exact)]
+            found[plugin] = psnr(made[0], made[1])
+    budget = PICTURE_BUDGET[job.precision]
+    told = ", ".join(f"{plugin} {db:.1f}" for plugin, db in found.items())
+    return {"psnr_db": found, "checks": [check("picture", min(found.values()) >= budget, f"{told} >= {budget:g} dB")]}
+
+
+def measure(job: Job) -> Result:
+    """Cold start, then the loop's ways in turn, then every graph alone; the picture is left for the peers."""
+    from diffplugin.bench.watch import memory
+
+    peak = DevicePeak(free_memory(job))
+    with peak, open_restorer(job) as restorer:
+        plugin = next(iter(restorer.cards))
+        photo = photograph(job, plugin)
+
+        def once() -> float:
+            began = time.perf_counter()
+            made[:] = [restorer.restore(photo, plugins=[plugin], seed=SEED, steps=job.steps)]
+            return time.perf_counter() - began
+
+        made: list[Restoration] = []
+        load_s, first = job.since(), once()
+        first_picture_s, second = job.since(), once()
+        Image.fromarray(made[0].array).save(job.picture)
+        ways = _ways(restorer, once)
+        taken = interleaved(ways, job.rounds)
+        result: Result = {
+            "load_s": load_s,
+            "first_picture_s": first_picture_s,
+            "first_restore_s": first,
+            "second_restore_s": second,
+            "picture_s": taken,
+            "steps": job.steps,
+        }
+        result |= _stages(job, restorer, photo, plugin)
+    return result | {"device_bytes": peak.bytes, "host_bytes": memory()["peak"]}
+
+
+def _ways(restorer: Restorer, once: Callable[[], float]) -> dict[str, Callable[[], float]]:
+    """How one picture can run: as a captured graph, as plain enqueues, graph by graph from the host."""
+    device = restorer.device
+    if device is None:
+        return {"host": once}
+
+    def way(loop: Any, replaying: bool) -> float:
+        restorer.device, device.replay = loop, replaying
+        try:
+            return once()
+        finally:
+            restorer.device, device.replay = device, True
+
+    return {
+        "graph": partial(way, device, True),
+        "enqueues": partial(way, device, False),
+        "host": partial(way, None, True),
+    }
+
+
+def _stages(job: Job, restorer: Restorer, photo: Any, plugin: str) -> Result:
+    """Seconds of every graph's runs within one picture, each waited for."""
+    device = restorer.device
+    if device is None:
+        made = restorer.restore(photo, plugins=[plugin], seed=SEED, steps=job.steps)
+        return {"stages_s": dict(made.timings)}
+    key, request = _request(restorer, photo, plugin, job.steps)
+    rounds = [device.seconds(key, request) for _ in range(job.rounds + 1)][1:]  # the first one warms up
+    runs = {graph: np.median([one[graph] for one in rounds], axis=0).tolist() for graph in rounds[0]}
+    return {"stages_s": {graph: sum(seconds) for graph, seconds in runs.items()}, "runs_s": runs}
+
+
+def _request(restorer: Restorer, photo: Any, plugin: str, steps: int) -> tuple[Key, Request]:
+    """What the device's loop would be asked for this photo."""
+    from diffplugin.runtime.capture import Key, Request
+    from diffplugin.runtime.image import photo_from, to_tensor
+    from diffplugin.runtime.pool import Clock
+    from diffplugin.runtime.schedule import step_table, step_weights
+
+    plan, _ = restorer.plan(photo, plugins=[plugin], steps=steps)
+    stage, (width, height) = plan.chain[0], plan.latent_size
+    table = step_table(plan.sampler, restorer._schedule, steps)
+    weights = [step_weights(table, i, stage.start, stage.renoise_from_t) for i in range(steps)]
+    tokens = restorer._perception.tokens(photo_from(photo), [plugin], Clock())[plugin]
+    request = Request(
+        image=to_tensor(photo),
+        noise=restorer._noise(SEED, plan.latent_size),
+        tokens=tokens,
+        time=restorer._time(table),
+        weights=np.stack(weights),
+    )
+    return Key(plugin=plugin, steps=steps, h=height, w=width, batch=stage.scb_batch), request

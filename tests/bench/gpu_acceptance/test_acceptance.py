@@ -1,0 +1,192 @@
+"""The coordinator: parts in processes, what fails is recorded, and the verdict."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="needs the extra [bench]")
+pytest.importorskip("skimage", reason="needs the extra [bench]")
+
+from diffplugin.bench.gpu_acceptance import __main__ as acceptance
+from diffplugin.bench.gpu_acceptance.job import Job
+from diffplugin.bench.gpu_acceptance.report import failures, markdown, rows
+from diffplugin.bundle import default_bundle
+from diffplugin.engines import builder_named
+
+ROOT = Path(__file__).resolve().parents[3]
+MEASURED = {
+    "picture_s": {"graph": [0.5, 0.7, 0.6], "host": [1.0, 1.0, 1.0]},
+    "stages_s": {"step": 0.4, "scb": 0.1},
+    "steps": 20,
+    "load_s": 1.0,
+    "first_picture_s": 3.0,
+    "first_restore_s": 2.0,
+    "second_restore_s": 0.6,
+    "device_bytes": 3 * 2**30,
+}
+EAGER = MEASURED | {
+    "picture_s": {"loop": [2.0, 2.0, 2.0]},
+    "stages_s": {"unet": 1.6},
+    "device": "cuda",
+    "psnr_to_ours_db": 41.0,
+}
+GOOD: dict[str, dict[str, Any]] = {
+    "build": {"engines": []},
+    "cold start": {"load_s": 2.0, "first_picture_s": 9.0},
+    "goldens": {"checks": [{"name": "tensors", "ok": True, "found": "eps 1e-3 <= 0.01"}]},
+    "replay": {"checks": [{"name": "replay", "ok": True, "found": "0 differ"}]},
+    "fidelity": {"psnr_db": {"derain": 44.0, "dehaze": 43.0}, "checks": []},
+    "measure": MEASURED,
+    "pytorch eager": EAGER,
+    "torch.compile": {"error": "BackendCompilerFailed: no compiler"},
+}
+HEAD: dict[str, Any] = {
+    "environment": {"cpu": "some", "cores": 2, "system": "Linux", "python": "3", "numpy": "2"},
+    "conditions": {"engine": "x", "precision": "fp16", "width": 64, "height": 64, "steps": 2, "rounds": 3},
+}
+
+
+def jobs(*parts: tuple[str, str], out: Path) -> list[Job]:
+    one = Job(part="", model="", engine="x", precision="fp16", out=str(out), width=64, height=64, steps=2, rounds=3)
+    return [replace(one, model=model, part=part) for model, part in parts]
+
+
+def run(out: Path, answers: dict[str, dict[str, Any]], *parts: tuple[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """The coordinator over parts that answer so; (result, what was run)."""
+    ran: list[str] = []
+
+    def execute(job: dict[str, Any], timeout: float) -> dict[str, Any]:
+        ran.append(f"{job['model']} {job['part']}")
+        assert (out / acceptance.RESULTS).is_file() or len(ran) == 1, "the parts before are not on disk"
+        return answers[job["part"]]
+
+    result = acceptance.run(jobs(*parts, out=out), HEAD, out, execute, 1.0)
+    assert json.loads((out / acceptance.RESULTS).read_text()) == result
+    assert (out / acceptance.REPORT).read_text() == markdown(result)
+    return result, ran
+
+
+def test_a_part_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    every = [("embedded", part) for part in acceptance.PARTS["embedded"]]
+    result, ran = run(tmp_path, GOOD, *every)
+    assert ran == [f"embedded {part}" for _, part in every]
+    assert failures(result) == ["embedded, torch.compile: not run: BackendCompilerFailed: no compiler"]
+    assert "Not accepted" in markdown(result)
+
+
+def test_nothing_is_asked_of_engines_that_were_not_built(tmp_path: Path) -> None:
+    answers = GOOD | {"build": {"error": "unet: no space left on device"}}
+    result, ran = run(tmp_path, answers, ("oracle", "build"), ("oracle", "goldens"), ("embedded", "build"))
+    assert ran == ["oracle build", "embedded build"]
+    assert failures(result)[:2] == [
+        "oracle, build: not run: unet: no space left on device",
+        "oracle, goldens: not run: its engines were not built",
+    ]
+
+
+def test_a_check_that_fails_is_the_verdict(tmp_path: Path) -> None:
+    bad = {"checks": [{"name": "replay", "ok": False, "found": "2 differ, by 0.5 at most"}]}
+    result, _ = run(tmp_path, GOOD | {"replay": bad}, ("embedded", "build"), ("embedded", "replay"))
+    assert failures(result) == ["embedded, replay, replay: 2 differ, by 0.5 at most"]
+    assert "**failed**: embedded, replay" in markdown(result)
+
+
+def test_one_row_per_configuration(tmp_path: Path) -> None:
+    every = [("embedded", part) for part in ("build", "cold start", "fidelity", "measure", "pytorch eager")]
+    result, _ = run(tmp_path, GOOD, *every)
+    made = rows(result)
+    assert [row["program"] for row in made] == [
+        "diffplugin x fp16, one CUDA graph per picture",
+        "diffplugin x fp16, graph by graph from the host",
+        "pytorch eager float16",
+    ]
+    first, _, eager = made
+    assert first["picture_s"].median == 0.6 and first["psnr_db"] == 43.0 and first["device_gib"] == 3
+    assert (first["cold_s"], first["first_picture_s"], eager["cold_s"]) == (9.0, 3.0, 3.0)
+    assert first["step_s"] == pytest.approx(0.02) and eager["step_s"] == pytest.approx(0.08)
+    line = next(line for line in markdown(result).splitlines() if "one CUDA graph" in line)
+    assert line.startswith("| embedded |") and "0.600 (0.500–0.700)" in line and "| 0.30 |" in line
+    assert "Accepted." in markdown(result)
+
+
+def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if builder_named("tensorrt-rtx").why_unavailable() is None:
+        pytest.skip("there is a GPU")
+    assert acceptance.main(["--out", str(tmp_path / "out")]) == 1
+    complaint = capsys.readouterr().err
+    assert complaint.count("\n") == 1 and "tensorrt-rtx cannot run here" in complaint
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--work", "100x100"], "multiples of 8"),
+        (["--steps", "0"], "steps is 0"),
+        (["--full", "nowhere"], "nowhere"),
+    ],
+)
+def test_complaints_are_one_line(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert acceptance.main(["--engine", "onnxruntime", "--out", str(tmp_path / "out"), *words]) == 2
+    complaint = capsys.readouterr().err
+    assert complaint.count("\n") == 1 and said in complaint
+
+
+def _rehearse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> dict[str, Any]:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("DIFFPLUGIN_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    words = ["--engine", "onnxruntime", "--work", "64x64", "--steps", "2", "--rounds", "1", "--out", str(out), *more]
+    assert acceptance.main(words) == 0, (out / acceptance.REPORT).read_text()
+    assert str(tmp_path) not in (out / acceptance.REPORT).read_text(), "the machine's folders are in the report"
+    result: dict[str, Any] = json.loads((out / acceptance.RESULTS).read_text())
+    assert not [part for part in result["parts"] if "error" in part]
+    return result
+
+
+def test_parts_run_in_processes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (job,) = jobs(("embedded", "cold start"), out=tmp_path)
+    job = replace(job, engine="onnxruntime", precision="fp32", steps=1)
+    failed = acceptance._in_a_process(job.to_json(), 120)
+    assert "no manifest.json" in failed["error"] and str(tmp_path) not in failed["error"]
+    shutil.copytree(default_bundle(), job.bundle)
+    made = acceptance._in_a_process(job.to_json(), 120)
+    assert 0 < made["load_s"] < made["first_picture_s"], made
+
+
+@pytest.mark.slow
+def test_a_rehearsal_on_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every part but the peers, in processes of their own, as on a GPU."""
+    result = _rehearse(tmp_path, monkeypatch, "--no-peers")
+    found = {(part["model"], part["part"]): part for part in result["parts"]}
+    assert found["oracle", "goldens"]["picture_db"] > 70
+    assert found["embedded", "fidelity"]["psnr_db"].keys() == {"derain", "lowlight", "dehaze"}
+    assert len(rows(result)) == 1 and "skipped" in found["embedded", "replay"]
+
+
+@pytest.mark.slow
+def test_a_rehearsal_with_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = _rehearse(tmp_path, monkeypatch)
+    assert [row["part"] for row in rows(result)] == ["measure", "pytorch eager", "torch.compile"]
+    assert all(row["psnr_db"] > 70 for row in rows(result)), rows(result)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["tensorrt-rtx", "tensorrt"])
+def test_on_a_gpu(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All parts but the peers, for real."""
+    if reason := builder_named(engine).why_unavailable():
+        pytest.skip(reason)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    out = tmp_path / "out"
+    words = ["--engine", engine, "--work", "256x256", "--steps", "4", "--rounds", "2", "--no-peers", "--out", str(out)]
+    assert acceptance.main(words) == 0, (out / acceptance.REPORT).read_text()

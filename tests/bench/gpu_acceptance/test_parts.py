@@ -1,0 +1,153 @@
+"""The parts on the recording fake, and the peer on the processor."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("torch", reason="needs the extra [bench]")
+pytest.importorskip("skimage", reason="needs the extra [bench]")
+
+from diffplugin import engines
+from diffplugin.bench.gpu_acceptance import parts
+from diffplugin.bench.gpu_acceptance.job import DevicePeak, Job, interleaved, photograph
+from diffplugin.bundle import Bundle, default_bundle, write_manifest
+from diffplugin.errors import RequestError
+from tests.bench.gpu_acceptance import fake_gpu
+from tests.engines.fake_driver import FakeDriver
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(
+        part="", model="embedded", engine="onnxruntime", precision="fp32", out=str(tmp_path),
+        width=96, height=64, steps=3, rounds=2,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
+    """A fake GPU; at the end nothing may be left on it."""
+    monkeypatch.setitem(engines._BUILDERS, fake_gpu.NAME, (fake_gpu.__name__, "builder", ()))
+    fake_gpu.drivers.append(FakeDriver())
+    yield fake_gpu.drivers[-1]
+    assert fake_gpu.drivers.pop().live() == {}
+
+
+@pytest.fixture
+def on_gpu(job: Job, gpu: FakeDriver, device_bundle: Bundle) -> Job:
+    made = replace(job, engine=fake_gpu.NAME)
+    shutil.copytree(device_bundle.path, made.bundle)
+    write_manifest(made.bundle, device_bundle.manifest)
+    return made
+
+
+def test_replay_is_compared_bit_for_bit(on_gpu: Job) -> None:
+    result = parts.replay(on_gpu)
+    assert result["replays"] >= 6 and result["different"] == 0
+    assert [c["ok"] for c in result["checks"]] == [True, True]
+
+
+def test_a_graph_that_does_nothing_is_found(on_gpu: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a stale graph looks like: the picture of the request before."""
+    monkeypatch.setattr(FakeDriver, "launch", lambda self, executable, stream: None)
+    result = parts.replay(on_gpu)
+    assert result["different"] > 0 and [c["ok"] for c in result["checks"]] == [True, False]
+
+
+def test_every_way_is_measured_on_a_device(on_gpu: Job) -> None:
+    result = parts.measure(on_gpu)
+    assert {way: len(seconds) for way, seconds in result["picture_s"].items()} == {"graph": 2, "enqueues": 2, "host": 2}
+    assert {graph: len(runs) for graph, runs in result["runs_s"].items()} == {
+        "vae_encoder": 1, "scb": 1, "step": 3, "vae_decoder": 1,
+    }  # fmt: skip
+    assert all(seconds > 0 for runs in result["runs_s"].values() for seconds in runs)
+    assert result["device_bytes"] > 2**20 and result["first_picture_s"] > result["load_s"]
+    with Image.open(on_gpu.picture) as image:
+        assert image.size == (96, 64)
+    assert parts.fidelity(on_gpu)["checks"][0]["ok"]
+
+
+def test_an_engine_of_the_processor_has_one_way_and_nothing_to_replay(job: Job) -> None:
+    shutil.copytree(default_bundle(), job.bundle)
+    result = parts.measure(job)
+    assert set(result["picture_s"]) == {"host"} and result["device_bytes"] is None
+    assert result["stages_s"]["unet"] > 0
+    assert "nothing to capture" in parts.replay(job)["skipped"]
+
+
+def test_pictures_that_are_too_far_fail_the_check(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(default_bundle(), job.bundle)
+    from diffplugin.export import parity
+
+    monkeypatch.setitem(parity.PICTURE_BUDGET, "fp32", 99.5)  # more than any picture has
+    (check,) = parts.fidelity(job)["checks"]
+    assert not check["ok"] and "99.5" in check["found"]
+
+
+@pytest.mark.parametrize("plugin", ["derain", "lowlight"])
+def test_the_peer_computes_the_same_picture(job: Job, plugin: str) -> None:
+    """In float32 on the processor: both starts, UniPC, the whole loop."""
+    import diffplugin
+    from diffplugin.bench.gpu_acceptance.peer import TorchPipeline
+    from diffplugin.bundle import open_bundle
+    from diffplugin.export.measures import psnr
+
+    photo = photograph(job, plugin)
+    from diffplugin.export.exporter import embedded_checkpoint
+
+    checkpoint, _, _ = embedded_checkpoint([])
+    pipeline = TorchPipeline(checkpoint, open_bundle(default_bundle()), plugin, "cpu", half=False, compiled=False)
+    stages: dict[str, float] = {}
+    found = pipeline.restore(photo, 4, seed=3, stages=stages)
+    with diffplugin.load(engine="onnxruntime", precision="fp32") as restorer:
+        expected = restorer.restore(photo, plugins=[plugin], steps=4, seed=3).array
+    assert psnr(found, expected) >= 70, f"{psnr(found, expected):.1f} dB"
+    assert set(stages) == {"vision", "tpb", "vae_encoder", "scb", "unet", "vae_decoder"}
+
+
+def test_the_full_model_needs_no_bundle_of_its_own(job: Job, tmp_path: Path) -> None:
+    model = replace(job, model=f"full:{tmp_path}").measured()
+    assert model.root == tmp_path and model.bundle.is_relative_to(job.out)
+    assert replace(job, model="embedded").measured().root is None
+
+
+def test_ways_run_in_turn() -> None:
+    order: list[str] = []
+
+    def way(name: str) -> float:
+        order.append(name)
+        return float(len(order))
+
+    taken = interleaved({"a": lambda: way("a"), "b": lambda: way("b")}, 3)
+    assert order == ["a", "b", "b", "a", "a", "b"] and taken == {"a": [1, 4, 5], "b": [2, 3, 6]}
+    with pytest.raises(RequestError, match="rounds is 0"):
+        interleaved({}, 0)
+
+
+def test_the_peak_is_the_most_that_was_taken() -> None:
+    free, seen = [100, 90, 20, 80], threading.Event()
+
+    def left() -> int:
+        if len(free) == 1:
+            seen.set()
+        return free[0] if len(free) == 1 else free.pop(0)
+
+    with DevicePeak(left) as peak:
+        assert seen.wait(10)
+    assert peak.bytes == 80
+    with DevicePeak(None) as none:
+        pass
+    assert none.bytes is None
+
+
+def test_photographs_are_the_same_every_time(job: Job) -> None:
+    assert np.array_equal(photograph(job, "derain", 1), photograph(job, "derain", 1))
+    assert photograph(job, "derain").shape == (64, 96, 3)

@@ -1,0 +1,117 @@
+"""On an NVIDIA GPU: engines built for it here, the captured loop against the plain one. Skipped where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import diffplugin
+from diffplugin.engines import builder_named
+from diffplugin.engines.cuda import CudaDriver
+from diffplugin.runtime.restorer import Restorer
+from diffplugin.spec import Array
+
+pytestmark = pytest.mark.gpu
+EXAMPLES = Path(__file__).resolve().parents[1] / "docs" / "examples"
+FIDELITY = 40.0  # dB of the fp16 picture against float32's
+LEFT = 64 * 2**20  # bytes that the libraries may keep
+
+
+@pytest.fixture(scope="module")
+def driver() -> CudaDriver:
+    made = CudaDriver()
+    if reason := made.why_unavailable():
+        pytest.skip(reason)
+    return made
+
+
+@pytest.fixture(scope="module", params=["tensorrt-rtx", "tensorrt"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The embedded model with engines for 256x256 and 192x256 pixels, and what built them."""
+    builder = builder_named(request.param)
+    if reason := builder.why_unavailable() or builder.why_cannot_build():
+        pytest.skip(reason)
+    pytest.importorskip("torch", reason="needs the extra [export]")
+    from diffplugin.export.exporter import embedded_checkpoint, export_bundle, parse_size
+
+    checkpoint, cards, name = embedded_checkpoint([])
+    sizes = (*parse_size("256"), *parse_size("192x256"))
+    out = tmp_path_factory.mktemp(request.param) / "embedded"
+    export_bundle(
+        checkpoint, out, name=name, cards=cards, engine=request.param, precision="fp16", sizes=sizes, validate=False
+    )
+    return out, request.param
+
+
+@pytest.fixture(scope="module")
+def restorer(bundle: tuple[Path, str]) -> Iterator[Restorer]:
+    with diffplugin.load(bundle[0], engine=bundle[1], precision="fp16") as made:
+        yield made
+
+
+def _photo(height: int, width: int, top: int = 200) -> Array:
+    with Image.open(EXAMPLES / "mountains-rainy.jpg") as image:
+        return np.ascontiguousarray(np.asarray(image.convert("RGB"))[top : top + height, 100 : 100 + width])
+
+
+def _psnr(a: Array, b: Array) -> float:
+    return float(10 * np.log10(255**2 / max(np.mean((a.astype(float) - b.astype(float)) ** 2), 1e-12)))
+
+
+def test_memory_streams_and_copies(driver: CudaDriver) -> None:
+    sent, back = np.arange(1000, dtype=np.float32), np.zeros(1000, np.float32)
+    address, stream = driver.malloc(sent.nbytes), driver.open_stream()
+    driver.upload(address, sent, stream)
+    driver.download(back, address, stream)
+    driver.synchronize(stream)
+    driver.close_stream(stream)
+    driver.free(address)
+    assert np.array_equal(back, sent) and address % 256 == 0
+
+
+@pytest.mark.parametrize("plugins", [["derain"], ["lowlight"], ["derain", "dehaze"]])
+def test_replays_are_plain_enqueues_bit_for_bit(restorer: Restorer, plugins: list[str]) -> None:
+    assert restorer.device is not None
+    restorer.device.compared = compared = []
+    pictures = [restorer.restore(_photo(256, 256, top), plugins=plugins, steps=4).array for top in (100, 200, 100)]
+    assert len(compared) >= 2 and all(found.different == 0 for found in compared), compared
+    assert np.array_equal(pictures[0], pictures[2]) and not np.array_equal(pictures[0], pictures[1])
+    captured = restorer.device._pictures.values()
+    assert all(picture.captured for picture in captured), [picture.why_plain for picture in captured]
+
+
+@pytest.mark.parametrize("sampler", ["unipc", "ddim"])
+@pytest.mark.parametrize("size", [(256, 256), (192, 256)])
+def test_pictures_are_those_of_the_float32_loop(restorer: Restorer, size: tuple[int, int], sampler: str) -> None:
+    with diffplugin.load(engine="onnxruntime", precision="fp32") as reference:
+        for plugin in ("derain", "lowlight", "dehaze"):
+            made = restorer.restore(_photo(*size), plugins=[plugin], steps=10, sampler=sampler)
+            assert made.plan.loop == "device", made.plan.loop_reason
+            expected = reference.restore(_photo(*size), plugins=[plugin], steps=10, sampler=sampler).array
+            found = _psnr(made.array, expected)
+            assert found >= FIDELITY, f"{plugin} {size} {sampler}: {found:.1f} dB"
+
+
+@pytest.mark.parametrize("size", [(130, 200), (256, 400)])
+def test_other_sizes_are_grown_or_cut(restorer: Restorer, size: tuple[int, int]) -> None:
+    made = restorer.restore(_photo(*size), plugins=["derain"], steps=2)
+    assert made.array.shape == (*size, 3) and made.plan.loop == ("device" if size[1] <= 256 else "host")
+
+
+def test_the_host_runs_what_the_device_loop_does_not(restorer: Restorer) -> None:
+    made = restorer.restore(_photo(256, 256), plugins=["derain"], steps=2, observe=lambda *_: None)
+    device = restorer.restore(_photo(256, 256), plugins=["derain"], steps=2)
+    assert _psnr(made.array, device.array) >= FIDELITY
+
+
+def test_closing_gives_the_memory_back(bundle: tuple[Path, str], driver: CudaDriver) -> None:
+    free = []
+    for _ in range(3):
+        with diffplugin.load(bundle[0], engine=bundle[1], precision="fp16") as restorer:
+            restorer.restore(_photo(256, 256), plugins=["derain"], steps=3)
+        free.append(driver.memory()[0])
+    assert free[0] - free[2] <= LEFT, f"free after each run: {free}"
