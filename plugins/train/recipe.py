@@ -126,7 +126,7 @@ def train_denoiser(work: Work, steps: int, tasks: Sequence[str], start: Path | N
     model.metric = pixel_metric(work, vae)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     stages = (
-        plugin.Stage(until=int(steps * 0.4), pictures=4, crops=4, side=16),
+        plugin.Stage(until=steps // 6, pictures=4, crops=4, side=16),
         plugin.Stage(until=steps, pictures=4, crops=2, side=32),
     )
     objective = plugin.Denoising(model, pool.Pool(work.pool, tasks), stages, train_base=True, drop=0.1)

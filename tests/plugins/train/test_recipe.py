@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diffplugin.export.checkpoints import find, read_tensors
+from diffplugin.export.checkpoints import Checkpoint, find, read_tensors
 from diffplugin.plugins import cards
-from diffplugin.plugins.train import autoencoder, base, cli, recipe, tasks
+from diffplugin.plugins.train import autoencoder, base, cli, plugin, recipe, tasks
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toys import TOY, VAE
@@ -102,3 +102,15 @@ def test_ablation_trains_one_branch(work: Path) -> None:
         assert cli.main(["plugin", "derain", *shared, "--parts", part]) == 0
         before, after = (read_tensors(tree / place / kept) for place in (recipe.GENERIC, "pre-trained/derain"))
         assert all(torch.equal(value, after[name]) for name, value in before.items()), f"{part}: {kept} moved"
+
+
+def test_the_repositorys_milestones_are_whole() -> None:
+    folder = Path(recipe.__file__).parent / "milestones"
+    if not (folder / "base/unet").is_dir():
+        pytest.skip("no milestones beside the installed package")
+    read = Checkpoint(folder / "base", folder / "clip", {recipe.GENERIC: folder / recipe.GENERIC}, None)
+    model = plugin.from_checkpoint(read, recipe.GENERIC)
+    assert model.features == base.UNET["block_out_channels"][0], "of another base than the recipe's"
+    parts = {**model.state_dict(), **read.autoencoder().state_dict()}
+    assert all(torch.isfinite(value).all() for value in parts.values())
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 30 * 2**20
