@@ -76,7 +76,7 @@ def _tensor(name: str, dtype: str, *axes: int | str) -> TensorSpec:
 
 
 RESIDUALS = ("residual_0", "residual_1", "residual_2")
-STEP_WEIGHTS = 13  # of a whole step as one graph: runtime.schedule.step_weights
+STEP_WEIGHTS = 13  # of a whole step as one graph: runtime.sampler.step_weights
 # Graphs that use the weights beside another graph's file instead of repeating them.
 WEIGHTS_OF = {"step": "unet"}
 

@@ -17,7 +17,8 @@ from diffplugin.export.graphs import kind_of
 from diffplugin.export.layers import first_beyond
 from diffplugin.export.measures import psnr, relative_error, test_picture
 from diffplugin.export.onnx import example_inputs
-from diffplugin.runtime.schedule import NoiseSchedule, sinusoidal, step_table, step_weights
+from diffplugin.runtime.sampler import step_weights
+from diffplugin.runtime.schedule import NoiseSchedule, sinusoidal, step_table
 from diffplugin.spec import Array, GraphSpec
 
 if TYPE_CHECKING:

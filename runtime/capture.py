@@ -50,7 +50,7 @@ class Request:
         noise: standard normal [1,4,h,w].
         tokens: the plugin's TPB output [1,256,D].
         time: sinusoidal features of the steps [n, F].
-        weights: of ``runtime.schedule.step_weights``, one row per step [n, 13].
+        weights: of ``runtime.sampler.step_weights``, one row per step [n, 13].
     """
 
     image: Array

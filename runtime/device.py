@@ -18,7 +18,8 @@ from diffplugin.runtime.built import Built
 from diffplugin.runtime.capture import DevicePicture, Difference, Key, Request
 from diffplugin.runtime.plan import Plan, Stage
 from diffplugin.runtime.pool import EnginePool
-from diffplugin.runtime.schedule import StepTable, step_weights
+from diffplugin.runtime.sampler import step_weights
+from diffplugin.runtime.schedule import StepTable
 from diffplugin.shapes import parse_shapes
 from diffplugin.spec import Array, ModelDims
 

@@ -47,8 +47,7 @@ def sample(
         ShapeMismatch: noise, cond and model output differ in shape.
         RequestError: unknown ``start``.
     """
-    if start not in ("noised_input", "noise"):
-        raise RequestError(f"start is {start!r}, expected 'noised_input' or 'noise'")
+    _check_start(start)
     if cond.shape != noise.shape:
         raise ShapeMismatch(f"sampler: cond is {cond.shape}, expected {noise.shape} like the noise")
     steps = len(table)
@@ -70,6 +69,33 @@ def sample(
         if progress is not None:
             progress(i + 1, steps)
     return latents
+
+
+def step_weights(table: StepTable, i: int, start: str, renoise_from_t: float) -> Array:
+    """Weights of step ``i`` of a loop, float32 [13], for the graph ``step`` (:func:`diffplugin.spec.graph_specs`).
+
+    Start (latents, cond, noise), denoise (x, output), correct (last, x, x0, previous x0, the x0 before), predict
+    (c, x0, previous x0): with them the graph does what :func:`sample` does at this step. The first step
+    takes its latents from the noise; it reads no history, so any finite numbers may stand there.
+
+    Args:
+        start, renoise_from_t: as :func:`sample` takes them.
+
+    Raises:
+        RequestError: unknown ``start``.
+    """
+    _check_start(start)
+    mixed = (1.0, 0.0, 0.0)
+    if start == "noised_input" and (i == 0 or table.t[i] >= renoise_from_t):
+        mixed = (0.0, table.alpha[i], table.sigma[i])
+    elif i == 0:
+        mixed = (0.0, 0.0, 1.0)
+    return np.concatenate((mixed, table.denoise[i], table.correct[i], table.predict[i])).astype(np.float32)
+
+
+def _check_start(start: str) -> None:
+    if start not in ("noised_input", "noise"):
+        raise RequestError(f"start is {start!r}, expected 'noised_input' or 'noise'")
 
 
 def _weighted(weights: Sequence[float] | Array, arrays: Sequence[Array]) -> Array:

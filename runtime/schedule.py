@@ -216,29 +216,6 @@ def step_table(name: str, schedule: NoiseSchedule, steps: int) -> StepTable:
     return SAMPLERS[name](schedule, int(steps))
 
 
-def step_weights(table: StepTable, i: int, start: str, renoise_from_t: float) -> Floats:
-    """Weights of step ``i`` of a loop, float32 [13], for the graph ``step`` (:func:`diffplugin.spec.graph_specs`).
-
-    Start (latents, cond, noise), denoise (x, output), correct (last, x, x0, previous x0, the x0 before), predict
-    (c, x0, previous x0): with them the graph does what ``runtime.sampler.sample`` does at this step. The first step
-    takes its latents from the noise; it reads no history, so any finite numbers may stand there.
-
-    Args:
-        start, renoise_from_t: as ``sample`` takes them.
-
-    Raises:
-        RequestError: unknown ``start``.
-    """
-    if start not in ("noised_input", "noise"):
-        raise RequestError(f"start is {start!r}, expected 'noised_input' or 'noise'")
-    mixed = (1.0, 0.0, 0.0)
-    if start == "noised_input" and (i == 0 or table.t[i] >= renoise_from_t):
-        mixed = (0.0, table.alpha[i], table.sigma[i])
-    elif i == 0:
-        mixed = (0.0, 0.0, 1.0)
-    return np.concatenate((mixed, table.denoise[i], table.correct[i], table.predict[i])).astype(np.float32)
-
-
 def sinusoidal(t: NDArray[Any], width: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Floats:
     """Sinusoidal time features [n, width] of timesteps [n], ``width`` even; arXiv:1706.03762 section 3.5.
 

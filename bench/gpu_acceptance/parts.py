@@ -233,7 +233,8 @@ def _request(restorer: Restorer, photo: Any, plugin: str, steps: int) -> tuple[K
     from diffplugin.runtime.capture import Key, Request
     from diffplugin.runtime.image import photo_from, to_tensor
     from diffplugin.runtime.pool import Clock
-    from diffplugin.runtime.schedule import step_table, step_weights
+    from diffplugin.runtime.sampler import step_weights
+    from diffplugin.runtime.schedule import step_table
 
     plan, _ = restorer.plan(photo, plugins=[plugin], steps=steps)
     stage, (width, height) = plan.chain[0], plan.latent_size

@@ -30,8 +30,8 @@ from diffplugin.export.parity import compare_graphs  # noqa: E402
 from diffplugin.export.reference import ReferenceBuilder  # noqa: E402
 from diffplugin.plugins.networks.form import portable  # noqa: E402
 from diffplugin.runtime.restorer import Restorer  # noqa: E402
-from diffplugin.runtime.sampler import sample  # noqa: E402
-from diffplugin.runtime.schedule import NoiseSchedule, sinusoidal, step_table, step_weights  # noqa: E402
+from diffplugin.runtime.sampler import sample, step_weights  # noqa: E402
+from diffplugin.runtime.schedule import NoiseSchedule, sinusoidal, step_table  # noqa: E402
 from diffplugin.spec import Array  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]

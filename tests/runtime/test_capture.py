@@ -12,8 +12,8 @@ from diffplugin.bundle import Bundle
 from diffplugin.engines.tensorrt_engine import TensorRtEngine
 from diffplugin.errors import DeviceMemoryFull, EngineError
 from diffplugin.runtime.capture import DevicePicture, Difference, Key, Request
-from diffplugin.runtime.sampler import sample
-from diffplugin.runtime.schedule import NoiseSchedule, StepTable, sinusoidal, step_table, step_weights
+from diffplugin.runtime.sampler import sample, step_weights
+from diffplugin.runtime.schedule import NoiseSchedule, StepTable, sinusoidal, step_table
 from diffplugin.spec import RESIDUALS, Array
 from tests.engines.fake_driver import FakeDriver
 from tests.engines.fake_tensorrt import SCRATCH, FakeTensorRt, FakeTensorRtBuilder, run_onnx

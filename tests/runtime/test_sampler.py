@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from diffplugin.errors import Cancelled, NotFinite, RequestError, ShapeMismatch
 from diffplugin.runtime.noise import normal
-from diffplugin.runtime.sampler import sample
+from diffplugin.runtime.sampler import sample, step_weights
 from diffplugin.runtime.schedule import SAMPLERS, NoiseSchedule, StepTable, step_table
 
 # diffusers hands tensors to NumPy in a way that NumPy 2 warns of.
@@ -237,3 +237,32 @@ def test_shapes_that_differ_are_named() -> None:
 def test_an_unknown_start_is_named() -> None:
     with pytest.raises(RequestError, match="start is 'zeros', expected 'noised_input' or 'noise'"):
         run(constant(), start="zeros")
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize("start", ["noised_input", "noise"])
+def test_step_weights_make_the_loop(sampler: str, start: Any) -> None:
+    """A loop of weighted sums alone, as the graph ``step`` computes them, ends where ``sample`` ends."""
+    random = np.random.default_rng(0)
+    noise, cond = (random.standard_normal((1, 4, 5, 6)).astype(np.float32) for _ in range(2))
+    table = step_table(sampler, SCHEDULE, 7)
+
+    def denoise(i: int, x: Array) -> Array:
+        return (np.sin(3 * x) * (1 + 0.1 * i)).astype(np.float32)
+
+    expected = sample(table, denoise, noise, cond, start=start, renoise_from_t=700)
+    latents = last = x0_1 = x0_2 = np.full_like(noise, 7)
+    for i in range(len(table)):
+        w = step_weights(table, i, start, 700)
+        assert w.shape == (13,) and w.dtype == np.float32
+        x = w[0] * latents + w[1] * cond + w[2] * noise
+        x0 = w[3] * x + w[4] * denoise(i, x)
+        last = w[5] * last + w[6] * x + w[7] * x0 + w[8] * x0_1 + w[9] * x0_2
+        latents = w[10] * last + w[11] * x0 + w[12] * x0_1
+        x0_1, x0_2 = x0, x0_1
+    np.testing.assert_allclose(latents, expected, rtol=0, atol=2e-5)
+
+
+def test_step_weights_refuse_an_unknown_start() -> None:
+    with pytest.raises(RequestError, match="start is 'middle'"):
+        step_weights(step_table("ddim", SCHEDULE, 3), 0, "middle", 960)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from diffplugin.errors import CheckpointError, RequestError
-from diffplugin.runtime.sampler import sample
-from diffplugin.runtime.schedule import SAMPLERS, NoiseSchedule, sinusoidal, step_table, step_weights
+from diffplugin.runtime.schedule import SAMPLERS, NoiseSchedule, sinusoidal, step_table
 
 SD = {
     "beta_start": 0.00085,
@@ -192,32 +190,3 @@ def test_frozen_sinusoidal() -> None:
     np.testing.assert_allclose(got, np.concatenate((np.cos(angles), np.sin(angles))), atol=1e-5)
     flipped = sinusoidal(np.array([999.0]), 8, flip_sin_to_cos=False, freq_shift=0)[0]
     np.testing.assert_array_equal(flipped, np.concatenate((got[4:], got[:4])))
-
-
-@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
-@pytest.mark.parametrize("start", ["noised_input", "noise"])
-def test_step_weights_make_the_loop(sampler: str, start: Literal["noised_input", "noise"]) -> None:
-    """A loop of weighted sums alone, as the graph ``step`` computes them, ends where ``sample`` ends."""
-    random = np.random.default_rng(0)
-    noise, cond = (random.standard_normal((1, 4, 5, 6)).astype(np.float32) for _ in range(2))
-    table = step_table(sampler, SCHEDULE, 7)
-
-    def denoise(i: int, x: NDArray[Any]) -> NDArray[Any]:
-        return (np.sin(3 * x) * (1 + 0.1 * i)).astype(np.float32)
-
-    expected = sample(table, denoise, noise, cond, start=start, renoise_from_t=700)
-    latents = last = x0_1 = x0_2 = np.full_like(noise, 7)
-    for i in range(len(table)):
-        w = step_weights(table, i, start, 700)
-        assert w.shape == (13,) and w.dtype == np.float32
-        x = w[0] * latents + w[1] * cond + w[2] * noise
-        x0 = w[3] * x + w[4] * denoise(i, x)
-        last = w[5] * last + w[6] * x + w[7] * x0 + w[8] * x0_1 + w[9] * x0_2
-        latents = w[10] * last + w[11] * x0 + w[12] * x0_1
-        x0_1, x0_2 = x0, x0_1
-    np.testing.assert_allclose(latents, expected, rtol=0, atol=2e-5)
-
-
-def test_step_weights_refuse_an_unknown_start() -> None:
-    with pytest.raises(RequestError, match="start is 'middle'"):
-        step_weights(step_table("ddim", SCHEDULE, 3), 0, "middle", 960)
