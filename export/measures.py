@@ -17,7 +17,7 @@ def relative_error(found: Array, expected: Array) -> float:
 def psnr(found: Array, expected: Array) -> float:
     """Peak signal-to-noise ratio of two uint8 pictures in dB; 99 for identical ones."""
     mse = float(np.mean((found.astype(np.float64) - expected.astype(np.float64)) ** 2))
-    return 99.0 if mse == 0 else min(99.0, 10 * np.log10(255**2 / mse))
+    return 99.0 if mse == 0 else min(99.0, 10 * float(np.log10(255**2 / mse)))
 
 
 def test_picture(height: int, width: int, *, seed: int = 0) -> Array:

@@ -16,12 +16,6 @@ from diffplugin.errors import CheckpointError, MissingDependency, RequestError
 Pixels = NDArray[np.uint8]
 
 
-def psnr(a: Pixels, b: Pixels) -> float:
-    """dB, 8-bit pictures of equal shape."""
-    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
-    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
-
-
 def _luma(pixels: Pixels) -> NDArray[np.float64]:
     return pixels.astype(np.float64) @ np.array((0.299, 0.587, 0.114))  # type: ignore[no-any-return]
 

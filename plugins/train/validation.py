@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from diffplugin.export.measures import psnr
 from diffplugin.plugins.networks.vae import Autoencoder
 from diffplugin.plugins.train.common import Pixels, centre, to_tensor
 from diffplugin.plugins.train.degradations import degrade
 from diffplugin.plugins.train.loop import Report
-from diffplugin.plugins.train.metrics import psnr
 from diffplugin.plugins.train.plugin import RENOISE_FROM, Denoiser
 from diffplugin.plugins.train.pool import clip_pixels, shrink
 from diffplugin.runtime.noise import normal

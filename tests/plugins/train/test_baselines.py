@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffplugin.export.measures import psnr
 from diffplugin.plugins.train import baselines
 from diffplugin.plugins.train.degradations import DEGRADATIONS, degrade
-from diffplugin.plugins.train.metrics import psnr
 
 RNG = np.random.default_rng(0)
 SMOOTH = np.asarray(
