@@ -20,14 +20,16 @@ from typing import Any, Literal
 from diffplugin.errors import CheckpointError, RequestError
 
 START = ("noised_input", "noise")
+OUTPUT = ("decoded", "residual")
 TRAIN_STEPS = 1000  # Stable Diffusion's training schedule
 LAST = 1000  # order of a card that names none: after the shipped ones
 NULL = "null"  # the selector's name for "no plugin"; no plugin may take it
+_LARGEST = {"first_t": TRAIN_STEPS - 1} | dict.fromkeys(("renoise_from_t", "steps_first", "steps_chained"), TRAIN_STEPS)
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _TYPES: dict[str, type] = {
-    **dict.fromkeys(("id", "title", "start", "licence"), str),
+    **dict.fromkeys(("id", "title", "start", "output", "licence"), str),
     **dict.fromkeys(("aliases", "examples"), list),
-    **dict.fromkeys(("order", "renoise_from_t", "steps_first", "steps_chained"), int),
+    **dict.fromkeys(("order", "first_t", "renoise_from_t", "steps_first", "steps_chained"), int),
 }
 
 
@@ -41,10 +43,14 @@ class PluginCard:
         aliases: other names that ``--plugin`` understands.
         examples: requests that should select the plugin.
         start: the latents begin as the noised input picture, or as pure noise.
+        first_t: timestep (0 to 999) of the first step. Below 999, the noised input picture keeps more of itself and the
+            plugin has less to make (SDEdit, arXiv:2108.01073).
         renoise_from_t: with ``noised_input``, the latents are replaced by the noised input at every step whose
             timestep (0 to 999) is this or larger. Without meaning for ``noise``.
         steps_first: default steps where the plugin is the only or the first one.
         steps_chained: steps where it follows another plugin.
+        output: "decoded": what the decoder makes of the final latent z, as released. "residual": x + D(z) - D(E(x)),
+            the input x changed by what the plugin changed, so that the detail that the autoencoder cannot carry stays.
         licence: note on the weights.
         order: place in the registry and so in a chain.
     """
@@ -54,9 +60,11 @@ class PluginCard:
     aliases: tuple[str, ...]
     examples: tuple[str, ...]
     start: Literal["noised_input", "noise"]
+    first_t: int = TRAIN_STEPS - 1
     renoise_from_t: int = 960
     steps_first: int = 20
     steps_chained: int = 3
+    output: Literal["decoded", "residual"] = "decoded"
     licence: str = ""
     order: int = LAST
 
@@ -111,18 +119,20 @@ def _faults(values: Mapping[str, Any]) -> list[str]:
             faults += _value_faults(name, value)
     if values.get("start") == "noise" and "renoise_from_t" in values:
         faults.append('renoise_from_t has no meaning with start = "noise": leave it out')
+    if values.get("start") == "noise" and values.get("first_t", TRAIN_STEPS - 1) != TRAIN_STEPS - 1:
+        faults.append(f'first_t is {values["first_t"]}, but start = "noise" starts at {TRAIN_STEPS - 1}: leave it out')
     return faults
 
 
 def _value_faults(name: str, value: Any) -> list[str]:
+    choices = {"start": START, "output": OUTPUT}.get(name)
+    least = 0 if name == "renoise_from_t" else 1
     if name == "id" and (not _ID.fullmatch(value) or value == NULL):
         return [f"id is {value!r}, expected lower-case letters, digits, - and _ (and not {NULL!r})"]
-    if name == "start" and value not in START:
-        return [f"start is {value!r}, expected one of {', '.join(START)}"]
-    if name in ("steps_first", "steps_chained") and not 1 <= value <= TRAIN_STEPS:
-        return [f"{name} is {value}, expected 1 to {TRAIN_STEPS}"]
-    if name == "renoise_from_t" and not 0 <= value <= TRAIN_STEPS:
-        return [f"{name} is {value}, expected 0 to {TRAIN_STEPS}"]
+    if choices and value not in choices:
+        return [f"{name} is {value!r}, expected one of {', '.join(choices)}"]
+    if name in _LARGEST and not least <= value <= _LARGEST[name]:
+        return [f"{name} is {value}, expected {least} to {_LARGEST[name]}"]
     if (name == "title" and not value.strip()) or (name == "examples" and not value):
         return [f"{name} is empty"]
     return []

@@ -42,6 +42,8 @@ class Stage:
     """One plugin's run over the picture.
 
     Attributes:
+        first_t: timestep of the first step.
+        output: "decoded" or "residual" (``plugins.cards.PluginCard``).
         fresh: steps that run the whole UNet, the first among them; the others run its outermost blocks alone.
         scb_steps: steps whose residuals are computed, the first and the last among them.
         scb_batch: timesteps that the SCB takes at once; more than 1 on a device only.
@@ -50,7 +52,9 @@ class Stage:
     plugin: str
     steps: int
     start: Literal["noised_input", "noise"]
+    first_t: int
     renoise_from_t: int
+    output: Literal["decoded", "residual"]
     fresh: tuple[int, ...]
     scb_steps: tuple[int, ...]
     scb_batch: int = 1
@@ -152,7 +156,9 @@ def plan_chain(
                 plugin=card.id,
                 steps=count,
                 start=card.start,
+                first_t=card.first_t,
                 renoise_from_t=card.renoise_from_t,
+                output=card.output,
                 fresh=quality.fresh(count),
                 scb_steps=quality.scb_steps(count),
             )

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TextIO
 
-from diffplugin.plugins.cards import PluginCard, understood
-from diffplugin.runtime.plan import Plan
+from diffplugin.plugins.cards import TRAIN_STEPS, PluginCard, understood
+from diffplugin.runtime.plan import Plan, Stage
 from diffplugin.runtime.quality import EXACT
 from diffplugin.runtime.restoration import Restoration
 from diffplugin.runtime.select import Selection
@@ -40,7 +40,7 @@ def understood_lines(cards: Iterable[PluginCard]) -> list[str]:
 
 def plan_lines(plan: Plan) -> list[str]:
     """A plan for people."""
-    chain = ", then ".join(f"{stage.plugin} ({stage.steps} steps, from {_START[stage.start]})" for stage in plan.chain)
+    chain = ", then ".join(map(_stage, plan.chain))
     sizes = [f"{name} {w}x{h}" for name, (w, h) in (("input", plan.input_size), ("working", plan.working_size))]
     sizes.append("output {}x{}".format(*plan.output_size))
     free = "" if plan.available is None else f" of {plan.available / GIB:.1f} GiB free"
@@ -53,6 +53,13 @@ def plan_lines(plan: Plan) -> list[str]:
         *([f"loop:    {plan.loop} ({plan.loop_reason})"] if plan.loop_reason else []),
         f"memory:  about {plan.estimated_bytes / GIB:.1f} GiB{free}",
     ]
+
+
+def _stage(stage: Stage) -> str:
+    """``deblur (20 steps, from the noised input)``."""
+    level = "" if stage.first_t == TRAIN_STEPS - 1 else f" at t = {stage.first_t}"
+    kept = ", on the input's own detail" if stage.output == "residual" else ""
+    return f"{stage.plugin} ({stage.steps} steps, from {_START[stage.start]}{level}{kept})"
 
 
 def _work(plan: Plan) -> str:

@@ -265,14 +265,20 @@ class Restorer:
         self._plan(photo, options, named.chosen if named else known)
         if named:
             tokens = self._perception.tokens(photo, named.chosen, clock)
-            return self._plan(photo, options, named.chosen), named, tokens
+            return self._checked(self._plan(photo, options, named.chosen)), named, tokens
         tokens = self._perception.tokens(photo, known, clock)
         scores = self._perception.scores(prompt, tokens, known, clock)
         selection = select(scores, known, prompt, self._table)
         if not self._perception.reads_all(prompt):
             late = f"; only the first {self.dims.context - 2} word pieces of the request were read"
             selection = replace(selection, reason=selection.reason + late)
-        return self._plan(photo, options, selection.chosen), selection, tokens
+        return self._checked(self._plan(photo, options, selection.chosen)), selection, tokens
+
+    def _checked(self, plan: Plan) -> Plan:
+        """The plan, if each of its stages has so many steps."""
+        for stage in plan.chain:
+            step_table(plan.sampler, self._schedule, stage.steps, stage.first_t)
+        return plan
 
     def _plan(self, photo: Photo, options: Options, chosen: Sequence[str]) -> Plan:
         chain = plan_chain(chosen, self.cards, options.steps, self.quality)
@@ -306,7 +312,7 @@ class Restorer:
         return normal(seed, (1, self.dims.latent_channels, latent_size[1], latent_size[0]))
 
     def _stage(self, run: Run, stage: Stage, picture: Array, sampler: str, tokens: Mapping[str, Array]) -> Array:
-        table = step_table(sampler, self._schedule, stage.steps)
+        table = step_table(sampler, self._schedule, stage.steps, stage.first_t)
         time = self._time(table)
         return restore_stage(run, stage, picture, table=table, time=time, tokens=tokens[stage.plugin])
 

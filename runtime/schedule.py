@@ -145,51 +145,51 @@ class StepTable:
         return len(self.t)
 
 
-def unipc(schedule: NoiseSchedule, steps: int) -> StepTable:
+def unipc(schedule: NoiseSchedule, steps: int, first_t: int | None = None) -> StepTable:
     """The released sampler: UniPC-2 in data prediction, B(h) = e^-h - 1, lower order at the end; arXiv:2302.04867.
 
     diffusers' ``UniPCMultistepScheduler(final_sigmas_type="sigma_min")``: the last update lands on t = 0.
     """
-    t = _linspace(schedule, steps)
+    t = _linspace(schedule, steps, first_t)
     order = [min(2, i + 1, steps - i) for i in range(steps)]
     landing = np.append(schedule.alphas_cumprod[t[1:]], schedule.alphas_cumprod[0])
     return _table("unipc", schedule, t=t, landing=landing, order=order, corrected=True)
 
 
-def dpmpp_2m(schedule: NoiseSchedule, steps: int) -> StepTable:
+def dpmpp_2m(schedule: NoiseSchedule, steps: int, first_t: int | None = None) -> StepTable:
     """DPM-Solver++(2M), midpoint; arXiv:2211.01095 Algorithm 2. The last update is of first order, onto a clean latent.
 
     diffusers' ``DPMSolverMultistepScheduler()`` as it comes.
     """
-    t = _linspace(schedule, steps)
+    t = _linspace(schedule, steps, first_t)
     order = [1 if i in (0, steps - 1) else 2 for i in range(steps)]
     return _table("dpmpp_2m", schedule, t=t, landing=np.append(schedule.alphas_cumprod[t[1:]], 1.0), order=order)
 
 
-def ddim(schedule: NoiseSchedule, steps: int) -> StepTable:
+def ddim(schedule: NoiseSchedule, steps: int, first_t: int | None = None) -> StepTable:
     """DDIM without added noise; arXiv:2010.02502 Eq. 12. diffusers' ``DDIMScheduler(timestep_spacing="trailing")``.
 
     Each update lands a whole number of training steps lower, as there: where ``steps`` does not divide the training
     steps, that can be one beside the next step's t.
     """
-    t = _trailing(schedule, steps)
+    t = _trailing(schedule, steps, first_t)
     last = 1.0 if schedule.set_alpha_to_one else schedule.alphas_cumprod[0]
-    to = t - schedule.num_train_timesteps // steps
+    to = t - (_first(schedule, first_t) + 1) // steps
     landing = np.where(to >= 0, schedule.alphas_cumprod[np.maximum(to, 0)], last)
     return _table("ddim", schedule, t=t, landing=landing, order=[1] * steps)
 
 
-def euler(schedule: NoiseSchedule, steps: int) -> StepTable:
+def euler(schedule: NoiseSchedule, steps: int, first_t: int | None = None) -> StepTable:
     """Euler's method on dx/dsigma; arXiv:2206.00364 Algorithm 1 without the second-order correction.
 
     diffusers' ``EulerDiscreteScheduler(timestep_spacing="trailing")``, its samples divided by sqrt(1 + sigma^2): in
     these coordinates Euler's step is DDIM's, and what differs is where it lands.
     """
-    t = _trailing(schedule, steps)
+    t = _trailing(schedule, steps, first_t)
     return _table("euler", schedule, t=t, landing=np.append(schedule.alphas_cumprod[t[1:]], 1.0), order=[1] * steps)
 
 
-SAMPLERS: dict[str, Callable[[NoiseSchedule, int], StepTable]] = {
+SAMPLERS: dict[str, Callable[[NoiseSchedule, int, int | None], StepTable]] = {
     "unipc": unipc,
     "dpmpp_2m": dpmpp_2m,
     "ddim": ddim,
@@ -198,22 +198,29 @@ SAMPLERS: dict[str, Callable[[NoiseSchedule, int], StepTable]] = {
 
 
 @lru_cache(maxsize=64)
-def step_table(name: str, schedule: NoiseSchedule, steps: int) -> StepTable:
+def step_table(name: str, schedule: NoiseSchedule, steps: int, first_t: int | None = None) -> StepTable:
     """The table of sampler ``name`` for ``steps`` steps. Cached: the arrays are shared and read-only.
 
+    Args:
+        first_t: the timestep of the first step; the others follow as from the last training step, scaled. None: the
+            last training step. Lower, sampling starts from a picture with that much noise (SDEdit, arXiv:2108.01073).
+
     Raises:
-        RequestError: the sampler is unknown, or ``steps`` is not an integer from 1 to the training steps (one less
-            for unipc and dpmpp_2m, which would visit a timestep twice).
+        RequestError: the sampler is unknown, ``first_t`` is no training step, or ``steps`` is not an integer from 1 to
+            ``first_t`` + 1 (one less for unipc and dpmpp_2m, which would visit a timestep twice).
     """
     faults = []
+    last = schedule.num_train_timesteps - 1
+    if first_t is not None and not 1 <= first_t <= last:
+        faults.append(f"first_t is {first_t!r}, expected 1 to {last}")
     if name not in SAMPLERS:
         faults.append(f"sampler {name!r} does not exist; choose one of {', '.join(SAMPLERS)}")
-    most = schedule.num_train_timesteps - (name in ("unipc", "dpmpp_2m"))
+    most = _first(schedule, first_t) + (name not in ("unipc", "dpmpp_2m"))
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or not 1 <= steps <= most:
         faults.append(f"steps is {steps!r}, expected an integer from 1 to {most}")
     if faults:
         raise RequestError("; ".join(faults))
-    return SAMPLERS[name](schedule, int(steps))
+    return SAMPLERS[name](schedule, int(steps), first_t)
 
 
 def sinusoidal(t: NDArray[Any], width: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Floats:
@@ -231,15 +238,20 @@ def sinusoidal(t: NDArray[Any], width: int, *, flip_sin_to_cos: bool, freq_shift
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def _linspace(schedule: NoiseSchedule, steps: int) -> NDArray[np.int64]:
-    """Evenly from the last training step down, without 0: 999, 949, 899, ... for 20."""
-    points = np.linspace(0, schedule.num_train_timesteps - 1, steps + 1)
+def _first(schedule: NoiseSchedule, first_t: int | None) -> int:
+    """The timestep of the first step."""
+    return schedule.num_train_timesteps - 1 if first_t is None else first_t
+
+
+def _linspace(schedule: NoiseSchedule, steps: int, first_t: int | None) -> NDArray[np.int64]:
+    """Evenly from the first timestep down, without 0: 999, 949, 899, ... for 20."""
+    points = np.linspace(0, _first(schedule, first_t), steps + 1)
     return points.round()[:0:-1].astype(np.int64)
 
 
-def _trailing(schedule: NoiseSchedule, steps: int) -> NDArray[np.int64]:
-    """Ends of equal intervals, from the last training step down; arXiv:2305.08891 Table 2."""
-    train = schedule.num_train_timesteps
+def _trailing(schedule: NoiseSchedule, steps: int, first_t: int | None) -> NDArray[np.int64]:
+    """Ends of equal intervals, from the first timestep down; arXiv:2305.08891 Table 2."""
+    train = _first(schedule, first_t) + 1
     return np.arange(train, 0, -train / steps)[:steps].round().astype(np.int64) - 1
 
 

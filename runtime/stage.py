@@ -56,7 +56,8 @@ class Run:
 
 
 def restore_stage(run: Run, stage: Stage, image: Array, *, table: StepTable, time: Array, tokens: Array) -> Array:
-    """One plugin: picture [1,3,H,W] in [-1, 1] in, picture out (nominally in that range).
+    """One plugin: picture [1,3,H,W] in [-1, 1] in, picture out (nominally in that range; clipped to it where the
+    output is a residual).
 
     UNet and SCB see one piece of the global latents at a time; the model outputs are blended and the sampler updates
     the whole latent, so that pieces never drift apart (arXiv:2302.08113).
@@ -74,6 +75,8 @@ def restore_stage(run: Run, stage: Stage, image: Array, *, table: StepTable, tim
     if run.device is not None:
         with run.clock("device"):
             restored = run.device.restore(run, stage, image, table=table, time=time, tokens=tokens)
+        if restored is not None and stage.output == "residual":  # the loop keeps its latents to itself
+            restored = _changed(image, restored, decode(run, encode(run, image)))
     if restored is None:
         restored = _from_host(run, stage, image, table, time, tokens)
     check_picture(restored, image, f"{stage.plugin}, {run.pool.builder.name} at {run.pool.precision}")
@@ -103,7 +106,14 @@ def _from_host(run: Run, stage: Stage, image: Array, table: StepTable, time: Arr
             on_step=on_step,
         )
     run.seen(plugin, "z0", latents)
-    return decode(run, latents)
+    restored = decode(run, latents)
+    return _changed(image, restored, decode(run, cond)) if stage.output == "residual" else restored
+
+
+def _changed(image: Array, restored: Array, reconstructed: Array) -> Array:
+    """The picture with what the plugin changed, clipped to [-1, 1]: x + D(z) - D(E(x))."""
+    changed: Array = np.clip(image + (restored - reconstructed), -1, 1)
+    return changed
 
 
 def encode(run: Run, image: Array) -> Array:

@@ -238,7 +238,7 @@ def _request(restorer: Restorer, photo: Any, plugin: str, steps: int) -> tuple[K
 
     plan, _ = restorer.plan(photo, plugins=[plugin], steps=steps)
     stage, (width, height) = plan.chain[0], plan.latent_size
-    table = step_table(plan.sampler, restorer._schedule, steps)
+    table = step_table(plan.sampler, restorer._schedule, steps, stage.first_t)
     weights = [step_weights(table, i, stage.start, stage.renoise_from_t) for i in range(steps)]
     tokens = restorer._perception.tokens(photo_from(photo), [plugin], Clock())[plugin]
     request = Request(

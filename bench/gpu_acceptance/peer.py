@@ -59,11 +59,15 @@ class TorchPipeline:
         cond = self._run("vae_encoder", stages, self._enter(to_tensor(photo))).float()
         noise = torch.from_numpy(normal(seed, tuple(cond.shape))).to(self._device)
         latents = self._loop(steps, tokens, cond, noise, stages)
-        return from_tensor(self._run("vae_decoder", stages, self._half(latents)).float().cpu().numpy())
+        made = self._run("vae_decoder", stages, self._half(latents)).float().cpu().numpy()
+        if self._card.output == "residual":
+            own = self._run("vae_decoder", stages, self._half(cond)).float().cpu().numpy()
+            made = np.clip(to_tensor(photo) + (made - own), -1, 1)
+        return from_tensor(made)
 
     def _loop(self, steps: int, tokens: Tensor, cond: Tensor, noise: Tensor, stages: Stages | None) -> Tensor:
         """``runtime.sampler.sample`` with UniPC, on the device."""
-        table = step_table("unipc", NoiseSchedule.from_config(self._manifest.scheduler), steps)
+        table = step_table("unipc", NoiseSchedule.from_config(self._manifest.scheduler), steps, self._card.first_t)
         latents = last = x0_1 = x0_2 = noise
         half_cond = self._half(cond)
         for i in range(steps):

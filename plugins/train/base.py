@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+from diffplugin.plugins.cards import PluginCard, shipped_cards
 from diffplugin.plugins.train import autoencoder
 from diffplugin.plugins.train.degradations import DEGRADATIONS
 from diffplugin.plugins.train.plugin import scb_config
@@ -67,6 +69,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "scheduler": SCHEDULER,
     "vae": autoencoder.CONFIG,
 }
-# where the embedded plugins' cards differ from the shipped ones: one step scored best (docs/embedded-model.md)
-CARDS: dict[str, dict[str, Any]] = {task: {"steps_first": 1, "steps_chained": 1} for task in DEGRADATIONS}
 LICENCE = "Embedded default model, trained by this project on freely licensed photographs: docs/embedded-model.md."
+# Where the small model's cards differ from the shipped ones. One step scored best (docs/embedded-model.md). The less a
+# degradation changes, the less noise it takes to undo.
+_CARD: dict[str, Any] = {"steps_first": 1, "steps_chained": 1, "output": "residual", "licence": LICENCE}
+_FIRST_T = dict.fromkeys(("derain", "desnow", "deblur", "highlight", "face", "demoire"), 600)
+
+
+def card(task: str) -> PluginCard:
+    """The card of a plugin over the small base, for one of the eight tasks."""
+    own: dict[str, Any] = {"start": "noised_input", "first_t": _FIRST_T[task]} if task in _FIRST_T else {}
+    return dataclasses.replace(shipped_cards()[task], **_CARD, **own)
+
+
+def cards() -> dict[str, PluginCard]:
+    """All eight."""
+    return {task: card(task) for task in DEGRADATIONS}

@@ -47,7 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     plugin.add_argument("--views", type=int, default=4, metavar="N", help="random views of every pair (default: 4)")
     plugin.add_argument("--batch", type=int, default=8, metavar="N", help="pictures a step (default: 8)")
     plugin.add_argument("--lr", type=float, default=6e-4, metavar="X", help="peak rate (default: 6e-4; SD 1.4: 1e-5)")
-    plugin.add_argument("--parts", default="both", choices=("both", "scb", "tpb"), help="what learns, for ablations")
+    plugin.add_argument(
+        "--variant",
+        default="released",
+        choices=("released", "scb", "tpb", "encoder"),
+        help="for ablations: one branch alone, or residuals that enter on the way down; scored, but not written",
+    )
     plugin.add_argument("--plain", action="store_true", help="squared error of the latent, unweighted (the paper's)")
     plugin.add_argument("--every", type=int, default=250, metavar="N", help="steps between states and reports")
 
@@ -95,7 +100,7 @@ def _base(args: argparse.Namespace) -> None:
 def _plugin(args: argparse.Namespace) -> None:
     from diffplugin.plugins.train import tasks
 
-    place = tasks.train(
+    outcome = tasks.train(
         args.task,
         tasks.Data(
             work=args.work,
@@ -109,7 +114,7 @@ def _plugin(args: argparse.Namespace) -> None:
             steps=args.steps or STEPS["plugin"],
             batch=args.batch,
             peak=args.lr,
-            parts=args.parts,
+            variant=args.variant,
             plain=args.plain,
             precision=args.precision,
             every=args.every,
@@ -120,7 +125,7 @@ def _plugin(args: argparse.Namespace) -> None:
         card=args.card,
         start=args.start,
     )
-    print(f"{args.task}: {place}")
+    print(f"{args.task}: {outcome}")
 
 
 def _selector(args: argparse.Namespace) -> None:

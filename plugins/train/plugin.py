@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,10 +60,45 @@ class Denoiser(nn.Module):
         return self.tpb(self.vision(pixels)).repeat_interleave(crops, dim=0)  # type: ignore[no-any-return]
 
 
-def draw_times(count: int, rng: np.random.Generator, first: float = 0.5) -> Tensor:
-    """Timesteps biased towards those that samplers of few steps visit: a share ``first`` at the start."""
-    high, low = rng.integers(940, 1000, count), rng.integers(150, 940, count)
-    return torch.from_numpy(np.where(rng.random(count) < first, high, low))
+class EncoderSide(Denoiser):
+    """An ablation (paper table 4, E-1): the residuals enter the first stage on the way down, skips and main stream
+    both, as a T2I-Adapter's do (arXiv:2302.08453). No released layout has it."""
+
+    def forward(self, latents: Tensor, t: Tensor, tokens: Tensor, cond: Tensor | None) -> Tensor:
+        if cond is None:
+            return super().forward(latents, t, tokens, None)
+        time = sinusoidal(t, self.features, flip_sin_to_cos=self.flip, freq_shift=self.shift)
+        stage: Any = self.unet.down_blocks[0]
+        places = (self.unet.conv_in, *getattr(stage, "attentions", stage.resnets))
+        with ExitStack() as hooks:
+            for place, residual in zip(places, self.scb(time, tokens, cond), strict=True):
+                hooks.enter_context(place.register_forward_hook(lambda _, __, made, add=residual: made + add))
+            return self.unet(latents, time, tokens)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """Which timesteps a training visits, biased towards those that samplers of few steps visit.
+
+    A share ``first`` lies among the 60 at ``top``, where sampling starts; the rest from ``bottom`` up to those. Below
+    960, the noisy latent of a share ``noised`` is made from the input (at the start of sampling: of all), as the
+    runtime starts (SDEdit, arXiv:2108.01073) and as it may still look a few steps later; never below ``least``, where
+    so little noise is left that the input says everything.
+    """
+
+    top: int = 1000
+    bottom: int = 20
+    first: float = 0.4
+    noised: float = 0.5
+    least: int = 250
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Timesteps int64 [count], and whether each is noised from the input."""
+        edge = self.top - 60
+        start = rng.random(count) < self.first
+        t = np.where(start, rng.integers(edge, self.top, count), rng.integers(self.bottom, edge, count))
+        given = np.where(start & (self.top <= RENOISE_FROM), 1.0, self.noised * (t >= self.least))
+        return torch.from_numpy(t), torch.from_numpy(rng.random(count) < given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,24 +111,28 @@ class Stage:
     side: int
 
 
-def denoising_loss(
-    model: Denoiser, batch: Batch, rng: np.random.Generator, drop: float = 0.0, first: float = 0.5
-) -> Tensor:
-    """Paper Eq. 3. At t >= 960 the noisy latent is made from the clean latent, from the input or is pure noise, since
-    the runtime starts so; the target always leads to the clean latent: v = (alpha * x_t - x_0) / sigma.
-    ``model.metric`` weighs the latent's channels (identity: the plain squared error)."""
+def denoising_loss(model: Denoiser, batch: Batch, rng: np.random.Generator, times: Times, drop: float = 0.0) -> Tensor:
+    """Paper Eq. 3, over noisy latents such as the runtime's loop meets.
+
+    They are made from the clean latent or from the input (:class:`Times`); at t >= 960 from the input, from the clean
+    latent or of pure noise. The target always leads to the clean latent: v = (alpha * x_t - x_0) / sigma. Where x_t
+    holds the input, the error counts by what it does to the clean estimate, sigma^2 times as much.
+    ``model.metric`` weighs the latent's channels (identity: the plain squared error).
+    """
     count, device = len(batch.clean), batch.clean.device
-    t = draw_times(count, rng, first).to(device)
+    steps, given = times.draw(count, rng)
+    t, noised = steps.to(device), given.to(device)[:, None, None, None]
     alpha, sigma = model.levels(t)
     noise = gaussian(batch.clean.shape, rng).to(device)
     kind = torch.from_numpy(rng.random(count)).to(device)[:, None, None, None]
     start = torch.where(kind < 0.4, batch.cond, torch.where(kind < 0.8, torch.zeros_like(batch.clean), batch.clean))
-    source = torch.where((t >= RENOISE_FROM)[:, None, None, None], start, batch.clean)
+    late = (t < RENOISE_FROM)[:, None, None, None]
+    source = torch.where(late, torch.where(noised, batch.cond, batch.clean), start)
     noisy = alpha * source + sigma * noise
     tokens = model.tokens(batch.pixels, batch.crops)
     output = model(noisy, t, tokens, None if rng.random() < drop else batch.cond).float()
     toward_clean = alpha * noisy - batch.clean if model.prediction == "v_prediction" else noisy - alpha * batch.clean
-    error = output - toward_clean / sigma
+    error = (output - toward_clean / sigma) * torch.where(late & noised, sigma, torch.ones_like(sigma))
     return torch.einsum("nchw,cd,ndhw->nchw", error, model.metric, error).mean()
 
 
@@ -110,11 +150,11 @@ class Denoising(nn.Module):
         *,
         train_base: bool,
         drop: float = 0.0,
-        first_share: float = 0.5,
+        times: Times = Times(),
     ) -> None:
         super().__init__()
         self.model, self.pool, self.stages = model, pool, stages
-        self.drop, self.first_share = drop, first_share
+        self.drop, self.times = drop, times
         model.requires_grad_(train_base)
         model.tpb.requires_grad_(True)
         model.scb.requires_grad_(True)
@@ -124,7 +164,7 @@ class Denoising(nn.Module):
     def forward(self, step: int, rng: np.random.Generator) -> Tensor:
         stage = next((s for s in self.stages if step < s.until), self.stages[-1])
         batch = self.pool.draw(rng, stage.pictures, stage.crops, stage.side).to(self.model.metric.device)
-        return denoising_loss(self.model, batch, rng, self.drop, self.first_share)
+        return denoising_loss(self.model, batch, rng, self.times, self.drop)
 
 
 def silence_self_attention(unet: UNet) -> None:
@@ -150,8 +190,8 @@ def scb_config(unet: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def from_checkpoint(read: Checkpoint, task: str | None) -> Denoiser:
-    """The denoiser over a checkpoint's base, with the branches of ``task`` or fresh ones.
+def from_checkpoint(read: Checkpoint, task: str | None, kind: type[Denoiser] = Denoiser) -> Denoiser:
+    """The denoiser of this kind over a checkpoint's base, with the branches of ``task`` or fresh ones.
 
     Fresh: the SCB's blocks are copies of the base's first ones where those fit, and its output convolutions are zero
     (paper section 3.2), so that training starts from the base's own picture.
@@ -166,7 +206,7 @@ def from_checkpoint(read: Checkpoint, task: str | None) -> Denoiser:
         "scheduler": read.config("scheduler"),
         "scb": read.scb_config(task) if task else scb_config(unet),
     }
-    model = Denoiser(configs)
+    model = kind(configs)
     model.unet.load_state_dict(read.unet().state_dict())
     model.vision.load_state_dict(read.vision_encoder().state_dict())
     if task is not None:

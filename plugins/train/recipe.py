@@ -125,13 +125,15 @@ def train_denoiser(work: Work, steps: int, tasks: Sequence[str], start: Path | N
         model = plugin.Denoiser(base.CONFIGS)
     model.metric = pixel_metric(work, vae)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    stages = (
-        plugin.Stage(until=steps // 6, pictures=4, crops=4, side=16),
-        plugin.Stage(until=steps, pictures=4, crops=2, side=32),
-    )
+    whole = plugin.Stage(until=steps, pictures=4, crops=2, side=32)
+    early = plugin.Stage(until=steps // 6, pictures=4, crops=4, side=16)
+    stages = (early, whole) if start is None else (whole,)
     objective = plugin.Denoising(model, pool.Pool(work.pool, tasks), stages, train_base=True, drop=0.1)
-    plan = loop.Plan(steps=steps, peak=1.2e-3, decay=0.997, betas=(0.9, 0.99), precision=work.precision)
-    report = validation.report(model, vae, base.SCHEDULER, tasks, work.photos("val")[::7])
+    peak = 1.2e-3 if start is None else 6e-4  # what has learned already would be shaken by more
+    plan = loop.Plan(steps=steps, peak=peak, decay=0.997, betas=(0.9, 0.99), precision=work.precision)
+    report = validation.report(
+        model, vae, base.SCHEDULER, {task: base.card(task) for task in tasks}, work.photos("val")[::7]
+    )
     loop.fit(objective, plan, work.state("denoiser"), name="denoiser", report=report)
     write_base(work.checkpoint, model)
     write_text(work)

@@ -14,10 +14,11 @@ import torch
 from diffplugin.errors import RequestError
 from diffplugin.export.checkpoints import Checkpoint, find
 from diffplugin.plugins import cards
-from diffplugin.plugins.train import autoencoder, common, layout, loop, pairs, plugin, pool, validation
-from diffplugin.plugins.train.base import CARDS, LICENCE
+from diffplugin.plugins.train import autoencoder, common, evaluate, layout, loop, pairs, plugin, pool, validation
+from diffplugin.plugins.train import base as small
 from diffplugin.plugins.train.degradations import DEGRADATIONS, degrade
 from diffplugin.plugins.train.wording import WORDS
+from diffplugin.runtime.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from diffplugin.plugins.networks.vae import Autoencoder
 
 HELD_PAIRS = 20  # every 20th pair of a CSV is for validation
+SHOWN = 16  # test photos that a finished plugin is scored on; dp-eval takes all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +44,35 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a plugin learns. ``parts``: "both" branches, or "scb" or "tpb" alone (ablation of the paper's table 4);
-    ``plain``: the unweighted error; ``crop``: side of the window in pixels."""
+    """How a plugin learns.
+
+    ``variant``: "released", or an ablation: "scb" or "tpb" alone (paper table 3), "encoder": residuals that enter on
+    the way down (table 4: E-1, where "released" is D-1). ``plain``: the unweighted error; ``crop``: side of the window in
+    pixels.
+    """
 
     steps: int
     batch: int
     peak: float
-    parts: str
+    variant: str
     plain: bool
     precision: loop.Precision
     every: int
     crop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Where a plugin was written (None: nowhere), and mean PSNR, dB, of held-out inputs and of what it made of them."""
+
+    place: Path | None
+    pictures: int
+    given: float
+    restored: float
+
+    def __str__(self) -> str:
+        where = self.place or "not written"
+        return f"{where}; {self.pictures} held-out pictures, in PyTorch: {self.given:.2f} -> {self.restored:.2f} dB"
 
 
 def train(
@@ -64,8 +84,8 @@ def train(
     clip: Path | None,
     card: Path | None,
     start: Path | None,
-) -> Path:
-    """Train or resume; writes ``work/checkpoint/pre-trained/<task>`` and the card, and returns that folder.
+) -> Outcome:
+    """Train or resume; writes ``work/checkpoint/pre-trained/<task>`` and the card, but of ablations nothing.
 
     Raises:
         CheckpointError: base, CLIP or start are not there or do not fit each other.
@@ -76,32 +96,50 @@ def train(
     tree = data.work / "checkpoint"
     read = Checkpoint(base or tree / "base", clip or tree / "clip", {task: start} if start else {}, None)
     torch.manual_seed(0)
-    model, vae = plugin.from_checkpoint(read, task if start else None), read.autoencoder()
+    kind = plugin.EncoderSide if settings.variant == "encoder" else plugin.Denoiser
+    model, vae = plugin.from_checkpoint(read, task if start else None, kind), read.autoencoder()
+    if settings.variant == "scb" and start is None:  # tokens of zeros: no prompt
+        torch.nn.init.zeros_(model.tpb.visual_projection[-1].weight)  # type: ignore[arg-type]
+        torch.nn.init.zeros_(model.tpb.visual_projection[-1].bias)  # type: ignore[arg-type]
     run = loop.accelerator()
     with run.main_process_first():  # one process makes the latents
         folder, held = _pool(task, data, vae.to(run.device))
     if not settings.plain:
         model.metric = autoencoder.pixel_metric(vae, [common.to_tensor(v[None]) for v in held[1]])
     source = pool.Pool(folder, [data.degradation])
-    objective = _objective(model, source, settings, side=min(settings.crop, data.side) // read.dims.factor)
+    objective = _objective(model, source, settings, chosen, side=min(settings.crop, data.side) // read.dims.factor)
     plan = loop.Plan(
         steps=settings.steps, peak=settings.peak, decay=0.99, every=settings.every, precision=settings.precision
     )
     scheduler = read.config("scheduler")
-    report = validation.report_pairs(model, vae, scheduler, {task: held}, steps=1, start=chosen.start)
-    loop.fit(objective, plan, data.work / "run" / f"plugin_{task}.pt", name=task, report=report)
-    if run.is_main_process:
+    report = validation.report_pairs(model, vae, scheduler, {task: held}, {task: chosen})
+    name = task if settings.variant == "released" else f"{task}_{settings.variant}"
+    loop.fit(objective, plan, data.work / "run" / f"plugin_{name}.pt", name=name, report=report)
+    if run.is_main_process and settings.variant == "released":
         tensors = {"tpb": model.tpb.state_dict(), "scb": model.scb.state_dict()}
         config = plugin.scb_config(read.config("unet"))
         layout.write_plugin(tree, task, config, card=cards.card_to_toml(chosen), **tensors)
-    return tree / "pre-trained" / task
+    bad, clean = (
+        held if data.pairs else _degraded(evaluate.test_photos(data.work, data.side, SHOWN), data, evaluate.SEED)
+    )
+    made = validation.restore(model, vae, NoiseSchedule.from_config(scheduler), bad, chosen)
+    return Outcome(
+        place=tree / "pre-trained" / task if settings.variant == "released" else None,
+        pictures=len(bad),
+        given=evaluate.scores(bad, clean).psnr,
+        restored=evaluate.scores(made, clean).psnr,
+    )
 
 
-def _objective(model: plugin.Denoiser, source: pool.Pool, settings: Settings, side: int) -> plugin.Denoising:
+def _objective(
+    model: plugin.Denoiser, source: pool.Pool, settings: Settings, card: PluginCard, side: int
+) -> plugin.Denoising:
     stages = (plugin.Stage(until=settings.steps, pictures=settings.batch, crops=1, side=side),)
-    objective = plugin.Denoising(model, source, stages, train_base=False, first_share=0.6)
-    model.tpb.requires_grad_(settings.parts != "scb")
-    model.scb.requires_grad_(settings.parts != "tpb")
+    objective = plugin.Denoising(
+        model, source, stages, train_base=False, times=plugin.Times(top=card.first_t + 1, first=0.6, noised=0.3)
+    )
+    model.tpb.requires_grad_(settings.variant != "scb")
+    model.scb.requires_grad_(settings.variant != "tpb")
     return objective
 
 
@@ -113,7 +151,7 @@ def _card(task: str, file: Path | None, *, ours: bool) -> PluginCard:
     if task not in shipped:
         raise RequestError(f"{task}: no shipped card of that name ({', '.join(shipped)}); give one with --card")
     if ours:
-        return dataclasses.replace(shipped[task], licence=LICENCE, **CARDS.get(task, {}))
+        return small.card(task)
     return dataclasses.replace(shipped[task], licence="trained by the user with dp-train")
 
 
@@ -140,7 +178,11 @@ def _pool(task: str, data: Data, vae: Autoencoder) -> tuple[Path, tuple[list[com
             views = pairs.synthetic(photos, [data.degradation], number, data.side)
             pool.write_shard(folder, number, views, vae, side=data.side)
     clean = [common.centre(p, data.side) for p in common.load_photos(data.work, "val")[::5]]
-    return folder, ([degrade(c, data.degradation, 5000 + i) for i, c in enumerate(clean)], clean)
+    return folder, _degraded(clean, data, 5000)
+
+
+def _degraded(clean: list[common.Pixels], data: Data, seed: int) -> tuple[list[common.Pixels], list[common.Pixels]]:
+    return [degrade(c, data.degradation, seed + i) for i, c in enumerate(clean)], clean
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,11 +16,14 @@ from diffplugin.plugins.networks.vae import Autoencoder
 from diffplugin.plugins.train.common import Pixels, centre, to_tensor
 from diffplugin.plugins.train.degradations import degrade
 from diffplugin.plugins.train.loop import Report
-from diffplugin.plugins.train.plugin import RENOISE_FROM, Denoiser
+from diffplugin.plugins.train.plugin import Denoiser
 from diffplugin.plugins.train.pool import clip_pixels, shrink
 from diffplugin.runtime.noise import normal
 from diffplugin.runtime.sampler import sample
 from diffplugin.runtime.schedule import NoiseSchedule, unipc
+
+if TYPE_CHECKING:
+    from diffplugin.plugins.cards import PluginCard
 
 
 @torch.no_grad()
@@ -29,24 +32,27 @@ def restore(
     vae: Autoencoder,
     schedule: NoiseSchedule,
     pictures: Sequence[Pixels],
+    card: PluginCard,
     *,
-    steps: int,
-    start: Any,
     seed: int = 42,
 ) -> list[Pixels]:
-    """Restore equally large pictures (sides a multiple of 16) as the runtime does: its sampler, its noise."""
+    """Restore equally large pictures (sides a multiple of 16) as the runtime does with this card: its sampler, noise
+    and steps."""
     here, there = device_of(model), device_of(vae)
-    cond = torch.cat([vae.encode(to_tensor(p[None]).to(there)) for p in pictures]).to(here)
+    given = [to_tensor(p[None]).to(there) for p in pictures]
+    cond = torch.cat([vae.encode(image) for image in given]).to(here)
     tokens = torch.cat([model.tokens(clip_pixels(shrink(p)[None]).to(here)) for p in pictures])
-    table = unipc(schedule, steps)
+    table = unipc(schedule, card.steps_first, card.first_t)
     noise = np.repeat(normal(seed, (1, *cond.shape[1:])), len(pictures), axis=0)
 
     def denoise(i: int, latents: NDArray[np.float32]) -> NDArray[np.float32]:
         t = torch.full((len(pictures),), float(table.t[i]), device=here)
         return model(torch.from_numpy(latents).to(here), t, tokens, cond).cpu().numpy()  # type: ignore[no-any-return]
 
-    latents = sample(table, denoise, noise, cond.cpu().numpy(), start=start, renoise_from_t=RENOISE_FROM)
+    latents = sample(table, denoise, noise, cond.cpu().numpy(), start=card.start, renoise_from_t=card.renoise_from_t)
     images = torch.cat([vae.decode(torch.from_numpy(z[None]).to(there)) for z in latents])
+    if card.output == "residual":
+        images = torch.cat(given) + images - torch.cat([vae.decode(z[None].to(there)) for z in cond])
     values = (images.clamp(-1, 1) / 2 + 0.5) * 255
     return [np.ascontiguousarray(v.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()) for v in values]
 
@@ -61,13 +67,11 @@ def report_pairs(
     vae: Autoencoder,
     scheduler: Mapping[str, Any],
     named: Mapping[str, tuple[Sequence[Pixels], Sequence[Pixels]]],
-    *,
-    steps: int = 1,
-    start: str = "noise",
+    registry: Mapping[str, PluginCard],
 ) -> Report:
-    """PSNR of the restored pictures by name ("psnr/derain"), and input, result and truth of each name's first one.
+    """PSNR of the restored pictures by task ("psnr/derain"), and input, result and truth of each task's first one.
 
-    ``named``: name -> (inputs, ground truths), all of one size.
+    ``named``: task -> (inputs, ground truths), all of one size; ``registry``: task -> how it is sampled.
     """
     schedule = NoiseSchedule.from_config(dict(scheduler))
 
@@ -75,7 +79,7 @@ def report_pairs(
         found: dict[str, float | NDArray[np.uint8]] = {}
         columns = []
         for name, (bad, clean) in named.items():
-            made = restore(model, vae, schedule, bad, steps=steps, start=start)
+            made = restore(model, vae, schedule, bad, registry[name])
             found[f"psnr/{name}"] = float(np.mean([psnr(m, c) for m, c in zip(made, clean, strict=True)]))
             columns.append(np.concatenate((bad[0], made[0], clean[0])))
         return {**found, "pictures": np.concatenate(columns, axis=1)}
@@ -87,14 +91,12 @@ def report(
     model: Denoiser,
     vae: Autoencoder,
     scheduler: Mapping[str, Any],
-    tasks: Sequence[str],
+    registry: Mapping[str, PluginCard],
     photos: Sequence[Pixels],
     *,
     side: int = 256,
-    steps: int = 1,
-    start: str = "noise",
 ) -> Report:
     """:func:`report_pairs` of the central squares of photos, degraded for each task."""
     clean = [centre(p, side) for p in photos]
-    named = {task: ([degrade(c, task, 5000 + i) for i, c in enumerate(clean)], clean) for task in tasks}
-    return report_pairs(model, vae, scheduler, named, steps=steps, start=start)
+    named = {task: ([degrade(c, task, 5000 + i) for i, c in enumerate(clean)], clean) for task in registry}
+    return report_pairs(model, vae, scheduler, named, registry)

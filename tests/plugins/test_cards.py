@@ -72,6 +72,9 @@ def test_all_faults_are_reported_at_once() -> None:
         (card_to_toml(MINE).replace('"scratch"', '"null"'), "'null'"),
         (card_to_toml(MINE) + "renoise_from_t = 900\n", "no meaning"),
         (card_to_toml(replace(MINE, start="noised_input", renoise_from_t=1001)), "0 to 1000"),
+        (card_to_toml(replace(MINE, start="noised_input", first_t=1000)), "first_t is 1000, expected 1 to 999"),
+        (card_to_toml(replace(MINE, start="noise", first_t=500)), "leave it out"),
+        (card_to_toml(replace(MINE, output="sum")), "'sum', expected one of decoded, residual"),  # type: ignore[arg-type]
     ],
 )
 def test_faulty_cards_are_refused(text: str, part: str) -> None:

@@ -76,6 +76,18 @@ def test_it_makes_the_pictures_of_the_plain_loop(on_device: Restorer, plain: Res
     assert len(compared) > 25 and all(one.different == 0 for one in compared), "replay and plain enqueues differ"
 
 
+def test_residuals_and_lower_starts_too(on_device: Restorer, plain: Restorer, floats: Floats) -> None:
+    for restorer in (on_device, plain):
+        restorer.cards["derain"] = replace(restorer.cards["derain"], output="residual", first_t=500)
+    (device, mine), (host, theirs) = (
+        floats(r, smooth_photo(), plugins=["derain"], steps=3) for r in (on_device, plain)
+    )
+    assert (device.plan.loop, host.plan.loop) == ("device", "host")
+    assert device.plan.chain[0].first_t == 500 and device.plan.chain[0].output == "residual"
+    error = max(float(np.abs(a - b).max()) for a, b in zip(mine, theirs, strict=True))
+    assert error <= 1e-4, error
+
+
 def test_a_plan_says_what_runs(on_device: Restorer) -> None:
     plan, _ = on_device.plan(smooth_photo(), plugins=["derain", "lowlight"], steps=9)
     assert plan.loop == "device" and [s.scb_batch for s in plan.chain] == [3, 1], "9 in batches of up to 4, then 1"

@@ -146,7 +146,8 @@ def test_asked_tiles() -> None:
 def test_json() -> None:
     made = json.loads(json.dumps(_plan(1024, 1024).to_json()))
     assert made["unet_runs"] == 4 * 20
-    stage = {"plugin": "deblur", "steps": 20, "start": "noised_input", "renoise_from_t": 960}
+    stage = {"plugin": "deblur", "steps": 20, "start": "noised_input", "first_t": 999, "renoise_from_t": 960}
+    stage |= {"output": "decoded"}
     every = list(range(20))
     assert made["chain"] == [stage | {"fresh": every, "scb_steps": every, "scb_batch": 1}]
     assert made["quality"] == "exact" and made["loop"] == "host"

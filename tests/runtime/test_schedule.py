@@ -103,11 +103,13 @@ def test_any_number_of_steps_makes_a_table(sampler: str) -> None:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_perfect_model_stays_on_its_path(sampler: str, prediction: str) -> None:
+@pytest.mark.parametrize("first_t", [None, 600, 59])
+def test_a_perfect_model_stays_on_its_path(sampler: str, prediction: str, first_t: int | None) -> None:
     """For one x0 and one noise, any table must map step i's mixture exactly to that of its landing."""
     schedule = NoiseSchedule.from_config(SD | {"prediction_type": prediction})
     for steps in STEPS:
-        table = step_table(sampler, schedule, steps)
+        table = step_table(sampler, schedule, steps, first_t)
+        assert table.t[0] == (999 if first_t is None else first_t)
         mixture = np.stack((table.alpha, table.sigma), axis=1)  # (share of x0, share of noise)
         landing = np.append(mixture[1:], [_end(sampler, schedule)], axis=0)
         velocity = np.stack((-table.sigma, table.alpha), axis=1)
@@ -120,7 +122,9 @@ def test_a_perfect_model_stays_on_its_path(sampler: str, prediction: str) -> Non
         corrected += table.correct[:, 2:].sum(axis=1, keepdims=True) * clean
         np.testing.assert_allclose(corrected, mixture, atol=1e-12)
         after = table.predict[:, :1] * mixture + table.predict[:, 1:].sum(axis=1, keepdims=True) * clean
-        if sampler != "ddim" or 1000 % steps == 0:  # else DDIM lands beside the next t, as in diffusers
+        if (
+            sampler != "ddim" or (1000 if first_t is None else first_t + 1) % steps == 0
+        ):  # else DDIM lands beside the next t, as in diffusers
             np.testing.assert_allclose(after, landing, atol=1e-12, err_msg=f"{steps} steps")
 
 
@@ -157,6 +161,16 @@ def test_faults_of_a_request_are_named_at_once(steps: Any) -> None:
         step_table("pndm", SCHEDULE, steps)
     assert "sampler 'pndm' does not exist; choose one of unipc, dpmpp_2m, ddim, euler" in str(caught.value)
     assert f"steps is {steps!r}, expected an integer from 1 to 1000" in str(caught.value)
+
+
+def test_sampling_may_start_lower() -> None:
+    assert step_table("unipc", SCHEDULE, 4, 600).t.tolist() == [600, 450, 300, 150]
+    assert step_table("ddim", SCHEDULE, 4, 599).t.tolist() == [599, 449, 299, 149]
+    assert len(step_table("unipc", SCHEDULE, 600, 600)) == len(step_table("ddim", SCHEDULE, 601, 600)) - 1 == 600
+    with pytest.raises(RequestError, match="first_t is 1000, expected 1 to 999"):
+        step_table("unipc", SCHEDULE, 4, 1000)
+    with pytest.raises(RequestError, match="steps is 601, expected an integer from 1 to 600"):
+        step_table("unipc", SCHEDULE, 601, 600)
 
 
 def test_1000_steps_would_visit_a_timestep_twice() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from diffplugin.errors import Cancelled
+from diffplugin.errors import Cancelled, RequestError
 from diffplugin.runtime.quality import QUALITIES, Quality
 from diffplugin.runtime.restoration import Restoration
 from diffplugin.runtime.restorer import Restorer
@@ -175,3 +175,31 @@ def test_the_estimate_counts_what_every_piece_keeps(restorer: Restorer, less: Le
     deep, residuals = 6 * 4, 5 * 4 * 4
     assert [kept(restorer, 20), kept(less(2, 1), 20), kept(less(1, 2), 20)] == [0, deep, residuals]
     assert [kept(less(3, 3), 20), kept(less(3, 3), 1)] == [deep + residuals, 0]
+
+
+@pytest.mark.parametrize("size", [(64, 80), (300, 200)], ids=["one piece", "pieces"])
+def test_a_residual_keeps_what_the_latent_cannot_carry(less: Less, size: tuple[int, int]) -> None:
+    """The fake latent is a mean of 8x8 pixels, and the plugin adds 0.2 to it. The last update leaves some noise."""
+    restorer, photo = less(1, 1), _photo(*size)
+    errors = []
+    for output in ("residual", "decoded"):
+        restorer.cards["derain"] = replace(restorer.cards["derain"], output=output)  # type: ignore[arg-type]
+        made = restorer.restore(photo, plugins=["derain"], steps=3)
+        assert made.plan.chain[0].output == output
+        errors.append(np.abs(made.array - (photo + 0.2 * 127.5)).mean())
+    assert errors[0] < 4 and errors[1] > 25, errors
+
+
+def test_sampling_starts_at_the_cards_timestep(less: Less) -> None:
+    restorer, levels = less(1, 1), []
+    restorer.cards["derain"] = replace(restorer.cards["derain"], first_t=400)
+
+    def observe(plugin: str, name: str, step: int, value: Array) -> None:
+        if name == "latents" and step == 0:
+            levels.append(float(value.std()))
+
+    made = restorer.restore(_photo(), plugins=["derain"], steps=4, observe=observe)
+    sigma = (1 - restorer._schedule.alphas_cumprod[400]) ** 0.5
+    assert made.plan.chain[0].first_t == 400 and abs(levels[0] - sigma) < 0.1, (levels, sigma)
+    with pytest.raises(RequestError, match="steps is 401, expected an integer from 1 to 400"):
+        restorer.restore(_photo(), plugins=["derain"], steps=401)

@@ -64,9 +64,10 @@ def test_base_training_lowers_the_loss(shards: Path, tmp_path: Path) -> None:
     data = pool.Pool(shards, ["derain"])
 
     def loss() -> float:
-        rng = np.random.default_rng(1)
+        rng, times = np.random.default_rng(1), plugin.Times()
         with torch.no_grad():
-            return float(np.mean([plugin.denoising_loss(model, data.draw(rng, 1, 4, 8), rng).item() for _ in range(8)]))
+            found = [plugin.denoising_loss(model, data.draw(rng, 1, 4, 8), rng, times).item() for _ in range(8)]
+        return float(np.mean(found))
 
     start = loss()
     stages = (plugin.Stage(until=24, pictures=1, crops=4, side=8),)
@@ -102,3 +103,20 @@ def test_nothing_stays_behind_on_the_processor(shards: Path, train_base: bool) -
     loss = objective(0, np.random.default_rng(0))
     assert loss.device.type == "meta" and loss.shape == ()
     loss.backward()
+
+
+def test_encoder_side_enters_on_the_way_down() -> None:
+    """The deep blocks see residuals in this kind alone."""
+    torch.manual_seed(0)
+    one = plugin.Denoiser(TOY)
+    other = plugin.EncoderSide(TOY)
+    other.load_state_dict(one.state_dict())
+    latents, cond, t = torch.randn(1, 4, 16, 16), torch.randn(1, 4, 16, 16), torch.tensor([500])
+    tokens = torch.randn(1, 256, TOY["unet"]["cross_attention_dim"])
+    deep: list[torch.Tensor] = []
+    for model in (one, other):
+        model.unet.mid_block.register_forward_hook(lambda _, __, made: deep.append(made))
+        with torch.no_grad():
+            silent, heard = model(latents, t, tokens, None), model(latents, t, tokens, cond)
+        assert not torch.equal(silent, heard)
+    assert torch.equal(deep[0], deep[1]) and torch.equal(deep[0], deep[2]) and not torch.equal(deep[2], deep[3])

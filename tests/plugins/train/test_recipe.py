@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffplugin.export.checkpoints import Checkpoint, find, read_tensors
+from diffplugin.export.checkpoints import Checkpoint, find
 from diffplugin.plugins import cards
 from diffplugin.plugins.train import autoencoder, base, cli, plugin, recipe, tasks
 
@@ -77,11 +77,11 @@ def test_a_milestone_is_a_start(work: Path, tmp_path_factory: pytest.TempPathFac
 
 def test_cards_promise_few_steps_over_the_small_base_alone() -> None:
     ours, theirs = (tasks._card("derain", None, ours=flag) for flag in (True, False))
-    assert ours.steps_first == 1 and ours.licence == base.LICENCE
-    assert theirs.steps_first == 20 and "user" in theirs.licence
+    assert (ours.steps_first, ours.first_t, ours.output, ours.licence) == (1, 600, "residual", base.LICENCE)
+    assert (theirs.steps_first, theirs.first_t, theirs.output) == (20, 999, "decoded") and "user" in theirs.licence
 
 
-def test_ablation_trains_one_branch(work: Path) -> None:
+def test_ablations_are_scored_and_not_written(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["base", "--work", str(work), "--steps", "1", "--stage", "autoencoder", "--stage", "pool"]
     assert cli.main([*arguments, "--stage", "denoiser"]) == 0
     tree = work / "checkpoint"
@@ -97,11 +97,13 @@ def test_ablation_trains_one_branch(work: Path) -> None:
         "--crop",
         "64",
     ]
-    for part, kept in (("scb", "tpb.pt"), ("tpb", "scb/diffusion_pytorch_model.bin")):
-        (work / "run/plugin_derain.pt").unlink(missing_ok=True)
-        assert cli.main(["plugin", "derain", *shared, "--parts", part]) == 0
-        before, after = (read_tensors(tree / place / kept) for place in (recipe.GENERIC, "pre-trained/derain"))
-        assert all(torch.equal(value, after[name]) for name, value in before.items()), f"{part}: {kept} moved"
+    for variant, learned in (("scb", {"scb"}), ("tpb", {"tpb"}), ("encoder", {"scb", "tpb"})):
+        capsys.readouterr()
+        assert cli.main(["plugin", "derain", *shared, "--variant", variant]) == 0
+        state = torch.load(work / f"run/plugin_derain_{variant}.pt", weights_only=True)
+        assert {name.split(".")[1] for name in state["model"]} == learned, variant
+        assert "derain: not written; 4 held-out pictures" in capsys.readouterr().out
+    assert not (tree / "pre-trained/derain").exists(), "an ablation is no plugin"
 
 
 def test_the_repositorys_milestones_are_whole() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,15 +38,19 @@ class _Knows(torch.nn.Module):
         return (bar.sqrt() * x - cond) / (1 - bar).sqrt()
 
 
-@pytest.mark.parametrize("start", ["noise", "noised_input"])
-def test_restore_returns_what_the_denoiser_knows(start: str) -> None:
+@pytest.mark.parametrize(("start", "first_t"), [("noise", 999), ("noised_input", 999), ("noised_input", 400)])
+def test_restore_returns_what_the_denoiser_knows(start: Any, first_t: int) -> None:
     torch.manual_seed(0)
     vae = autoencoder.build(VAE)
     schedule = NoiseSchedule.from_config(base.SCHEDULER)
-    (restored,) = validation.restore(_Knows(), vae, schedule, [A], steps=3, start=start)  # type: ignore[arg-type]
+    card = replace(base.card("derain"), steps_first=3, start=start, first_t=first_t, output="decoded")
+    (restored,) = validation.restore(_Knows(), vae, schedule, [A], card)  # type: ignore[arg-type]
     with torch.no_grad():
         z, noise = vae.encode(to_tensor(A[None])), torch.from_numpy(normal(42, (1, 4, 12, 10)))
-        alpha, sigma = (schedule.alphas_cumprod[[999, 0]] ** 0.5, (1 - schedule.alphas_cumprod[[999, 0]]) ** 0.5)
+        alpha, sigma = (
+            schedule.alphas_cumprod[[first_t, 0]] ** 0.5,
+            (1 - schedule.alphas_cumprod[[first_t, 0]]) ** 0.5,
+        )
         left = noise if start == "noised_input" else (noise - alpha[0] * z) / sigma[0]
         picture = vae.decode((alpha[1] * z + sigma[1] * left).float())[0].clamp(-1, 1)  # the last update lands on t = 0
     want = ((picture / 2 + 0.5) * 255).permute(1, 2, 0).numpy()
@@ -52,11 +58,26 @@ def test_restore_returns_what_the_denoiser_knows(start: str) -> None:
     assert error < 1, error
 
 
+def test_residual_of_an_unchanged_latent_is_the_input() -> None:
+    """The denoiser knows the input's latent alone, and the last update leaves some noise at t = 0: all but that stays,
+    though this autoencoder, which has learned nothing, reconstructs nothing."""
+    torch.manual_seed(0)
+    vae = autoencoder.build(VAE)
+    schedule = NoiseSchedule.from_config(base.SCHEDULER)
+    errors = []
+    for output in ("residual", "decoded"):
+        card = replace(base.card("derain"), output=output)  # type: ignore[arg-type]
+        (restored,) = validation.restore(_Knows(), vae, schedule, [A], card)  # type: ignore[arg-type]
+        errors.append(float(np.abs(restored.astype(float) - A).mean()))
+    assert errors[0] < 5 and errors[1] > 30, errors
+
+
 def test_report_names_every_task() -> None:
     torch.manual_seed(0)
     vae = autoencoder.build(VAE).requires_grad_(False)
     photos = [np.random.default_rng(i).integers(0, 255, (70, 80, 3), dtype=np.uint8) for i in range(2)]
-    report = validation.report(_Knows(), vae, base.SCHEDULER, ("derain", "dehaze"), photos, side=64)  # type: ignore[arg-type]
+    cards = {task: base.card(task) for task in ("derain", "dehaze")}
+    report = validation.report(_Knows(), vae, base.SCHEDULER, cards, photos, side=64)  # type: ignore[arg-type]
     found = report(1)
     assert set(found) == {"psnr/derain", "psnr/dehaze", "pictures"}
     assert found["pictures"].shape == (3 * 64, 2 * 64, 3)  # type: ignore[union-attr]
