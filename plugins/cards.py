@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from diffplugin.errors import CheckpointError, RequestError
 
-START = ("noised_input", "noise")
+START = ("noised_input", "input", "noise")
 OUTPUT = ("decoded", "residual")
 TRAIN_STEPS = 1000  # Stable Diffusion's training schedule
 LAST = 1000  # order of a card that names none: after the shipped ones
@@ -42,11 +42,12 @@ class PluginCard:
         title: for people.
         aliases: other names that ``--plugin`` understands.
         examples: requests that should select the plugin.
-        start: the latents begin as the noised input picture, or as pure noise.
+        start: the latents begin as the noised input picture, as the input without noise (then no seed matters), or as
+            pure noise.
         first_t: timestep (0 to 999) of the first step. Below 999, the noised input picture keeps more of itself and the
             plugin has less to make (SDEdit, arXiv:2108.01073).
         renoise_from_t: with ``noised_input``, the latents are replaced by the noised input at every step whose
-            timestep (0 to 999) is this or larger. Without meaning for ``noise``.
+            timestep (0 to 999) is this or larger. Without meaning for other starts.
         steps_first: default steps where the plugin is the only or the first one.
         steps_chained: steps where it follows another plugin.
         output: "decoded": what the decoder makes of the final latent z, as released. "residual": x + D(z) - D(E(x)),
@@ -59,7 +60,7 @@ class PluginCard:
     title: str
     aliases: tuple[str, ...]
     examples: tuple[str, ...]
-    start: Literal["noised_input", "noise"]
+    start: Literal["noised_input", "input", "noise"]
     first_t: int = TRAIN_STEPS - 1
     renoise_from_t: int = 960
     steps_first: int = 20
@@ -117,8 +118,8 @@ def _faults(values: Mapping[str, Any]) -> list[str]:
             faults.append(f"{name} is {value!r}, expected {wanted}")
         else:
             faults += _value_faults(name, value)
-    if values.get("start") == "noise" and "renoise_from_t" in values:
-        faults.append('renoise_from_t has no meaning with start = "noise": leave it out')
+    if values.get("start") in ("input", "noise") and "renoise_from_t" in values:
+        faults.append(f'renoise_from_t has no meaning with start = "{values["start"]}": leave it out')
     if values.get("start") == "noise" and values.get("first_t", TRAIN_STEPS - 1) != TRAIN_STEPS - 1:
         faults.append(f'first_t is {values["first_t"]}, but start = "noise" starts at {TRAIN_STEPS - 1}: leave it out')
     return faults
@@ -142,7 +143,7 @@ def card_to_toml(card: PluginCard) -> str:
     """``card`` as TOML text that :func:`parse_card` reads back as the same card."""
     lines = []
     for name, value in asdict(card).items():
-        if name == "renoise_from_t" and card.start == "noise":
+        if name == "renoise_from_t" and card.start != "noised_input":
             continue
         text = f"[{', '.join(map(_toml, value))}]" if isinstance(value, tuple) else _toml(value)
         lines.append(f"{name} = {text}")

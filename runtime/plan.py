@@ -51,7 +51,7 @@ class Stage:
 
     plugin: str
     steps: int
-    start: Literal["noised_input", "noise"]
+    start: Literal["noised_input", "input", "noise"]
     first_t: int
     renoise_from_t: int
     output: Literal["decoded", "residual"]

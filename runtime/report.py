@@ -73,7 +73,7 @@ def _work(plan: Plan) -> str:
     return f"{steps} steps: UNet whole at {whole}, outer blocks at {outer}, SCB at {scb}{pieces} ({plan.quality})"
 
 
-_START = {"noised_input": "the noised input", "noise": "noise"}
+_START = {"noised_input": "the noised input", "input": "the input", "noise": "noise"}
 
 
 def memory_warning(plan: Plan) -> str | None:

@@ -20,7 +20,7 @@ def sample(
     noise: Array,
     cond: Array,
     *,
-    start: Literal["noised_input", "noise"],
+    start: Literal["noised_input", "input", "noise"],
     renoise_from_t: int,
     progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -35,7 +35,8 @@ def sample(
         cond: scaled latent of the input picture, float32 [1,4,h,w].
         start: "noised_input": the first step starts from the noised ``cond``, and at every later step with
             t >= ``renoise_from_t`` the latents are *replaced* by the noised ``cond`` while the sampler's history goes
-            on, as the release does. "noise": pure noise, never replaced.
+            on, as the release does. "input": the first step starts from ``cond`` without noise, scaled as if it had
+            some. "noise": pure noise. Neither is ever replaced.
         renoise_from_t: in training timesteps (960 in the release).
         progress: called after each step with (steps done, steps in all).
         cancelled: asked before each step.
@@ -58,6 +59,8 @@ def sample(
             raise Cancelled(f"cancelled before step {i + 1} of {steps}")
         if start == "noised_input" and (i == 0 or table.t[i] >= renoise_from_t):
             latents = _weighted((table.alpha[i], table.sigma[i]), (cond, noise))
+        elif start == "input" and i == 0:
+            latents = _weighted((table.alpha[i],), (cond,))
         output = denoise(i, latents)
         _check(output, noise.shape, f"step {i + 1} of {steps} (t = {table.t[i]:g})")
         if on_step is not None:
@@ -88,14 +91,16 @@ def step_weights(table: StepTable, i: int, start: str, renoise_from_t: float) ->
     mixed = (1.0, 0.0, 0.0)
     if start == "noised_input" and (i == 0 or table.t[i] >= renoise_from_t):
         mixed = (0.0, table.alpha[i], table.sigma[i])
+    elif start == "input" and i == 0:
+        mixed = (0.0, table.alpha[i], 0.0)
     elif i == 0:
         mixed = (0.0, 0.0, 1.0)
     return np.concatenate((mixed, table.denoise[i], table.correct[i], table.predict[i])).astype(np.float32)
 
 
 def _check_start(start: str) -> None:
-    if start not in ("noised_input", "noise"):
-        raise RequestError(f"start is {start!r}, expected 'noised_input' or 'noise'")
+    if start not in ("noised_input", "input", "noise"):
+        raise RequestError(f"start is {start!r}, expected 'noised_input', 'input' or 'noise'")
 
 
 def _weighted(weights: Sequence[float] | Array, arrays: Sequence[Array]) -> Array:

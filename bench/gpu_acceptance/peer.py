@@ -74,6 +74,8 @@ class TorchPipeline:
             t = torch.full((1,), float(table.t[i]), device=self._device)
             if self._card.start == "noised_input" and (i == 0 or table.t[i] >= self._card.renoise_from_t):
                 latents = float(table.alpha[i]) * cond + float(table.sigma[i]) * noise
+            elif self._card.start == "input" and i == 0:
+                latents = float(table.alpha[i]) * cond
             residuals = self._run("scb", stages, t, tokens, half_cond)
             eps = self._run("unet", stages, self._half(latents), t, tokens, *residuals).float()
             x0 = _weighted(table.denoise[i], latents, eps)

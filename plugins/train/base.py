@@ -73,13 +73,16 @@ LICENCE = "Embedded default model, trained by this project on freely licensed ph
 # Where the small model's cards differ from the shipped ones. One step scored best (docs/embedded-model.md). The less a
 # degradation changes, the less noise it takes to undo.
 _CARD: dict[str, Any] = {"steps_first": 1, "steps_chained": 1, "output": "residual", "licence": LICENCE}
-_FIRST_T = dict.fromkeys(("derain", "desnow", "deblur", "highlight", "face", "demoire"), 600)
+_START: dict[str, dict[str, Any]] = {
+    **{task: {"start": "noised_input", "first_t": t} for task, t in (("derain", 600), ("desnow", 500))},
+    **{task: {"start": "input", "first_t": t} for task, t in (("deblur", 120), ("demoire", 150))},
+    **{task: {"start": "input", "first_t": 180} for task in ("face", "highlight")},
+}
 
 
 def card(task: str) -> PluginCard:
     """The card of a plugin over the small base, for one of the eight tasks."""
-    own: dict[str, Any] = {"start": "noised_input", "first_t": _FIRST_T[task]} if task in _FIRST_T else {}
-    return dataclasses.replace(shipped_cards()[task], **_CARD, **own)
+    return dataclasses.replace(shipped_cards()[task], **_CARD, **_START.get(task, {}))
 
 
 def cards() -> dict[str, PluginCard]:

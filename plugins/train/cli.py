@@ -11,7 +11,7 @@ from diffplugin.errors import DiffPluginError, MissingDependency, RequestError
 
 STAGES = ("autoencoder", "decoder", "pool", "denoiser")
 # of the recipe for the embedded model; a stage's --steps overrides its own
-STEPS = {"autoencoder": 9500, "decoder": 4000, "pool": 24, "denoiser": 12000, "plugin": 1500, "selector": 1500}
+STEPS = {"autoencoder": 9500, "decoder": 4000, "pool": 24, "denoiser": 9000, "plugin": 1000, "selector": 1500}
 
 
 def _parser() -> argparse.ArgumentParser:

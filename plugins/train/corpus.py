@@ -7,7 +7,7 @@ whether wording generalises.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,8 +105,12 @@ def sample(kind: str, rng: np.random.Generator, *, held: bool, words: Words = WO
     return Request(text, tasks)
 
 
-def corpus(count: int, seed: int, *, held: bool, words: Words = WORDS) -> list[Request]:
-    """``count`` distinct requests: half single-task, a fifth each of two tasks and of none, a tenth mixed."""
+def corpus(count: int, seed: int, *, held: bool, words: Words = WORDS, fillers: Sequence[str] = ()) -> list[Request]:
+    """``count`` distinct requests: half single-task, a fifth each of two tasks and of none, a tenth mixed.
+
+    ``fillers``: words that no task is asked for with. One to three of them stand anywhere in six of ten requests, and a
+    tenth as many requests again, for nothing, are made of them alone: so a new word says nothing.
+    """
     rng = np.random.default_rng(seed)
     found: dict[str, Request] = {}
     for _ in range(40 * count):
@@ -115,7 +119,26 @@ def corpus(count: int, seed: int, *, held: bool, words: Words = WORDS) -> list[R
         found.setdefault(request.text, request)
         if len(found) == count:
             break
-    return list(found.values())
+    made = list(found.values())
+    if fillers:
+        made = [_padded(request, fillers, rng) if rng.random() < 0.6 else request for request in made]
+        alone = (rng.choice(fillers, rng.integers(1, 8)) for _ in range(count // 10))
+        made += [Request(" ".join(chosen), ()) for chosen in alone]
+    return made
+
+
+def _padded(request: Request, fillers: Sequence[str], rng: np.random.Generator) -> Request:
+    parts = request.text.split(" ")
+    for filler in rng.choice(fillers, rng.integers(1, 4)):
+        parts.insert(int(rng.integers(0, len(parts) + 1)), str(filler))
+    return Request(" ".join(parts), request.tasks)
+
+
+def fillers(known: Iterable[str], words: Words = WORDS) -> list[str]:
+    """Those of ``known`` that none of the tasks' words, held out or not, contains."""
+    texts = (text for w in words.values() for text in (*w.nouns, *w.phrases, *w.held_nouns, *w.held_phrases))
+    taken = {part for text in texts for part in text.lower().replace("-", " ").split()}
+    return [word for word in known if len(word) > 2 and word.lower() not in taken]
 
 
 def held_out(kind: str, count: int, seed: int, words: Words = WORDS) -> list[Request]:

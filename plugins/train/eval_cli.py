@@ -14,6 +14,8 @@ from diffplugin.errors import DiffPluginError, RequestError
 if TYPE_CHECKING:
     from diffplugin.runtime.restorer import Restorer
 
+COLUMNS = 6  # of a contact sheet
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dp-eval", description=__doc__)
@@ -40,7 +42,7 @@ def _restore(args: argparse.Namespace, restorer: Restorer) -> None:
     import numpy as np
     from PIL import Image
 
-    from diffplugin.plugins.train import evaluate, metrics
+    from diffplugin.plugins.train import evaluate, layout, metrics
 
     tasks = args.tasks or list(restorer.cards)
     if unknown := [task for task in tasks if task not in restorer.cards]:
@@ -48,6 +50,10 @@ def _restore(args: argparse.Namespace, restorer: Restorer) -> None:
     clean = evaluate.test_photos(args.work, args.size, args.photos)
     if not clean:
         raise RequestError(f"{args.work}: no test photos of {args.size} pixels; run dp-train photos first")
+    named = evaluate.credits(args.work, args.size, args.photos)
+    shown = [i for i, credit in enumerate(named) if credit] or list(range(len(clean)))
+    shown = shown[:: max(len(shown) // COLUMNS, 1)][:COLUMNS]
+    layout.write_lines(args.out / "sheets.md", "".join(f"- {named[i] or 'not to be shown'}\n" for i in shown))
     rows, lines, sets = [], [evaluate.HEAD], []
     for task in tasks:
         for steps in (None, *(args.steps or ())):
@@ -56,8 +62,8 @@ def _restore(args: argparse.Namespace, restorer: Restorer) -> None:
             rows.append(evaluate.restoration(restorer, task, clean, steps=steps, sheet=sheet, made=made))
             lines.append(rows[-1].line())
             print(lines[-1], flush=True)
-            picture = Image.fromarray(np.concatenate(sheet[:: max(len(sheet) // 8, 1)][:8], axis=1))
-            picture.save(args.out / f"{task}-{rows[-1].steps}-{args.size}.jpg", quality=90)
+            picture = Image.fromarray(np.concatenate([sheet[i] for i in shown], axis=1))
+            picture.save(args.out / f"{task}-{rows[-1].steps}-{args.size}.jpg", quality=85)
             if args.features:
                 found = metrics.fid_kid(clean, made, args.features)
                 sets.append({"task": task, "steps": rows[-1].steps} | found)

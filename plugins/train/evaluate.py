@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffplugin.export.measures import psnr
+from diffplugin.plugins.train import photos
 from diffplugin.plugins.train.baselines import BASELINES
 from diffplugin.plugins.train.common import Pixels, centre, load_photos
 from diffplugin.plugins.train.corpus import KINDS, held_out, wording_of
@@ -28,6 +29,13 @@ PAPER: dict[str, dict[str, float]] = {
     "single": {"ZTA": 0.998, "OP": 0.998, "OF1": 0.998, "mAP": 0.998},
     "multi": {"ZTA": 0.979, "CP": 0.988, "OP": 0.988, "OR": 0.927, "CF1": 0.956, "OF1": 0.956, "mAP": 0.933},
     "mixed": {"ZTA": 0.779, "CP": 0.814, "OP": 0.808, "OR": 0.941, "CF1": 0.872, "OF1": 0.870, "mAP": 0.775},
+}
+SHOWABLE = ("public", "cc0", "cc-by-1", "cc-by-2", "cc-by-3", "cc-by-4")  # no share-alike, nothing unnamed
+SKIMAGE = {
+    "astronaut": "NASA, public domain",
+    "coffee": "Rachel Michetti, CC0",
+    "chelsea": "Stefan van der Walt, CC0",
+    "rocket": "SpaceX, CC0",
 }
 
 
@@ -79,12 +87,26 @@ HEAD = (
 def test_photos(work: Path, side: int, count: int | None = None) -> list[Pixels]:
     """Central squares of the held-out photos that are large enough, and of scikit-image's colour photographs (where
     installed)."""
-    found = [p for p in load_photos(work, "test") if min(p.shape[:2]) >= 0.75 * side]
+    return [centre(p, side) for p, _ in _test_set(work, side)][:count]
+
+
+def credits(work: Path, side: int, count: int | None = None) -> list[str]:
+    """Whom to name where one of :func:`test_photos` is shown; empty where that would take more than naming."""
+    return [credit for _, credit in _test_set(work, side)][:count]
+
+
+def _test_set(work: Path, side: int) -> list[tuple[Pixels, str]]:
+    known = photos.load(work, "test")
+    found = [
+        (pixels, f"{p.file}: {p.holder}, {p.licence}" if p.licence.lower().startswith(SHOWABLE) else "")
+        for p, pixels in zip(known, load_photos(work, "test"), strict=True)
+        if min(pixels.shape[:2]) >= 0.75 * side
+    ]
     with contextlib.suppress(ImportError):
         from skimage import data
 
-        found += [data.astronaut(), data.coffee(), data.chelsea(), data.rocket()]
-    return [centre(p, side) for p in found][:count]
+        found += [(getattr(data, name)(), f"scikit-image {name}: {credit}") for name, credit in SKIMAGE.items()]
+    return found
 
 
 def scores(pictures: Sequence[Pixels], truth: Sequence[Pixels]) -> Scores:

@@ -80,10 +80,14 @@ class EncoderSide(Denoiser):
 class Times:
     """Which timesteps a training visits, biased towards those that samplers of few steps visit.
 
-    A share ``first`` lies among the 60 at ``top``, where sampling starts; the rest from ``bottom`` up to those. Below
-    960, the noisy latent of a share ``noised`` is made from the input (at the start of sampling: of all), as the
+    A share ``first`` lies among the 60 below ``top``, where sampling starts; the rest from ``bottom`` up to those.
+    Below 960, the noisy latent of a share ``noised`` is made from the input (at the start of sampling: of all), as the
     runtime starts (SDEdit, arXiv:2108.01073) and as it may still look a few steps later; never below ``least``, where
     so little noise is left that the input says everything.
+
+    ``cold``: the start is the input without noise, and the way from there to the clean latent has none either: what was
+    done to the picture takes its place (Cold Diffusion, arXiv:2208.09392). On that way latent and input together give
+    the clean latent away, so the share ``first`` lies at its very start.
     """
 
     top: int = 1000
@@ -91,10 +95,11 @@ class Times:
     first: float = 0.4
     noised: float = 0.5
     least: int = 250
+    cold: bool = False
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Timesteps int64 [count], and whether each is noised from the input."""
-        edge = self.top - 60
+        edge = self.top - (1 if self.cold else 60)
         start = rng.random(count) < self.first
         t = np.where(start, rng.integers(edge, self.top, count), rng.integers(self.bottom, edge, count))
         given = np.where(start & (self.top <= RENOISE_FROM), 1.0, self.noised * (t >= self.least))
@@ -116,7 +121,7 @@ def denoising_loss(model: Denoiser, batch: Batch, rng: np.random.Generator, time
 
     They are made from the clean latent or from the input (:class:`Times`); at t >= 960 from the input, from the clean
     latent or of pure noise. The target always leads to the clean latent: v = (alpha * x_t - x_0) / sigma. Where x_t
-    holds the input, the error counts by what it does to the clean estimate, sigma^2 times as much.
+    holds the input, the error counts by what it does to the clean estimate: as sigma^2, relative to the start's.
     ``model.metric`` weighs the latent's channels (identity: the plain squared error).
     """
     count, device = len(batch.clean), batch.clean.device
@@ -128,11 +133,14 @@ def denoising_loss(model: Denoiser, batch: Batch, rng: np.random.Generator, time
     start = torch.where(kind < 0.4, batch.cond, torch.where(kind < 0.8, torch.zeros_like(batch.clean), batch.clean))
     late = (t < RENOISE_FROM)[:, None, None, None]
     source = torch.where(late, torch.where(noised, batch.cond, batch.clean), start)
+    top = model.levels(torch.tensor([times.top - 1], device=device))
+    if times.cold:
+        source, noise = batch.clean, top[0] / top[1] * (batch.cond - batch.clean)
     noisy = alpha * source + sigma * noise
     tokens = model.tokens(batch.pixels, batch.crops)
     output = model(noisy, t, tokens, None if rng.random() < drop else batch.cond).float()
     toward_clean = alpha * noisy - batch.clean if model.prediction == "v_prediction" else noisy - alpha * batch.clean
-    error = (output - toward_clean / sigma) * torch.where(late & noised, sigma, torch.ones_like(sigma))
+    error = (output - toward_clean / sigma) * torch.where(late & noised, sigma / top[1], torch.ones_like(sigma))
     return torch.einsum("nchw,cd,ndhw->nchw", error, model.metric, error).mean()
 
 

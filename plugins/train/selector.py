@@ -157,8 +157,9 @@ class Selecting(nn.Module):
         *,
         train_text: bool,
         batch: int = 64,
-        count: int = 8000,
+        count: int = 16000,
         words: corpus.Words = WORDS,
+        fillers: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -169,7 +170,7 @@ class Selecting(nn.Module):
         self.model, self.batch, self.train_text = model, batch, train_text
         model.requires_grad_(True)
         model.text.requires_grad_(train_text)
-        requests = corpus.corpus(count, seed, held=False, words=words)
+        requests = corpus.corpus(count, seed, held=False, words=words, fillers=fillers)
         ids = encode([r.text for r in requests])
         for name, value in (("rows", rows), ("ids", ids), ("wanted", targets(requests, shipped))):
             self.register_buffer(name, value, persistent=False)
@@ -202,10 +203,13 @@ def fit(
     peak: float = 2e-3,
     train_text: bool = True,
     words: corpus.Words = WORDS,
+    fillers: Sequence[str] = (),
     seed: int = 0,
 ) -> Selector:
-    """Train or resume. ``rows`` [pictures, p, D]: max-pooled TPB tokens; ``encode(texts)`` -> ids int64 [n, 77]."""
-    objective = Selecting(model, rows, encode, shipped, train_text=train_text, batch=batch, words=words, seed=seed)
+    """Train or resume. ``rows`` [pictures, p, D]: max-pooled TPB tokens; ``encode(texts)`` -> ids int64 [n, 77];
+    ``fillers``: as :func:`corpus.corpus` takes them."""
+    more = {"batch": batch, "words": words, "fillers": fillers, "seed": seed}
+    objective = Selecting(model, rows, encode, shipped, train_text=train_text, **more)  # type: ignore[arg-type]
     plan = Plan(steps=steps, peak=peak, weight_decay=0.02, decay=0.99, every=250)
     run(objective, plan, path, name="selector", seed=seed)
     return model

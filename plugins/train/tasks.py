@@ -14,7 +14,18 @@ import torch
 from diffplugin.errors import RequestError
 from diffplugin.export.checkpoints import Checkpoint, find
 from diffplugin.plugins import cards
-from diffplugin.plugins.train import autoencoder, common, evaluate, layout, loop, pairs, plugin, pool, validation
+from diffplugin.plugins.train import (
+    autoencoder,
+    common,
+    evaluate,
+    layout,
+    loop,
+    pairs,
+    photos,
+    plugin,
+    pool,
+    validation,
+)
 from diffplugin.plugins.train import base as small
 from diffplugin.plugins.train.degradations import DEGRADATIONS, degrade
 from diffplugin.plugins.train.wording import WORDS
@@ -47,8 +58,8 @@ class Settings:
     """How a plugin learns.
 
     ``variant``: "released", or an ablation: "scb" or "tpb" alone (paper table 3), "encoder": residuals that enter on
-    the way down (table 4: E-1, where "released" is D-1). ``plain``: the unweighted error; ``crop``: side of the window in
-    pixels.
+    the way down (table 4: E-1, where "released" is D-1). ``plain``: the unweighted error; ``crop``: side of the window
+    in pixels.
     """
 
     steps: int
@@ -135,9 +146,9 @@ def _objective(
     model: plugin.Denoiser, source: pool.Pool, settings: Settings, card: PluginCard, side: int
 ) -> plugin.Denoising:
     stages = (plugin.Stage(until=settings.steps, pictures=settings.batch, crops=1, side=side),)
-    objective = plugin.Denoising(
-        model, source, stages, train_base=False, times=plugin.Times(top=card.first_t + 1, first=0.6, noised=0.3)
-    )
+    cold = card.start == "input"
+    times = plugin.Times(top=card.first_t + 1, first=0.75 if cold else 0.6, noised=0.3, cold=cold)
+    objective = plugin.Denoising(model, source, stages, train_base=False, times=times)
     model.tpb.requires_grad_(settings.variant != "scb")
     model.scb.requires_grad_(settings.variant != "tpb")
     return objective
@@ -162,7 +173,7 @@ def _pool(task: str, data: Data, vae: Autoencoder) -> tuple[Path, tuple[list[com
         raise RequestError(f"{data.degradation}: no degradation of that name ({known}); give pairs with --pairs")
     if data.pairs is not None:
         rows = pairs.read_csv(data.pairs, data.root)
-        held = rows[::HELD_PAIRS] if len(rows) >= HELD_PAIRS else rows[:1]
+        originals = common.load_photos(data.work, "train")
         kept = [row for row in rows if row not in held] or rows
         folder = data.work / "pairs" / task
         for number in range(data.views):
@@ -230,7 +241,10 @@ def train_selector(
     words = {**WORDS, **own}
     held = max(len(rows) // 5, 1)
     path = work / "run/selector.pt"
-    selector.fit(rows[held:], encode, model, shipped, path, steps=steps, train_text=train_text, words=words)
+    # a text encoder that learns words from the corpus alone must meet words that mean nothing
+    fillers = corpus.fillers(photos.english_words(work), words) if train_text else ()
+    fitting = {"steps": steps, "train_text": train_text, "words": words, "fillers": fillers}
+    selector.fit(rows[held:], encode, model, shipped, path, **fitting)  # type: ignore[arg-type]
     if train_text:
         layout.write_text(tree, config, model.text.state_dict())
     layout.write_selector(tree, model.heads.state_dict())

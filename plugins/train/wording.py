@@ -38,7 +38,7 @@ WORDS: dict[str, Wording] = {
     "desnow": Wording(
         nouns=(
             "snow", "snowflakes", "snow flakes", "snowfall", "falling snow", "snowy weather", "snow particles",
-            "heavy snow", "flakes of snow", "snow spots",
+            "heavy snow", "flakes of snow", "snow spots", "snowflake pattern", "snowflake marks",
         ),
         phrases=(
             "desnow", "desnow this photo", "make it look like it is not snowing", "stop the snow", "desnowing",
@@ -77,7 +77,7 @@ WORDS: dict[str, Wording] = {
     "dehaze": Wording(
         nouns=(
             "haze", "fog", "mist", "smog", "hazy air", "foggy weather", "haziness", "thick fog", "grey haze",
-            "foggy veil",
+            "foggy veil", "misty air", "misty haze",
         ),
         phrases=(
             "dehaze", "dehaze this photo", "make the hazy air clear", "clear the fog", "defog", "dehazing",
@@ -113,13 +113,14 @@ WORDS: dict[str, Wording] = {
     "highlight": Wording(
         nouns=(
             "highlight", "highlights", "specular highlights", "glare", "reflections", "shiny spots",
-            "specular reflection", "bright reflections", "glossy spots", "shine",
+            "specular reflection", "bright reflections", "glossy spots", "shine", "light reflections",
         ),
         phrases=(
             "highlight removal", "dehighlight", "get the glare off the surface", "it is too shiny",
             "the flash left shiny spots", "reduce the glare", "the glossy reflections spoil the photo",
             "make the surface matte", "remove specularity", "there is a reflection on the glass, fix it",
-            "tone down the shiny highlights",
+            "tone down the shiny highlights", "too much light is reflected", "the lamp reflects in the glass",
+            "the window is reflected in the table", "the metal reflects the sun",
         ),
         held_nouns=(
             "glossy highlight", "mirror reflections", "specular glare",
@@ -132,7 +133,7 @@ WORDS: dict[str, Wording] = {
     "face": Wording(
         nouns=(
             "face artifacts", "face degradation", "noise on the face", "facial damage", "damage on the face",
-            "low quality of the face", "face defects", "pixelation of the face",
+            "low quality of the face", "face defects", "pixelation of the face", "facial flaws", "facial noise",
         ),
         phrases=(
             "restore the face", "restore faces", "face restoration", "fix the face", "enhance this old portrait",
@@ -173,7 +174,9 @@ REMOVE = (
     "please remove the {} from my picture", "can you remove the {}?", "i would like to remove the {}",
     "clean the {} off the image", "fix the {}", "without {} please", "could you take the {} out of this photo",
     "the {} should go", "help me remove {}", "no {}", "reduce the {}", "i hate the {} in this shot",
-    "there is {} in the image, remove it",
+    "there is {} in the image, remove it", "repair the {}", "correct the {} please", "the {} needs to be repaired",
+    "my picture has {}, can you fix it", "restore this photo, it has {}", "improve this image by removing the {}",
+    "cut down on the {}", "keep everything but the {}",
 )
 HELD_REMOVE = (
     "would you kindly remove the {} here", "this photo suffers from {}, please repair it", "get the {} out",

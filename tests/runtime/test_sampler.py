@@ -185,6 +185,14 @@ def test_pure_noise_is_never_replaced() -> None:
     np.testing.assert_array_equal(twice[0], twice[1])
 
 
+def test_the_input_enters_without_noise() -> None:
+    table = step_table("unipc", SCHEDULE, 4, 150)
+    entered = ours(table, "input", 0)
+    assert error(entered[0], table.alpha[0] * COND) < 1e-6
+    others = sample(table, constant(), NOISE + 1, COND, start="input", renoise_from_t=0)
+    np.testing.assert_array_equal(others, sample(table, constant(), NOISE, COND, start="input", renoise_from_t=0))
+
+
 def test_inputs_are_not_written_and_runs_repeat() -> None:
     noise, cond = NOISE.copy(), COND.copy()
     noise.flags.writeable = cond.flags.writeable = False
@@ -235,12 +243,12 @@ def test_shapes_that_differ_are_named() -> None:
 
 
 def test_an_unknown_start_is_named() -> None:
-    with pytest.raises(RequestError, match="start is 'zeros', expected 'noised_input' or 'noise'"):
+    with pytest.raises(RequestError, match="start is 'zeros', expected 'noised_input', 'input' or 'noise'"):
         run(constant(), start="zeros")
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
-@pytest.mark.parametrize("start", ["noised_input", "noise"])
+@pytest.mark.parametrize("start", ["noised_input", "input", "noise"])
 def test_step_weights_make_the_loop(sampler: str, start: Any) -> None:
     """A loop of weighted sums alone, as the graph ``step`` computes them, ends where ``sample`` ends."""
     random = np.random.default_rng(0)
