@@ -43,6 +43,7 @@ class Specialist:
     """A restorer of one task.
 
     Attributes:
+        data: what it was trained on.
         package: with version, as ``install`` takes it.
         install: what installs it into a folder: this, the folder, the package.
         file: its weights, in that folder.
@@ -83,7 +84,7 @@ class Row:
         return (
             f"| {self.task} | {self.specialist} | {self.data} | {self.side} | {self.photos} | "
             f"{a.psnr:.2f} → {b.psnr:.2f} | {a.ssim:.3f} → {b.ssim:.3f} | {a.gmsd:.3f} → {b.gmsd:.3f} | "
-            f"{self.better}/{self.photos} | {self.seconds:.2g} |"
+            f"{self.better}/{self.photos} | {self.seconds:.2f} |"
         )
 
 
@@ -142,7 +143,7 @@ SPECIALISTS = (
     Specialist(
         task="lowlight",
         name="Zero-DCE++ (neuro-low-light)",
-        data="not said",
+        data="LOL, unpaired",
         package="neuro-low-light==0.1.0",
         install=PIP,
         file="neuro_low_light/weights/best_model.pth",
