@@ -155,9 +155,11 @@ TASKS = tuple(dict.fromkeys(s.task for s in SPECIALISTS))
 
 def compare(specialist: Specialist, restore: Restore, clean: Sequence[Pixels]) -> Row:
     """Degrade ``clean`` (equal sizes) as ``dp-eval restore`` does, restore, compare."""
+    from diffplugin.export.measures import psnr
     from diffplugin.plugins.train import evaluate
+    from diffplugin.plugins.train.degradations import degrade
 
-    bad = [evaluate.degrade(p, specialist.task, evaluate.SEED + i) for i, p in enumerate(clean)]
+    bad = [degrade(p, specialist.task, evaluate.SEED + i) for i, p in enumerate(clean)]
     good, seconds = [], []
     for picture in bad:
         began = time.perf_counter()
@@ -171,7 +173,7 @@ def compare(specialist: Specialist, restore: Restore, clean: Sequence[Pixels]) -
         photos=len(clean),
         given=evaluate.scores(bad, clean),
         made=evaluate.scores(good, clean),
-        better=sum(evaluate.psnr(g, c) > evaluate.psnr(b, c) for g, b, c in zip(good, bad, clean, strict=True)),
+        better=sum(psnr(g, c) > psnr(b, c) for g, b, c in zip(good, bad, clean, strict=True)),
         seconds=median(seconds),
     )
 
