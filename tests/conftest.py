@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tarfile
@@ -9,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from diffplugin.bundle import Bundle, default_bundle, open_bundle, sha256
 from diffplugin.manifest import GraphEntry
@@ -90,6 +93,21 @@ def half_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     variants = {"fp16": export_fp16(embedded_checkpoint(["derain"])[0], out, lambda line: None)}
     write_manifest(out, replace(manifest, variants=variants, files=list_files(out)))
     return out
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A folder of dp-train with two test photos."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    rows = []
+    for i in range(2):
+        smooth = np.clip(rng.normal(128, 40, (9, 9, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(smooth).resize((96, 80), Image.Resampling.BICUBIC).save(tmp_path / f"photos/p{i}.png")
+        fields = {"package": "p", "source": "s", "licence": "CC0", "holder": "h", "split": "test"}
+        rows.append({"file": f"p{i}.png", **fields})
+    (tmp_path / "photos.json").write_text(json.dumps(rows))
+    return tmp_path
 
 
 @pytest.fixture

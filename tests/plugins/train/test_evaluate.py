@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import diffplugin
 from diffplugin.plugins.train import eval_cli, evaluate
@@ -19,21 +18,6 @@ from diffplugin.runtime.restorer import Restorer
 def restorer(oracle_bundle: Path) -> Iterator[Restorer]:
     with diffplugin.load(oracle_bundle, "onnxruntime", "fp32") as loaded:
         yield loaded
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> Path:
-    """A folder of dp-train with two test photos."""
-    rng = np.random.default_rng(0)
-    (tmp_path / "photos").mkdir()
-    rows = []
-    for i in range(2):
-        smooth = np.clip(rng.normal(128, 40, (9, 9, 3)), 0, 255).astype(np.uint8)
-        Image.fromarray(smooth).resize((96, 80), Image.Resampling.BICUBIC).save(tmp_path / f"photos/p{i}.png")
-        fields = {"package": "p", "source": "s", "licence": "CC0", "holder": "h", "split": "test"}
-        rows.append({"file": f"p{i}.png", **fields})
-    (tmp_path / "photos.json").write_text(json.dumps(rows))
-    return tmp_path
 
 
 def test_row_is_measured_on_the_bundle(restorer: Restorer) -> None:
