@@ -173,7 +173,7 @@ def _pool(task: str, data: Data, vae: Autoencoder) -> tuple[Path, tuple[list[com
         raise RequestError(f"{data.degradation}: no degradation of that name ({known}); give pairs with --pairs")
     if data.pairs is not None:
         rows = pairs.read_csv(data.pairs, data.root)
-        originals = common.load_photos(data.work, "train")
+        held = rows[::HELD_PAIRS] if len(rows) >= HELD_PAIRS else rows[:1]
         kept = [row for row in rows if row not in held] or rows
         folder = data.work / "pairs" / task
         for number in range(data.views):
@@ -184,9 +184,9 @@ def _pool(task: str, data: Data, vae: Autoencoder) -> tuple[Path, tuple[list[com
         return folder, (shown.bad[data.degradation], shown.clean)
     folder = data.work / "pool"
     if not any(folder.glob("shard*")):
-        photos = common.load_photos(data.work, "train")
+        originals = common.load_photos(data.work, "train")
         for number in range(data.views):
-            views = pairs.synthetic(photos, [data.degradation], number, data.side)
+            views = pairs.synthetic(originals, [data.degradation], number, data.side)
             pool.write_shard(folder, number, views, vae, side=data.side)
     clean = [common.centre(p, data.side) for p in common.load_photos(data.work, "val")[::5]]
     return folder, _degraded(clean, data, 5000)
