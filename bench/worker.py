@@ -80,7 +80,7 @@ def measure(job: Job) -> Result:
         result["first_step_s"] = first_step[0]
         width, height = job["size"]
         restorer.prepare(height, width, plugins=[first["plugin"]])
-        probe = _Probe(restorer, steps) if job.get("probes") == "write" else None
+        probe = _Probe(restorer, steps, first["plugin"]) if job.get("probes") == "write" else None
         stages: dict[str, float] = {}
 
         def timed(picture: Mapping[str, Any]) -> tuple[Restoration, float]:
@@ -116,17 +116,20 @@ def measure(job: Job) -> Result:
 
 
 class _Probe:
-    """Observer: what entered and left the UNet at the first, the middle and the last step."""
+    """Observer: what entered and left the UNet at the first, the middle and the last step of one plugin."""
 
-    def __init__(self, restorer: Restorer, steps: int) -> None:
+    def __init__(self, restorer: Restorer, steps: int, plugin: str) -> None:
         from diffplugin.runtime.schedule import step_table
 
         self._wanted = sorted({0, steps // 2, steps - 1})
-        self._time = restorer._time(step_table("unipc", restorer._schedule, steps))
+        first_t = restorer.cards[plugin].first_t
+        self._plugin = plugin
+        self._time = restorer._time(step_table("unipc", restorer._schedule, steps, first_t))
         self._seen: dict[str, Any] = {}
 
     def __call__(self, plugin: str, name: str, step: int, value: Any) -> None:
-        if name == "tokens" or (step in self._wanted and name.startswith(("latents", "residual", "eps"))):
+        asked = name == "tokens" or (step in self._wanted and name.startswith(("latents", "residual", "eps")))
+        if plugin == self._plugin and asked:
             self._seen.setdefault(f"{step if name != 'tokens' else 0} {name}", value)
 
     def write(self, file: Path) -> None:

@@ -27,15 +27,16 @@ PHOTOS = [
     ("mountains-hazy.jpg", "mountains.jpg", "remove the haze", "dehaze", 6.0),
     ("mountains-rainy.jpg", "mountains.jpg", "remove the rain", "derain", 4.0),
 ]
+# Request, and mean gain in PSNR, dB, over both clean photographs, degraded with three seeds each at 256 pixels.
 TASKS = [
-    ("derain", "remove the rain", 3.0),
-    ("desnow", "remove the snow", 1.0),
-    ("lowlight", "brighten this dark photo", 6.0),
-    ("dehaze", "remove the haze", 3.0),
-    ("deblur", "remove the blur", 0.3),
-    ("highlight", "remove the specular highlights", 1.0),
-    ("face", "restore this face", 0.3),
-    ("demoire", "remove the moire pattern", 1.0),
+    ("derain", "remove the rain", 8.63),
+    ("desnow", "remove the snow", 7.07),
+    ("lowlight", "brighten this dark photo", 11.65),
+    ("dehaze", "remove the haze", 9.72),
+    ("deblur", "remove the blur", 0.17),
+    ("highlight", "remove the specular highlights", 3.85),
+    ("face", "restore this face", 0.38),
+    ("demoire", "remove the moire pattern", 1.44),
 ]
 
 
@@ -65,18 +66,19 @@ def test_improves_photographs_it_has_not_seen(
 
 
 @pytest.mark.parametrize(("task", "request_", "gain"), TASKS, ids=[t[0] for t in TASKS])
-def test_every_task_gains_on_both_photographs(restorer: Restorer, task: str, request_: str, gain: float) -> None:
-    """Degraded here, at 256 pixels; the least of the two gains in PSNR, dB, of which two thirds must stay."""
+def test_every_task_gains(restorer: Restorer, task: str, request_: str, gain: float) -> None:
     degradations = pytest.importorskip("diffplugin.plugins.train.degradations", exc_type=ImportError)
+    gains = []
     for name in ("moose.jpg", "mountains.jpg"):
         with Image.open(EXAMPLES / name) as image:
             side = min(image.size)
             truth = np.asarray(image.convert("RGB").crop((0, 0, side, side)).resize((256, 256)))
-        degraded = degradations.degrade(truth, task, 11)
-        result = restorer.restore(degraded, request_)
-        assert result.selection.chosen == (task,)
-        before, after = _psnr(degraded, truth), _psnr(result.array, truth)
-        assert after - before >= gain * 2 / 3, f"{name}: {before:.2f} -> {after:.2f} dB"
+        for seed in (1, 2, 3):
+            degraded = degradations.degrade(truth, task, seed)
+            result = restorer.restore(degraded, request_)
+            assert result.selection.chosen == (task,)
+            gains.append(_psnr(result.array, truth) - _psnr(degraded, truth))
+    assert np.mean(gains) >= 0.8 * gain, f"{task}: {np.mean(gains):.2f} dB of {gain}: {np.round(gains, 2)}"
 
 
 @pytest.mark.parametrize("words", ["make it a watercolor painting", "hello", "colour this old photo"])

@@ -69,7 +69,7 @@ class Work:
 
 
 def adopt(work: Work, start: Path) -> None:
-    """Take over the autoencoder of a checkpoint folder, such as the milestones in the repository, where none is yet.
+    """Take over the autoencoder of a checkpoint folder, such as ``plugins/embedded``, where none is yet.
 
     Raises:
         CheckpointError: there is none in ``start`` either, or it is damaged.
@@ -119,8 +119,9 @@ def train_denoiser(work: Work, steps: int, tasks: Sequence[str], start: Path | N
     torch.manual_seed(0)
     vae = work.autoencoder()
     if start is not None and (start / "base/unet").is_dir():
-        read = Checkpoint(start / "base", start / "clip", {GENERIC: start / GENERIC}, None)
-        model = plugin.from_checkpoint(read, GENERIC)
+        branches = {GENERIC: start / GENERIC} if (start / GENERIC).is_dir() else {}
+        read = Checkpoint(start / "base", start / "clip", branches, None)
+        model = plugin.from_checkpoint(read, GENERIC if branches else None)
     else:
         model = plugin.Denoiser(base.CONFIGS)
     model.metric = pixel_metric(work, vae)

