@@ -40,7 +40,7 @@ def load(device_bundle: Bundle, driver: FakeDriver, library: FakeTensorRt) -> Lo
 
 def _inputs(bundle: Bundle, key: str, **sizes: int) -> dict[str, Array]:
     random = np.random.default_rng(0)
-    sizes = {"h": 8, "w": 16, "n": 1, "p": 3, "H": 32, "W": 64} | sizes
+    sizes = {"h": 8, "w": 16, "n": 1, "p": len(bundle.cards()), "H": 32, "W": 64} | sizes
     made = {}
     for t in bundle.spec(key).inputs:
         shape = [sizes[axis] if isinstance(axis, str) else axis for axis in t.axes]

@@ -11,6 +11,7 @@ import pytest
 from diffplugin.bundle import Bundle
 from diffplugin.engines.tensorrt_engine import TensorRtEngine
 from diffplugin.errors import DeviceMemoryFull, EngineError
+from diffplugin.runtime import capture
 from diffplugin.runtime.capture import DevicePicture, Difference, Key, Request
 from diffplugin.runtime.sampler import sample, step_weights
 from diffplugin.runtime.schedule import NoiseSchedule, StepTable, sinusoidal, step_table
@@ -268,9 +269,12 @@ def test_seconds_of_every_run(device_bundle: Bundle, make: Make) -> None:
     assert all(second > 0 for times in taken.values() for second in times)
 
 
-def test_residuals_that_cannot_be_cut_out_of_a_batch(device_bundle: Bundle, make: Make, driver: FakeDriver) -> None:
-    """48 channels x 9 x 9 x 4 bytes are no multiple of 256."""
-    with pytest.raises(EngineError, match=r"residuals of 15552 bytes cannot be cut"):
+def test_residuals_that_cannot_be_cut_out_of_a_batch(
+    device_bundle: Bundle, make: Make, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 channels x 9 x 9 x 4 bytes are a multiple of 256, but not of 512."""
+    monkeypatch.setattr(capture, "ALIGNMENT", 512)
+    with pytest.raises(EngineError, match=r"residuals of 20736 bytes cannot be cut"):
         make(replace(KEY, h=9, w=9))
     assert driver.live() == {}
     key = replace(KEY, h=9, w=9, batch=1)

@@ -76,9 +76,12 @@ def test_it_makes_the_pictures_of_the_plain_loop(on_device: Restorer, plain: Res
     assert len(compared) > 25 and all(one.different == 0 for one in compared), "replay and plain enqueues differ"
 
 
-def test_residuals_and_lower_starts_too(on_device: Restorer, plain: Restorer, floats: Floats) -> None:
+def test_residuals_and_lower_starts_too(
+    on_device: Restorer, plain: Restorer, floats: Floats, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for restorer in (on_device, plain):
-        restorer.cards["derain"] = replace(restorer.cards["derain"], output="residual", first_t=500)
+        card = replace(restorer.cards["derain"], output="residual", first_t=500)
+        monkeypatch.setitem(restorer.cards, "derain", card)
     (device, mine), (host, theirs) = (
         floats(r, smooth_photo(), plugins=["derain"], steps=3) for r in (on_device, plain)
     )
@@ -99,9 +102,10 @@ def test_a_plan_says_what_runs(on_device: Restorer) -> None:
 def test_batches_of_the_scb_change_nothing(
     device_bundle: Bundle, driver: FakeDriver, on_device: Restorer, batch: int
 ) -> None:
-    """As many timesteps as fit into an eighth of the memory, 11 maps of 48 channels each."""
+    """As many timesteps as fit into an eighth of the memory, 11 maps of the SCB's channels each."""
+    channels = device_bundle.manifest.dims.residual_channels
     with Restorer(device_bundle, FakeTensorRtBuilder(driver), "fp32") as small:
-        device_of(small).free = 8 * batch * 11 * 48 * 12 * 16 * 4
+        device_of(small).free = 8 * batch * 11 * channels * 12 * 16 * 4
         made = small.restore(smooth_photo(), plugins=["derain"], steps=3)
         assert made.plan.chain[0].scb_batch == batch
         assert np.array_equal(made.array, on_device.restore(smooth_photo(), plugins=["derain"], steps=3).array)
