@@ -7,7 +7,6 @@ from typing import Any
 
 from diffplugin.plugins.cards import PluginCard, shipped_cards
 from diffplugin.plugins.train import autoencoder
-from diffplugin.plugins.train.degradations import DEGRADATIONS
 from diffplugin.plugins.train.plugin import scb_config
 
 TOKEN_WIDTH = 96
@@ -85,8 +84,3 @@ _START: dict[str, dict[str, Any]] = {
 def card(task: str) -> PluginCard:
     """The card of a plugin over the small base, for one of the eight tasks."""
     return dataclasses.replace(shipped_cards()[task], **(_CARD | _START.get(task, {})))
-
-
-def cards() -> dict[str, PluginCard]:
-    """All eight."""
-    return {task: card(task) for task in DEGRADATIONS}
