@@ -277,7 +277,10 @@ class Restorer:
     def _checked(self, plan: Plan) -> Plan:
         """The plan, if each of its stages has so many steps."""
         for stage in plan.chain:
-            step_table(plan.sampler, self._schedule, stage.steps, stage.first_t)
+            try:
+                step_table(plan.sampler, self._schedule, stage.steps, stage.first_t)
+            except RequestError as error:
+                raise RequestError(f"{stage.plugin}, which starts at t = {stage.first_t}: {error}") from None
         return plan
 
     def _plan(self, photo: Photo, options: Options, chosen: Sequence[str]) -> Plan:
