@@ -33,7 +33,7 @@ TASKS = [
     ("desnow", "remove the snow", 7.07),
     ("lowlight", "brighten this dark photo", 11.65),
     ("dehaze", "remove the haze", 9.72),
-    ("deblur", "remove the blur", 0.17),
+    ("deblur", "remove the blur", 0.53),
     ("highlight", "remove the specular highlights", 3.85),
     ("face", "restore this face", 0.38),
     ("demoire", "remove the moire pattern", 1.44),

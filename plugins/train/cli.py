@@ -11,7 +11,8 @@ from diffplugin.errors import DiffPluginError, MissingDependency, RequestError
 
 STAGES = ("autoencoder", "decoder", "pool", "denoiser")
 # of the recipe for the embedded model; a stage's --steps overrides its own
-STEPS = {"autoencoder": 9500, "decoder": 4000, "pool": 24, "denoiser": 9000, "plugin": 1000, "selector": 1500}
+STEPS = {"autoencoder": 9500, "decoder": 4000, "pool": 24, "denoiser": 9000, "plugin": 1000, "selector": 8000}
+FINISHED = {"deblur": 1200}  # plugins that the recipe finishes on pictures, and in how many steps
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=("released", "scb", "tpb", "encoder"),
         help="for ablations: one branch alone, or residuals that enter on the way down; scored, but not written",
     )
+    plugin.add_argument(
+        "--loss",
+        default="latent",
+        choices=("latent", "picture"),
+        help="latent: Eq. 3; picture: PSNR of what the decoder makes of it, to finish a plugin (--start)",
+    )
     plugin.add_argument("--plain", action="store_true", help="squared error of the latent, unweighted (the paper's)")
     plugin.add_argument("--every", type=int, default=250, metavar="N", help="steps between states and reports")
 
@@ -66,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     milestone.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint folder to write")
 
     recipe = commands.add_parser("recipe", parents=[common], help="everything for the embedded model, in order")
+    recipe.add_argument(
+        "--scale", type=float, default=1.0, metavar="X", help="part of each stage's steps, to see it run (default: 1)"
+    )
     recipe.add_argument("--tasks", nargs="+", metavar="TASK", help="plugins to train (default: all eight)")
     return parser
 
@@ -115,6 +125,7 @@ def _plugin(args: argparse.Namespace) -> None:
             batch=args.batch,
             peak=args.lr,
             variant=args.variant,
+            loss=args.loss,
             plain=args.plain,
             precision=args.precision,
             every=args.every,
@@ -152,13 +163,22 @@ def _recipe(args: argparse.Namespace) -> None:
     from diffplugin.plugins.train.degradations import DEGRADATIONS
 
     shared = ["--work", str(args.work), "--threads", str(args.threads), "--precision", args.precision]
-    shared += ["--steps", str(args.steps)] if args.steps else []
+    pretrained = args.work / "checkpoint/pre-trained"
+
+    def steps(count: int) -> list[str]:
+        return ["--steps", str(args.steps or max(round(args.scale * count), 1))]
+
     if not (args.work / "photos.json").exists():
         _run(["photos", *shared])
-    _run(["base", *shared])
+    for stage in STAGES:
+        _run(["base", *shared, "--stage", stage, *steps(STEPS[stage])])
     for task in args.tasks or DEGRADATIONS:
-        _run(["plugin", task, *shared, "--start", str(args.work / "checkpoint/generic"), "--crop", "128"])
-    _run(["selector", *shared])
+        plugin = ["plugin", task, *shared, "--crop", "128"]
+        _run([*plugin, "--start", str(args.work / "checkpoint/generic"), *steps(STEPS["plugin"])])
+        if task in FINISHED:
+            finish = ["--start", str(pretrained / task), "--loss", "picture", "--lr", "8e-4"]
+            _run([*plugin, *finish, *steps(FINISHED[task])])
+    _run(["selector", *shared, *steps(STEPS["selector"])])
 
 
 _COMMANDS = {

@@ -1,14 +1,15 @@
-"""Requests for the Plugin-Selector, from a small grammar: tasks, chains of tasks, and requests that no plugin serves.
+"""Requests for the Plugin-Selector: tasks, chains of tasks, and requests that no plugin serves.
 
-``request = opener verb-phrase object closer``. Every task has its own verb phrases and nouns. The held-out part
-uses *other templates and other words*, not other combinations of the same ones, so that it tells
-whether wording generalises.
+To learn from: a small grammar (``request = opener phrase closer``, where a phrase was written whole or is a template
+around a noun; two phrases are joined by a template) in ever new combinations. To be scored on: requests written
+whole by authors who had seen neither the grammar nor the phrases, so that scores tell whether wording generalises.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,133 +17,126 @@ from diffplugin.plugins.cards import PluginCard
 from diffplugin.plugins.train.wording import (
     CLOSERS,
     COLOURS,
+    DETERMINERS,
     EDITS,
-    HELD_EDITS,
-    HELD_IRRELEVANT,
-    HELD_JOIN,
-    HELD_PAIR,
-    HELD_REMOVE,
     IRRELEVANT,
     JOIN,
+    MORE,
     OPENERS,
     PAIR,
+    PLACES,
     REMOVE,
     STYLES,
     SUBJECTS,
+    VERBS,
     WORDS,
+    Request,
     Wording,
+    written,
 )
 
+T = TypeVar("T")
 Words = Mapping[str, Wording]
-TASKS = ("derain", "desnow", "lowlight", "dehaze", "deblur", "highlight", "face", "demoire")
-
+TASKS = tuple(WORDS)
 KINDS = ("single", "multi", "mixed", "none")
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request and the tasks that it asks for (none: irrelevant)."""
-
-    text: str
-    tasks: tuple[str, ...]
+# "more light" is a wish that a plugin serves, so darkness is not among what people may ask for more of
+_UNWANTED = tuple(noun for task, wording in WORDS.items() if task != "lowlight" for noun in wording.nouns)
+_HELD = {request.text.lower() for _, request in written("held_out")}
+_WRITTEN = {kind: [r for its_kind, r in written("learned") if its_kind == kind] for kind in ("multi", "mixed")}
 
 
 def wording_of(card: PluginCard) -> Wording:
     """Words for a task of the user's own, from its card: three quarters of the examples to learn, the rest held out."""
     cut = max(len(card.examples) * 3 // 4, 1)
-    return Wording(
-        nouns=(), phrases=card.examples[:cut], held_nouns=(), held_phrases=card.examples[cut:] or card.examples
-    )
+    return Wording(nouns=(), phrases=card.examples[:cut], held=card.examples[cut:] or card.examples)
 
 
-def _single(words: Wording, rng: np.random.Generator, held: bool) -> str:
-    pick = rng.choice
-    if held:
-        if not words.nouns or rng.random() < 0.5:
-            return str(pick(words.held_phrases))
-        # new templates, half of the time with new nouns too
-        nouns = words.held_nouns if rng.random() < 0.5 else words.nouns
-        return str(pick(HELD_REMOVE)).format(pick(nouns))
-    if not words.nouns or rng.random() < 0.45:
-        return str(pick(words.phrases))
-    return str(pick(REMOVE)).format(pick(words.nouns))
+def _pick(choices: Sequence[T], rng: np.random.Generator) -> T:
+    return choices[int(rng.integers(len(choices)))]
 
 
-def _multi(a: Wording, b: Wording, rng: np.random.Generator, held: bool) -> str:
-    if a.nouns and b.nouns and rng.random() < 0.5:
-        nouns = [str(rng.choice(words.nouns)) for words in (a, b)]
-        return str(rng.choice(HELD_PAIR if held else PAIR)).format(*nouns)
-    return str(rng.choice(HELD_JOIN if held else JOIN)).format(_single(a, rng, held), _single(b, rng, held))
+def _single(words: Wording, rng: np.random.Generator) -> str:
+    if not words.nouns or rng.random() < 0.65:
+        return _pick(words.phrases, rng)
+    noun = _pick(words.nouns, rng)
+    if rng.random() < 0.5:
+        return _pick(REMOVE, rng).format(noun)
+    place = _pick(PLACES, rng).format(subject=_pick(SUBJECTS, rng))
+    return " ".join(part for part in (_pick(VERBS, rng), _pick(DETERMINERS, rng), noun, place) if part)
 
 
-def _edit(rng: np.random.Generator, held: bool) -> str:
-    if rng.random() < 0.3:
-        return str(rng.choice(HELD_IRRELEVANT if held else IRRELEVANT))
+def _multi(a: Wording, b: Wording, rng: np.random.Generator) -> str:
+    if a.nouns and b.nouns and rng.random() < 0.35:
+        return _pick(PAIR, rng).format(*(_pick(words.nouns, rng) for words in (a, b)))
+    return _pick(JOIN, rng).format(_single(a, rng), _single(b, rng))
+
+
+def _edit(rng: np.random.Generator) -> str:
+    if rng.random() < 0.6:
+        return _pick(IRRELEVANT, rng)
     subject, other = rng.choice(SUBJECTS, 2, replace=False)
-    template = str(rng.choice(HELD_EDITS if held else EDITS))
-    return template.format(subject=subject, other=other, style=rng.choice(STYLES), colour=rng.choice(COLOURS))
+    if rng.random() < 0.2:
+        noun = _pick(_UNWANTED, rng)
+        return _pick(MORE, rng).format(noun, subject=subject)
+    return _pick(EDITS, rng).format(subject=subject, other=other, style=_pick(STYLES, rng), colour=_pick(COLOURS, rng))
 
 
-def sample(kind: str, rng: np.random.Generator, *, held: bool, words: Words = WORDS) -> Request:
+def sample(kind: str, rng: np.random.Generator, words: Words = WORDS) -> Request:
     """One request of ``kind``: "single", "multi" (two tasks), "mixed" (one task and an irrelevant wish) or "none"."""
     if kind == "none":
-        return Request(_edit(rng, held), ())
+        return Request(_edit(rng), ())
+    if (whole := _WRITTEN.get(kind)) and rng.random() < 0.3:
+        return _pick(whole, rng)
     a, b = (str(t) for t in rng.choice(list(words), 2, replace=False))
     tasks: tuple[str, ...] = (a,)
     if kind == "multi":
-        text, tasks = _multi(words[a], words[b], rng, held), (a, b)
+        text, tasks = _multi(words[a], words[b], rng), (a, b)
     elif kind == "mixed":
-        parts = [_single(words[a], rng, held), _edit(rng, held) or "hello"]
+        parts = [_single(words[a], rng), _edit(rng) or "hello"]
         if rng.random() < 0.5:
             parts.reverse()
-        text = str(rng.choice(HELD_JOIN if held else JOIN)).format(*parts)
+        text = _pick(JOIN, rng).format(*parts)
     else:
-        text = _single(words[a], rng, held)
-        if not held:
-            text = str(rng.choice(OPENERS)) + text + str(rng.choice(CLOSERS))
-    if rng.random() < 0.3:
-        text = text[:1].upper() + text[1:]
-    return Request(text, tasks)
+        text = _single(words[a], rng)
+        if rng.random() < 0.5:  # people are brief
+            text = _pick(OPENERS, rng) + text + _pick(CLOSERS, rng)
+    return Request(text[:1].upper() + text[1:] if rng.random() < 0.3 else text, tasks)
 
 
-def corpus(count: int, seed: int, *, held: bool, words: Words = WORDS, fillers: Sequence[str] = ()) -> list[Request]:
-    """``count`` distinct requests: half single-task, a fifth each of two tasks and of none, a tenth mixed.
+def corpus(count: int, seed: int, *, words: Words = WORDS) -> list[Request]:
+    """Up to ``count`` distinct requests: 35 % single-task, 30 % of several tasks, 20 % mixed, 15 % of none.
 
-    ``fillers``: words that no task is asked for with. One to three of them stand anywhere in six of ten requests, and a
-    tenth as many requests again, for nothing, are made of them alone: so a new word says nothing.
+    What is irrelevant to the shipped tasks may be just what a task of the user's own does: requests with its words are
+    left out where they do not ask for it.
     """
     rng = np.random.default_rng(seed)
+    own = [task for task in words if task not in WORDS]
+    theirs = {word for task in own for phrase in words[task].phrases for word in _long_words(phrase)}
     found: dict[str, Request] = {}
-    for _ in range(40 * count):
-        kind = str(rng.choice(("single", "multi", "none", "mixed"), p=(0.5, 0.2, 0.2, 0.1)))
-        request = sample(kind, rng, held=held, words=words)
-        found.setdefault(request.text, request)
+    for _ in range(4 * count):
+        request = sample(str(rng.choice(KINDS, p=(0.35, 0.3, 0.2, 0.15))), rng, words)
+        foreign = not set(own) & set(request.tasks) and not theirs.isdisjoint(_long_words(request.text))
+        if request.text.lower() not in _HELD and not foreign:
+            found.setdefault(request.text, request)
         if len(found) == count:
             break
-    made = list(found.values())
-    if fillers:
-        made = [_padded(request, fillers, rng) if rng.random() < 0.6 else request for request in made]
-        alone = (rng.choice(fillers, rng.integers(1, 8)) for _ in range(count // 10))
-        made += [Request(" ".join(chosen), ()) for chosen in alone]
-    return made
+    return list(found.values())
 
 
-def _padded(request: Request, fillers: Sequence[str], rng: np.random.Generator) -> Request:
-    parts = request.text.split(" ")
-    for filler in rng.choice(fillers, rng.integers(1, 4)):
-        parts.insert(int(rng.integers(0, len(parts) + 1)), str(filler))
-    return Request(" ".join(parts), request.tasks)
+def _long_words(text: str) -> set[str]:
+    return {word for word in re.findall(r"\w+", text.lower()) if len(word) > 4} - {
+        "photo",
+        "picture",
+        "image",
+        "please",
+    }
 
 
-def fillers(known: Iterable[str], words: Words = WORDS) -> list[str]:
-    """Those of ``known`` that none of the tasks' words, held out or not, contains."""
-    texts = (text for w in words.values() for text in (*w.nouns, *w.phrases, *w.held_nouns, *w.held_phrases))
-    taken = {part for text in texts for part in text.lower().replace("-", " ").split()}
-    return [word for word in known if len(word) > 2 and word.lower() not in taken]
-
-
-def held_out(kind: str, count: int, seed: int, words: Words = WORDS) -> list[Request]:
-    """Up to ``count`` distinct requests of one kind, from templates and words that no training request has."""
+def held_out(kind: str, count: int | None, seed: int, words: Words = WORDS) -> list[Request]:
+    """Up to ``count`` (None: all) requests of one kind that no training has seen."""
+    if kind == "single":
+        found = [Request(text, (task,)) for task, wording in words.items() for text in wording.held]
+    else:
+        found = [request for its_kind, request in written("held_out") if its_kind == kind]
     rng = np.random.default_rng((seed, KINDS.index(kind)))
-    unique = {(r := sample(kind, rng, held=True, words=words)).text: r for _ in range(6 * count)}
-    return list(unique.values())[:count]
+    return [found[i] for i in rng.permutation(len(found))[:count]]

@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument("--photos", type=int, metavar="N", help="at most so many (default: all)")
     restore.add_argument("--features", type=Path, metavar="FILE", help="Inception as TorchScript, for FID and KID")
     selector = commands.add_parser("selector", parents=[common], help="ZTA, CP, OP, OR, CF1, OF1 and mAP")
-    selector.add_argument("--requests", type=int, default=300, metavar="N", help="of each kind (default: 300)")
+    selector.add_argument("--requests", type=int, metavar="N", help="of each kind, at most (default: all)")
     return parser
 
 

@@ -151,7 +151,7 @@ def restoration(
 
 
 def selections(
-    restorer: Restorer, photos: Sequence[Pixels], *, count: int = 300, seed: int = 1
+    restorer: Restorer, photos: Sequence[Pixels], *, count: int | None = None, seed: int = 1
 ) -> dict[str, dict[str, float]]:
     """The metrics of selection by kind of request, held-out wording, against degraded pictures; threshold 0.
 

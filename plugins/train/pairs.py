@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,16 +37,46 @@ def synthetic(photos: Sequence[Pixels], tasks: Sequence[str], number: int, side:
     and the window is a part of them.
     """
     rng = np.random.default_rng(number)
-    clean = [
-        random_view(p, 2 * side if rng.random() < 0.5 and min(p.shape[:2]) > 1.5 * side else side, rng, smallest=0.4)
-        for p in photos
-    ]
+    clean = [_view(p, side, rng) for p in photos]
     corners = np.stack([rng.integers(0, len(view) - side + 1, 2) for view in clean])
     bad = {
         task: [degrade(view, task, (number * 1000 + i) * 16 + k) for i, view in enumerate(clean)]
         for k, task in enumerate(tasks)
     }
     return Views(clean=clean, bad=bad, corners=corners)
+
+
+def _view(photo: Pixels, side: int, rng: np.random.Generator) -> Pixels:
+    return random_view(
+        photo, 2 * side if rng.random() < 0.5 and min(photo.shape[:2]) > 1.5 * side else side, rng, smallest=0.4
+    )
+
+
+Draw = Callable[[np.random.Generator], tuple[Pixels, Pixels]]
+
+
+def degraded(photos: Sequence[Pixels], task: str, side: int) -> Draw:
+    """Random (input, ground truth): a view of a photo as :func:`synthetic` takes it, degraded anew each time."""
+
+    def draw(rng: np.random.Generator) -> tuple[Pixels, Pixels]:
+        clean = _view(photos[int(rng.integers(len(photos)))], side, rng)
+        return degrade(clean, task, int(rng.integers(2**31))), clean
+
+    return draw
+
+
+def filed(pairs: Sequence[tuple[Path, Path]], side: int) -> Draw:
+    """Random (input, ground truth): a view of a pair of files (ground truth, input).
+
+    Raises:
+        ImageError: as :func:`from_files`.
+    """
+
+    def draw(rng: np.random.Generator) -> tuple[Pixels, Pixels]:
+        clean, bad = random_pair(_stacked(*pairs[int(rng.integers(len(pairs)))]), side, rng)
+        return bad, clean
+
+    return draw
 
 
 def read_csv(path: Path, root: Path | None = None) -> list[tuple[Path, Path]]:
@@ -82,6 +112,15 @@ def _picture(path: Path) -> Image.Image:
         raise ImageError(f"{path}: not a readable picture ({error})") from None
 
 
+def _stacked(truth: Path, given: Path) -> Pixels:
+    """Both pictures of a pair as [H, W, 6]."""
+    pictures = [_picture(path) for path in (truth, given)]
+    if pictures[0].size != pictures[1].size:
+        sizes = " and ".join(f"{p.width}x{p.height}" for p in pictures)
+        raise ImageError(f"{truth}, {given}: {sizes} pixels; a pair must be of one size")
+    return np.concatenate([np.asarray(p) for p in pictures], axis=2)
+
+
 def from_files(pairs: Sequence[tuple[Path, Path]], task: str, number: int, side: int) -> Views:
     """View ``number`` of every pair: the same random square of both, at ``side`` pixels, mirrored half of the time.
 
@@ -91,12 +130,7 @@ def from_files(pairs: Sequence[tuple[Path, Path]], task: str, number: int, side:
     rng = np.random.default_rng(number)
     clean, bad = [], []
     for truth, given in pairs:
-        pictures = [_picture(path) for path in (truth, given)]
-        if pictures[0].size != pictures[1].size:
-            sizes = " and ".join(f"{p.width}x{p.height}" for p in pictures)
-            raise ImageError(f"{truth}, {given}: {sizes} pixels; a pair must be of one size")
-        both = np.concatenate([np.asarray(p) for p in pictures], axis=2)
-        views = random_pair(both, side, rng)
+        views = random_pair(_stacked(truth, given), side, rng)
         clean.append(views[0])
         bad.append(views[1])
     return Views(clean=clean, bad={task: bad}, corners=np.zeros((len(clean), 2), np.int64))

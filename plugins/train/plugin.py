@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,9 @@ from diffplugin.plugins.networks.attention import sinusoidal
 from diffplugin.plugins.networks.clip import VisionEncoder
 from diffplugin.plugins.networks.taskplugin import SpatialComplementBranch, TaskPromptBranch
 from diffplugin.plugins.networks.unet import UNet, per_block
+from diffplugin.plugins.networks.vae import Autoencoder
 from diffplugin.plugins.train.common import gaussian
-from diffplugin.plugins.train.pool import Batch, Pool
+from diffplugin.plugins.train.pool import Batch, Crops, Pool
 
 RENOISE_FROM = 960  # from this t on, the runtime may start from the noised input or from pure noise
 
@@ -116,13 +118,21 @@ class Stage:
     side: int
 
 
-def denoising_loss(model: Denoiser, batch: Batch, rng: np.random.Generator, times: Times, drop: float = 0.0) -> Tensor:
-    """Paper Eq. 3, over noisy latents such as the runtime's loop meets.
+@dataclass(frozen=True)
+class Estimate:
+    """What the model says of noisy latents: ``clean``, its estimate of x_0 [n, 4, h, w], and ``error``, its output less
+    the output that leads to the true x_0, weighted by :func:`estimate`."""
+
+    clean: Tensor
+    error: Tensor
+
+
+def estimate(model: Denoiser, batch: Batch, rng: np.random.Generator, times: Times, drop: float = 0.0) -> Estimate:
+    """Denoise latents such as the runtime's loop meets.
 
     They are made from the clean latent or from the input (:class:`Times`); at t >= 960 from the input, from the clean
     latent or of pure noise. The target always leads to the clean latent: v = (alpha * x_t - x_0) / sigma. Where x_t
     holds the input, the error counts by what it does to the clean estimate: as sigma^2, relative to the start's.
-    ``model.metric`` weighs the latent's channels (identity: the plain squared error).
     """
     count, device = len(batch.clean), batch.clean.device
     steps, given = times.draw(count, rng)
@@ -139,9 +149,26 @@ def denoising_loss(model: Denoiser, batch: Batch, rng: np.random.Generator, time
     noisy = alpha * source + sigma * noise
     tokens = model.tokens(batch.pixels, batch.crops)
     output = model(noisy, t, tokens, None if rng.random() < drop else batch.cond).float()
-    toward_clean = alpha * noisy - batch.clean if model.prediction == "v_prediction" else noisy - alpha * batch.clean
-    error = (output - toward_clean / sigma) * torch.where(late & noised, sigma / top[1], torch.ones_like(sigma))
+    v = model.prediction == "v_prediction"
+    toward_clean = alpha * noisy - batch.clean if v else noisy - alpha * batch.clean
+    weight = torch.where(late & noised, sigma / top[1], torch.ones_like(sigma))
+    clean = alpha * noisy - sigma * output if v else (noisy - sigma * output) / alpha
+    return Estimate(clean, (output - toward_clean / sigma) * weight)
+
+
+def denoising_loss(model: Denoiser, batch: Batch, rng: np.random.Generator, times: Times, drop: float = 0.0) -> Tensor:
+    """Paper Eq. 3 over the latents of :func:`estimate`; ``model.metric`` weighs their channels (identity: the plain
+    squared error)."""
+    error = estimate(model, batch, rng, times, drop).error
     return torch.einsum("nchw,cd,ndhw->nchw", error, model.metric, error).mean()
+
+
+def picture_loss(made: Tensor, truth: Tensor) -> Tensor:
+    """Minus the mean PSNR, dB, of pictures [n, 3, h, w] in [-1, 1] (PSNRLoss of HINet, arXiv:2105.06086).
+
+    A picture counts by the factor by which its error shrinks: one that is hardly degraded as much as a ruined one.
+    """
+    return 10 * torch.log10((made - truth).square().mean(dim=(1, 2, 3)) / 4 + 1e-6).mean()
 
 
 class Denoising(nn.Module):
@@ -173,6 +200,39 @@ class Denoising(nn.Module):
         stage = next((s for s in self.stages if step < s.until), self.stages[-1])
         batch = self.pool.draw(rng, stage.pictures, stage.crops, stage.side).to(self.model.metric.device)
         return denoising_loss(self.model, batch, rng, self.times, self.drop)
+
+
+class Restoring(nn.Module):
+    """The objective :func:`picture_loss` of what the decoder makes of the clean estimate; the TPB and the SCB learn.
+
+    ``draw(generator)`` gives the crops; ``residual``: the picture is shown as such a card says
+    (:class:`diffplugin.plugins.cards.PluginCard`).
+    """
+
+    def __init__(
+        self,
+        model: Denoiser,
+        vae: Autoencoder,
+        draw: Callable[[np.random.Generator], Crops],
+        *,
+        times: Times,
+        residual: bool,
+    ) -> None:
+        super().__init__()
+        self.model, self.vae, self.draw, self.times, self.residual = model, vae, draw, times, residual
+        self.requires_grad_(False)
+        model.tpb.requires_grad_(True)
+        model.scb.requires_grad_(True)
+
+    def forward(self, step: int, rng: np.random.Generator) -> Tensor:
+        crops, device = self.draw(rng), self.model.metric.device
+        given, truth = crops.given.to(device), crops.truth.to(device)
+        with torch.no_grad():
+            cond, clean = self.vae.encode(given).float(), self.vae.encode(truth).float()
+            kept = given - self.vae.decode(cond).float() if self.residual else torch.zeros_like(given)
+        batch = Batch(pixels=crops.pixels.to(device), clean=clean, cond=cond, crops=1)
+        made = self.vae.decode(estimate(self.model, batch, rng, self.times).clean).float()
+        return picture_loss(kept + made, truth)
 
 
 def silence_self_attention(unet: UNet) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffplugin.plugins.networks.vae import Autoencoder
 from diffplugin.plugins.train.common import Pixels, to_tensor
-from diffplugin.plugins.train.pairs import Views
+from diffplugin.plugins.train.pairs import Draw, Views
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -79,6 +79,30 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
         return replace(self, pixels=self.pixels.to(device), clean=self.clean.to(device), cond=self.cond.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crops:
+    """Windows of degraded pictures with their ground truth, as pictures; n of each."""
+
+    pixels: Tensor  # [n, 3, 224, 224], the whole degraded pictures for the vision encoder
+    given: Tensor  # [n, 3, c, c] in [-1, 1]
+    truth: Tensor  # [n, 3, c, c] in [-1, 1]
+
+
+def draw_crops(draw: Draw, rng: np.random.Generator, count: int, side: int) -> Crops:
+    """A window of ``side`` pixels of each of ``count`` random pictures."""
+    small, given, truth = [], [], []
+    for _ in range(count):
+        bad, clean = draw(rng)
+        top, left = (int(v) for v in rng.integers(0, np.array(bad.shape[:2]) - side + 1))
+        window = np.s_[top : top + side, left : left + side]
+        small.append(shrink(bad))
+        given.append(bad[window])
+        truth.append(clean[window])
+    return Crops(
+        pixels=clip_pixels(np.stack(small)), given=to_tensor(np.stack(given)), truth=to_tensor(np.stack(truth))
+    )
 
 
 class Pool:

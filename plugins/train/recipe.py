@@ -183,7 +183,7 @@ def write_text(work: Work) -> None:
 
     folder = work.checkpoint / "base/tokenizer"
     if not (folder / "vocab.json").exists():
-        texts = [r.text for r in corpus.corpus(8000, 0, held=False)] + photos.english_words(work.root)[::4]
+        texts = [r.text for r in corpus.corpus(8000, 0)] + photos.english_words(work.root)
         layout.write_tokenizer(work.checkpoint, *selector.train_tokenizer(texts))
     config = selector.text_config(build_tokenizer(folder).get_vocab(), base.TOKEN_WIDTH)
     layout.write_text(work.checkpoint, config, selector.fresh(config).text.state_dict())

@@ -24,11 +24,12 @@ from diffplugin.plugins.train.common import gaussian
 from diffplugin.plugins.train.loop import Plan
 from diffplugin.plugins.train.loop import fit as run
 from diffplugin.plugins.train.metrics import selection
-from diffplugin.plugins.train.wording import WORDS
+from diffplugin.plugins.train.wording import WORDS, Request
 
 Encode = Callable[[list[str]], Tensor]
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
-VOCABULARY = 2000
+VOCABULARY = 3000
+REQUESTS = 100_000
 
 
 def text_config(vocab: dict[str, int], width: int) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def fresh(config: dict[str, Any]) -> Selector:
     return Selector(text, config["hidden_size"])
 
 
-def targets(requests: Sequence[corpus.Request], shipped: Sequence[str]) -> Tensor:
+def targets(requests: Sequence[Request], shipped: Sequence[str]) -> Tensor:
     """[n, p + 1] of 0 and 1; ``null`` last. Tasks that are not shipped select nothing."""
     out = torch.zeros(len(requests), len(shipped) + 1)
     for i, request in enumerate(requests):
@@ -114,6 +115,15 @@ def targets(requests: Sequence[corpus.Request], shipped: Sequence[str]) -> Tenso
             out[i, k] = float(task in request.tasks)
         out[i, -1] = float(not out[i, :-1].any())
     return out
+
+
+def drop(text: TextEncoder, rate: float = 0.15) -> None:
+    """Dropout while training, on what the tokens say and on what attention and MLP add (arXiv:1706.03762)."""
+    places: list[Any] = [text.text_model.embeddings.token_embedding]
+    for layer in text.text_model.encoder.layers:
+        places += [layer.self_attn, layer.mlp]
+    for place in places:
+        place.register_forward_hook(lambda m, _, out: F.dropout(out, rate, m.training))
 
 
 def margin_loss(scores: Tensor, wanted: Tensor) -> Tensor:
@@ -157,9 +167,8 @@ class Selecting(nn.Module):
         *,
         train_text: bool,
         batch: int = 64,
-        count: int = 16000,
+        count: int = REQUESTS,
         words: corpus.Words = WORDS,
-        fillers: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -170,7 +179,9 @@ class Selecting(nn.Module):
         self.model, self.batch, self.train_text = model, batch, train_text
         model.requires_grad_(True)
         model.text.requires_grad_(train_text)
-        requests = corpus.corpus(count, seed, held=False, words=words, fillers=fillers)
+        if train_text:
+            drop(model.text)
+        requests = corpus.corpus(count, seed, words=words)
         ids = encode([r.text for r in requests])
         for name, value in (("rows", rows), ("ids", ids), ("wanted", targets(requests, shipped))):
             self.register_buffer(name, value, persistent=False)
@@ -178,6 +189,7 @@ class Selecting(nn.Module):
 
     def forward(self, step: int, rng: np.random.Generator) -> Tensor:
         device = self.rows.device
+        torch.manual_seed(int(rng.integers(2**31)))  # for what is dropped
         chosen = torch.from_numpy(rng.integers(0, len(self.ids), self.batch)).to(device)
         pictures = torch.from_numpy(rng.integers(0, len(self.rows), self.batch)).to(device)
         rows = self.rows[pictures]
@@ -198,17 +210,15 @@ def fit(
     shipped: Sequence[str],
     path: Path,
     *,
-    steps: int = 1500,
+    steps: int = 8000,
     batch: int = 64,
     peak: float = 2e-3,
     train_text: bool = True,
     words: corpus.Words = WORDS,
-    fillers: Sequence[str] = (),
     seed: int = 0,
 ) -> Selector:
-    """Train or resume. ``rows`` [pictures, p, D]: max-pooled TPB tokens; ``encode(texts)`` -> ids int64 [n, 77];
-    ``fillers``: as :func:`corpus.corpus` takes them."""
-    more = {"batch": batch, "words": words, "fillers": fillers, "seed": seed}
+    """Train or resume. ``rows`` [pictures, p, D]: max-pooled TPB tokens; ``encode(texts)`` -> ids int64 [n, 77]."""
+    more = {"batch": batch, "count": min(batch * steps, REQUESTS), "words": words, "seed": seed}
     objective = Selecting(model, rows, encode, shipped, train_text=train_text, **more)  # type: ignore[arg-type]
     plan = Plan(steps=steps, peak=peak, weight_decay=0.02, decay=0.99, every=250)
     run(objective, plan, path, name="selector", seed=seed)
@@ -222,7 +232,7 @@ def accuracy(
     encode: Encode,
     shipped: Sequence[str],
     *,
-    count: int = 300,
+    count: int | None = None,
     words: corpus.Words = WORDS,
     seed: int = 1,
 ) -> dict[str, dict[str, float]]:

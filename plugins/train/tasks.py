@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,6 @@ from diffplugin.plugins.train import (
     layout,
     loop,
     pairs,
-    photos,
     plugin,
     pool,
     validation,
@@ -58,14 +58,15 @@ class Settings:
     """How a plugin learns.
 
     ``variant``: "released", or an ablation: "scb" or "tpb" alone (paper table 3), "encoder": residuals that enter on
-    the way down (table 4: E-1, where "released" is D-1). ``plain``: the unweighted error; ``crop``: side of the window
-    in pixels.
+    the way down (table 4: E-1, where "released" is D-1). ``loss``: "latent" (Eq. 3; ``plain``: unweighted), or
+    "picture", to finish a plugin (:func:`plugin.picture_loss`). ``crop``: side of the window in pixels.
     """
 
     steps: int
     batch: int
     peak: float
     variant: str
+    loss: str
     plain: bool
     precision: loop.Precision
     every: int
@@ -115,16 +116,14 @@ def train(
     run = loop.accelerator()
     with run.main_process_first():  # one process makes the latents
         folder, held = _pool(task, data, vae.to(run.device))
-    if not settings.plain:
-        model.metric = autoencoder.pixel_metric(vae, [common.to_tensor(v[None]) for v in held[1]])
-    source = pool.Pool(folder, [data.degradation])
-    objective = _objective(model, source, settings, chosen, side=min(settings.crop, data.side) // read.dims.factor)
+    objective = _objective(model, vae, folder, held[1], data, settings, chosen, read.dims.factor)
     plan = loop.Plan(
         steps=settings.steps, peak=settings.peak, decay=0.99, every=settings.every, precision=settings.precision
     )
     scheduler = read.config("scheduler")
     report = validation.report_pairs(model, vae, scheduler, {task: held}, {task: chosen})
-    name = task if settings.variant == "released" else f"{task}_{settings.variant}"
+    kinds = [k for k in (settings.variant, settings.loss) if k not in ("released", "latent")]
+    name = "_".join((task, *kinds))
     loop.fit(objective, plan, data.work / "run" / f"plugin_{name}.pt", name=name, report=report)
     if run.is_main_process and settings.variant == "released":
         tensors = {"tpb": model.tpb.state_dict(), "scb": model.scb.state_dict()}
@@ -143,12 +142,30 @@ def train(
 
 
 def _objective(
-    model: plugin.Denoiser, source: pool.Pool, settings: Settings, card: PluginCard, side: int
-) -> plugin.Denoising:
-    stages = (plugin.Stage(until=settings.steps, pictures=settings.batch, crops=1, side=side),)
+    model: plugin.Denoiser,
+    vae: Autoencoder,
+    folder: Path,
+    held: list[common.Pixels],
+    data: Data,
+    settings: Settings,
+    card: PluginCard,
+    factor: int,
+) -> torch.nn.Module:
+    """``folder``: of latents; ``held``: pictures on which errors of the latent's channels are weighed."""
     cold = card.start == "input"
     times = plugin.Times(top=card.first_t + 1, first=0.75 if cold else 0.6, noised=0.3, cold=cold)
-    objective = plugin.Denoising(model, source, stages, train_base=False, times=times)
+    side = min(settings.crop, data.side)
+    objective: plugin.Restoring | plugin.Denoising
+    if settings.loss == "picture":
+        vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        draw = partial(pool.draw_crops, _draw(data), count=settings.batch, side=side)
+        objective = plugin.Restoring(model, vae, draw, times=times, residual=card.output == "residual")
+    else:
+        if not settings.plain:
+            model.metric = autoencoder.pixel_metric(vae, [common.to_tensor(v[None]) for v in held])
+        stage = plugin.Stage(until=settings.steps, pictures=settings.batch, crops=1, side=side // factor)
+        source = pool.Pool(folder, [data.degradation])
+        objective = plugin.Denoising(model, source, (stage,), train_base=False, times=times)
     model.tpb.requires_grad_(settings.variant != "scb")
     model.scb.requires_grad_(settings.variant != "tpb")
     return objective
@@ -172,9 +189,7 @@ def _pool(task: str, data: Data, vae: Autoencoder) -> tuple[Path, tuple[list[com
         known = ", ".join(DEGRADATIONS)
         raise RequestError(f"{data.degradation}: no degradation of that name ({known}); give pairs with --pairs")
     if data.pairs is not None:
-        rows = pairs.read_csv(data.pairs, data.root)
-        held = rows[::HELD_PAIRS] if len(rows) >= HELD_PAIRS else rows[:1]
-        kept = [row for row in rows if row not in held] or rows
+        kept, held = _split(pairs.read_csv(data.pairs, data.root))
         folder = data.work / "pairs" / task
         for number in range(data.views):
             if not (folder / f"shard{number:03d}").exists():
@@ -188,8 +203,21 @@ def _pool(task: str, data: Data, vae: Autoencoder) -> tuple[Path, tuple[list[com
         for number in range(data.views):
             views = pairs.synthetic(originals, [data.degradation], number, data.side)
             pool.write_shard(folder, number, views, vae, side=data.side)
-    clean = [common.centre(p, data.side) for p in common.load_photos(data.work, "val")[::5]]
+    clean = [common.centre(p, data.side) for p in common.load_photos(data.work, "val")[::2]]
     return folder, _degraded(clean, data, 5000)
+
+
+def _draw(data: Data) -> pairs.Draw:
+    """Pairs to finish a plugin on: those that its latents came from, in ever new views."""
+    if data.pairs is None:
+        return pairs.degraded(common.load_photos(data.work, "train"), data.degradation, data.side)
+    return pairs.filed(_split(pairs.read_csv(data.pairs, data.root))[0], data.side)
+
+
+def _split(rows: list[tuple[Path, Path]]) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]]:
+    """Rows of a CSV to learn from, and held out."""
+    held = rows[::HELD_PAIRS] if len(rows) >= HELD_PAIRS else rows[:1]
+    return [row for row in rows if row not in held] or rows, held
 
 
 def _degraded(clean: list[common.Pixels], data: Data, seed: int) -> tuple[list[common.Pixels], list[common.Pixels]]:
@@ -241,10 +269,7 @@ def train_selector(
     words = {**WORDS, **own}
     held = max(len(rows) // 5, 1)
     path = work / "run/selector.pt"
-    # a text encoder that learns words from the corpus alone must meet words that mean nothing
-    fillers = corpus.fillers(photos.english_words(work), words) if train_text else ()
-    fitting = {"steps": steps, "train_text": train_text, "words": words, "fillers": fillers}
-    selector.fit(rows[held:], encode, model, shipped, path, **fitting)  # type: ignore[arg-type]
+    selector.fit(rows[held:], encode, model, shipped, path, steps=steps, train_text=train_text, words=words)
     if train_text:
         layout.write_text(tree, config, model.text.state_dict())
     layout.write_selector(tree, model.heads.state_dict())

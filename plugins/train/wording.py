@@ -1,172 +1,106 @@
-"""The words of the request corpus: how each task is asked for, and what no plugin does. Data; see ``corpus``."""
+"""The words of the request corpus: how each task is asked for, and what no plugin does. Data; see ``corpus``.
+
+Whole requests are in ``requests/``: ``learned.csv`` for training and ``held_out.csv`` for scores alone.
+"""
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 
 
 @dataclass(frozen=True)
 class Wording:
-    """How one task is asked for. ``nouns`` fill "remove the {noun}"; ``phrases`` stand alone."""
+    """How one task is asked for: ``nouns`` fill "remove the {noun}", ``phrases`` stand alone, ``held`` are for scores
+    alone."""
 
     nouns: tuple[str, ...]
     phrases: tuple[str, ...]
-    held_nouns: tuple[str, ...]
-    held_phrases: tuple[str, ...]
+    held: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request and the tasks that it asks for (none: irrelevant)."""
+
+    text: str
+    tasks: tuple[str, ...]
+
+
+@cache
+def written(name: str) -> tuple[tuple[str, Request], ...]:
+    """(kind, request) of ``requests/<name>.csv``; kinds as in ``corpus.KINDS``."""
+    file = resources.files("diffplugin.plugins.train") / f"requests/{name}.csv"
+    rows = csv.DictReader(file.read_text("utf-8").splitlines())
+    return tuple((row["kind"], Request(row["request"], tuple(row["tasks"].split()))) for row in rows)
+
+
+def phrases(name: str, tasks: Sequence[str]) -> tuple[str, ...]:
+    """The requests of ``requests/<name>.csv`` that ask for exactly these tasks, and for nothing else."""
+    kind = ("none", "single", "multi")[min(len(tasks), 2)]
+    return tuple(r.text for k, r in written(name) if k == kind and r.tasks == tuple(tasks))
 
 
 # fmt: off
+_NOUNS: dict[str, tuple[str, ...]] = {
+    "derain": (
+        "rain", "rain streaks", "raindrops", "rain drops", "rainy weather", "rainfall", "streaks of rain", "heavy rain",
+        "rain lines", "falling rain", "drizzle", "rain shower", "pouring rain", "downpour", "showers", "rainstorm",
+        "drops", "water streaks", "wet streaks", "falling drops", "cloudburst", "raining", "rain marks", "water drops",
+        "raindrop trails", "rain traces", "thunderstorm rain", "sleeting rain lines",
+    ),
+    "desnow": (
+        "snow", "snowflakes", "snow flakes", "snowfall", "falling snow", "snowy weather", "snow particles",
+        "heavy snow", "flakes of snow", "snow spots", "snowflake pattern", "snowflake marks", "snow storm",
+        "drifting snow", "snowflake specks", "blizzard", "flurries", "flakes", "white flakes", "snowstorm", "flurry",
+        "snow flurries", "whirling flakes", "blowing snow", "white specks of snow", "snowing", "snow dots",
+        "falling flakes",
+    ),
+    "lowlight": (
+        "darkness", "low light", "dim lighting", "underexposure", "poor lighting", "dark shadows", "bad lighting",
+        "lack of light", "dark exposure", "gloomy darkness", "insufficient light", "underexposed lighting", "gloom",
+        "dimness", "murky darkness", "blackness", "poor light", "dark look", "too dark exposure", "weak light",
+        "night darkness", "missing light", "shadowy darkness", "low brightness",
+    ),
+    "dehaze": (
+        "haze", "fog", "mist", "smog", "hazy air", "foggy weather", "haziness", "thick fog", "grey haze", "foggy veil",
+        "misty air", "misty haze", "morning fog", "dense haze", "misty veil", "smoke", "fogginess", "murk", "grey veil",
+        "mistiness", "hazy veil", "milky haze", "smoke haze", "low clouds of fog", "air pollution", "white veil",
+        "dust haze", "foggy air", "hazy layer",
+    ),
+    "deblur": (
+        "blur", "motion blur", "blurriness", "camera shake", "blurry parts", "shake", "motion blurring", "unsharpness",
+        "fuzziness", "handshake blur", "blurring", "smeared motion blur", "softness", "smear", "smearing", "ghosting",
+        "out of focus blur", "defocus", "focus blur", "wobble", "camera motion", "shakiness", "missed focus",
+        "soft focus", "blurred look", "blurry look", "jitter",
+    ),
+    "highlight": (
+        "highlight", "highlights", "specular highlights", "glare", "reflections", "shiny spots", "specular reflection",
+        "bright reflections", "glossy spots", "shine", "light reflections", "glossy highlight", "mirror reflections",
+        "specular glare", "hot spots", "hotspots", "glint", "glints", "sheen", "gloss", "flash spots", "shininess",
+        "flash reflection", "lamp reflections", "sun glare", "light spots", "glossiness", "blown out spots",
+        "white shine",
+    ),
+    "face": (
+        "face artifacts", "face degradation", "noise on the face", "facial damage", "damage on the face",
+        "low quality of the face", "face defects", "pixelation of the face", "facial flaws", "facial noise",
+        "facial artifacts", "poor face quality", "damaged face", "blocky face", "ruined portrait", "broken faces",
+        "degraded faces", "pixelated faces", "bad face quality", "damage in the portrait", "unrecognizable faces",
+    ),
+    "demoire": (
+        "moire", "moire pattern", "moire patterns", "screen pattern", "moire stripes", "rainbow stripes of the screen",
+        "colourful moire", "color moire", "moiré", "moiré patterns", "moire stripes of a monitor", "display moire",
+        "screen moire", "wavy lines of the screen", "rainbow bands", "ripple pattern", "interference pattern",
+        "wavy pattern", "screen stripes", "ripples of the display", "rainbow ripples", "moire effect",
+        "interference stripes", "screen door pattern", "monitor lines", "rainbow pattern", "pixel grid of the screen",
+    ),
+}
 WORDS: dict[str, Wording] = {
-    "derain": Wording(
-        nouns=(
-            "rain", "rain streaks", "raindrops", "rain drops", "rainy weather", "rainfall", "streaks of rain",
-            "heavy rain", "rain lines", "falling rain",
-        ),
-        phrases=(
-            "derain", "derain this photo", "make it look like it is not raining", "stop the rain", "deraining",
-            "it was raining when i took this, fix it", "i want a dry day without rain",
-            "clean up this rainy picture", "rain removal", "the rain spoils my photo",
-            "turn this rainy shot into a dry one", "it is raining too much",
-        ),
-        held_nouns=(
-            "drizzle of rain", "rain shower", "pouring rain",
-        ),
-        held_phrases=(
-            "rainy day photo, make it rain free", "de-rain please", "the picture is full of rain", "no more rain",
-        ),
-    ),
-    "desnow": Wording(
-        nouns=(
-            "snow", "snowflakes", "snow flakes", "snowfall", "falling snow", "snowy weather", "snow particles",
-            "heavy snow", "flakes of snow", "snow spots", "snowflake pattern", "snowflake marks",
-        ),
-        phrases=(
-            "desnow", "desnow this photo", "make it look like it is not snowing", "stop the snow", "desnowing",
-            "it was snowing when i took this, fix it", "i want the scene without snow",
-            "clean up this snowy picture", "snow removal", "the snow spoils my photo",
-            "turn this snowy shot into a clear one", "it is snowing too much",
-        ),
-        held_nouns=(
-            "snow storm", "drifting snow", "snowflake specks",
-        ),
-        held_phrases=(
-            "snowy day photo, make it snow free", "de-snow please", "the picture is full of snow", "no more snow",
-        ),
-    ),
-    "lowlight": Wording(
-        nouns=(
-            "darkness", "low light", "dim lighting", "underexposure", "poor lighting", "dark shadows",
-            "bad lighting", "lack of light", "dark exposure",
-        ),
-        phrases=(
-            "brighten this dark photo", "enhance the lighting", "make it brighter", "light up the scene",
-            "brighten the image", "increase the brightness", "this photo is too dark", "low light enhancement",
-            "enhance this low-light picture", "please help me enhance the lighting of this photo", "brighten it up",
-            "improve the lighting", "lighten the picture", "it is underexposed, fix the exposure",
-            "i can hardly see anything in the dark", "add more light", "brighten", "make the night photo brighter",
-            "raise the exposure of this dim shot", "brighten this dark picture", "turn up the light",
-        ),
-        held_nouns=(
-            "gloomy darkness", "insufficient light", "underexposed lighting",
-        ),
-        held_phrases=(
-            "illuminate this dark room", "the shot came out too dim", "give me a brighter version",
-            "boost the brightness", "brighten up my dark photo",
-        ),
-    ),
-    "dehaze": Wording(
-        nouns=(
-            "haze", "fog", "mist", "smog", "hazy air", "foggy weather", "haziness", "thick fog", "grey haze",
-            "foggy veil", "misty air", "misty haze",
-        ),
-        phrases=(
-            "dehaze", "dehaze this photo", "make the hazy air clear", "clear the fog", "defog", "dehazing",
-            "haze removal", "it was foggy when i took this, fix it", "i want clear air without fog",
-            "clean up this hazy picture", "turn this foggy shot into a clear one", "see through the mist",
-            "the haze spoils the view", "it looks too hazy", "clear up the misty landscape",
-        ),
-        held_nouns=(
-            "morning fog", "dense haze", "misty veil",
-        ),
-        held_phrases=(
-            "foggy day photo, make it fog free", "de-haze please", "the mountains are lost in haze", "no more fog",
-        ),
-    ),
-    "deblur": Wording(
-        nouns=(
-            "blur", "motion blur", "blurriness", "camera shake", "blurry parts", "shake", "motion blurring",
-            "unsharpness", "fuzziness",
-        ),
-        phrases=(
-            "deblur", "deblur this photo", "sharpen this blurry picture", "make it sharp", "make the photo sharper",
-            "deblurring", "the camera moved, fix it", "my hands were shaking when i took this", "i want it sharp",
-            "fix the shaky shot", "the image is blurred", "clean up this blurry picture", "blur removal", "sharpen",
-            "it is too blurry", "restore the sharpness",
-        ),
-        held_nouns=(
-            "handshake blur", "blurring", "smeared motion blur",
-        ),
-        held_phrases=(
-            "blurry shot, make it crisp and sharp", "de-blur please", "everything is blurred", "no more blur",
-        ),
-    ),
-    "highlight": Wording(
-        nouns=(
-            "highlight", "highlights", "specular highlights", "glare", "reflections", "shiny spots",
-            "specular reflection", "bright reflections", "glossy spots", "shine", "light reflections",
-        ),
-        phrases=(
-            "highlight removal", "dehighlight", "get the glare off the surface", "it is too shiny",
-            "the flash left shiny spots", "reduce the glare", "the glossy reflections spoil the photo",
-            "make the surface matte", "remove specularity", "there is a reflection on the glass, fix it",
-            "tone down the shiny highlights", "too much light is reflected", "the lamp reflects in the glass",
-            "the window is reflected in the table", "the metal reflects the sun",
-        ),
-        held_nouns=(
-            "glossy highlight", "mirror reflections", "specular glare",
-        ),
-        held_phrases=(
-            "the surface is shiny, make it matte", "glare removal please", "the light reflects too much",
-            "no more glare",
-        ),
-    ),
-    "face": Wording(
-        nouns=(
-            "face artifacts", "face degradation", "noise on the face", "facial damage", "damage on the face",
-            "low quality of the face", "face defects", "pixelation of the face", "facial flaws", "facial noise",
-        ),
-        phrases=(
-            "restore the face", "restore faces", "face restoration", "fix the face", "enhance this old portrait",
-            "make the face clear", "repair the faces in this photo", "improve the portrait",
-            "recover the facial details", "fix my face", "the face looks bad, restore it",
-            "restore this old portrait", "enhance the faces", "enhance the face",
-        ),
-        held_nouns=(
-            "facial artifacts", "poor face quality",
-        ),
-        held_phrases=(
-            "bring back the details of the face", "face recovery please", "the portrait face is ruined, repair it",
-            "repair grandma's face",
-        ),
-    ),
-    "demoire": Wording(
-        nouns=(
-            "moire", "moire pattern", "moire patterns", "screen pattern", "moire stripes",
-            "rainbow stripes of the screen", "colourful moire", "color moire", "moiré", "moiré patterns",
-        ),
-        phrases=(
-            "demoire", "demoire this photo", "moire removal", "i photographed a screen, fix the pattern",
-            "demoireing", "get the screen stripes off this picture", "the monitor photo has stripes",
-            "clean up this photo of a display", "moire spoils the photo", "the pattern of the screen is visible",
-        ),
-        held_nouns=(
-            "moire stripes of a monitor", "display moire", "screen moire",
-        ),
-        held_phrases=(
-            "photo of a monitor, make it moire free", "de-moire please", "the picture is full of moire",
-            "no more moire",
-        ),
-    ),
+    task: Wording(nouns=nouns, phrases=phrases("learned", (task,)), held=phrases("held_out", (task,)))
+    for task, nouns in _NOUNS.items()
 }
 REMOVE = (
     "remove the {}", "remove {}", "remove {} from this photo", "get rid of the {}", "take away the {}",
@@ -176,36 +110,72 @@ REMOVE = (
     "the {} should go", "help me remove {}", "no {}", "reduce the {}", "i hate the {} in this shot",
     "there is {} in the image, remove it", "repair the {}", "correct the {} please", "the {} needs to be repaired",
     "my picture has {}, can you fix it", "restore this photo, it has {}", "improve this image by removing the {}",
-    "cut down on the {}", "keep everything but the {}",
+    "cut down on the {}", "keep everything but the {}", "would you kindly remove the {} here",
+    "this photo suffers from {}, please repair it", "get the {} out", "wipe out the {}", "i don't want any {} in it",
+    "make the {} disappear", "strip the {} from the picture", "no more {}", "kill the {}", "too much {}", "lose the {}",
+    "{} removal", "undo the {}", "the {} ruins it", "there's {} everywhere", "the picture is full of {}", "zap the {}",
+    "{} all over the place, sort it out", "deal with the {}", "what can you do about the {}?", "so much {}, help",
+    "can we get this without the {}", "clean up the {}", "suppress the {}", "filter out the {}", "{} free version",
+    "the {} spoils everything", "sort out the {}", "the {} bothers me", "i wish there was no {}", "let the {} vanish",
+    "show me how it looks without {}", "{} has to go", "make it look like there was never any {}", "{}, fix it",
+    "lift the {}", "the {} is hiding the details", "drop the {}", "scrub away the {}", "tidy up the {}", "cure the {}",
+    "counteract the {}", "there was {} when i took it", "the {} is distracting", "the {} is annoying, take it out",
 )
-HELD_REMOVE = (
-    "would you kindly remove the {} here", "this photo suffers from {}, please repair it", "get the {} out",
-    "wipe out the {}", "i don't want any {} in it", "make the {} disappear", "strip the {} from the picture",
+VERBS = (
+    "remove", "delete", "erase", "get rid of", "take out", "take away", "take off", "clear", "clean", "clean up", "fix",
+    "kill", "wipe", "wipe away", "wipe off", "wipe out", "eliminate", "cut out", "cut", "lose", "undo", "zap",
+    "clear up",
+    "clear away", "drop", "banish", "strip", "edit out", "filter out", "correct", "repair", "reduce", "lessen",
+    "remedy",
+    "sort out", "stop", "end", "purge", "dissolve", "hide", "minimise", "minimize", "suppress", "neutralise",
+    "strip away",
+    "help with", "deal with", "do something about", "scrub", "rub out", "brush away", "chase away", "cancel", "destroy",
+    "cure", "heal", "pull out", "retouch", "mend", "tackle", "combat", "defeat", "subtract", "extract", "vanish",
+)
+DETERMINERS = ("", "", "the", "the", "all the", "all", "this", "that", "any", "the ugly", "the annoying",
+    "some of the", "my")
+PLACES = (
+    "", "", "", "", "in this photo", "from this photo", "from the picture", "in the picture", "from my image", "here",
+    "in front of the {subject}", "over the {subject}", "around the {subject}", "from this picture of a {subject}",
+    "so that the {subject} can be seen", "from the photo of my {subject}", "on the {subject}", "near the {subject}",
+)
+MORE = (  # the opposite, questions and tolerance: for nothing
+    "add {}", "add some {}", "more {}", "put {} in", "make {}", "i like the {}", "keep the {}", "leave the {}",
+    "what is {}?",
+    "what causes {}?", "how do i avoid {}?", "add {} to the {subject}", "simulate {}", "a picture with {}",
+    "why is there {}",
+    "i love {}", "draw {}", "insert {} behind the {subject}", "don't remove the {}", "the {} is beautiful, leave it",
+    "is that {}?", "will there be {} tomorrow?", "give it more {}", "create {}", "{} effect please, more of it",
 )
 OPENERS = (
-    "", "", "", "please ", "hi, ", "can you ", "could you please ", "i want you to ", "just ",
+    "", "", "", "please ", "hi, ", "can you ", "could you please ", "i want you to ", "just ", "hey, ", "would you ",
+    "i need you to ", "help me ", "try to ", "kindly ",
 )
 CLOSERS = (
-    "", "", "", " please", " in this photo", ".", "!", " for me", ", thanks",
+    "", "", "", " please", " in this photo", ".", "!", " for me", ", thanks", " if you can", "?", " pls", " here",
+    " as well as possible", " in my picture",
 )
 JOIN = (
     "{} and {}", "{} and then {}", "{}, then {}", "{}. {}", "first {}, then {}", "{}, also {}", "{} and also {}",
-    "{} & {}",
-)
-HELD_JOIN = (
-    "{} as well as {}", "{}; afterwards {}", "both {} and {}",
+    "{} & {}", "{} as well as {}", "{}; afterwards {}", "{}, and {}", "{} but also {}", "{} plus {}", "{}, {}",
+    "{} + {}", "{}, and after that {}", "{}; {}", "{}. also {}", "{} and while you are at it {}", "{}, and please {}",
+    "{}, and could you also {}", "once you {}, {}", "{} too, and {}", "not only {}, also {}", "both {} and {}",
 )
 PAIR = (
     "remove {} and {}", "remove the {} and the {}", "get rid of {} and {}", "remove both {} and {}",
     "please remove the {} and {} from this photo", "take away the {}, and the {}", "clear {} and {}",
-    "eliminate the {} plus the {}",
-)
-HELD_PAIR = (
-    "wipe out the {} and {}", "the {} and the {} should disappear", "i don't want any {} or {}",
+    "eliminate the {} plus the {}", "wipe out the {} and {}", "the {} and the {} should disappear",
+    "i don't want any {} or {}", "there is {} and {} in it", "fix the {} and the {}", "no {} and no {} please",
+    "take out {}, {}", "my photo has both {} and {}", "{} and {} everywhere", "it suffers from {} and also {}",
+    "kill the {} and the {}", "{} plus {}, fix both", "between the {} and the {} you can't see anything",
+    "neither {} nor {}", "without the {} and the {}", "the {} is bad and so is the {}", "lose the {} and the {} too",
 )
 SUBJECTS = (
     "cat", "dog", "car", "tree", "house", "person", "man", "woman", "sky", "background", "boat", "table", "hat",
-    "flower", "bird", "bridge", "logo", "watermark", "text", "people", "building", "horse", "river",
+    "flower", "bird", "bridge", "logo", "watermark", "text", "people", "building", "horse", "river", "street",
+    "tourist",
+    "garden", "bride", "children", "wedding", "window", "screen", "dress", "mountains", "beach", "church", "shirt",
+    "grandmother", "baby", "party", "shop", "concert", "bicycle", "lamp", "road", "door", "food", "watch", "museum",
 )
 STYLES = (
     "watercolor painting", "cartoon", "pencil sketch", "oil painting", "poster", "comic", "pixel art", "3d render",
@@ -214,14 +184,7 @@ STYLES = (
 COLOURS = (
     "red", "blue", "green", "yellow", "purple", "pink", "orange", "sepia",
 )
-IRRELEVANT = (
-    "", "hello", "hi", "thanks", "ok", "yes", "what is this?", "tell me a joke", "who are you",
-    "describe the picture", "do nothing", "leave it as it is", "asdf", "test", "good morning", "what time is it",
-    "write a poem", "how are you", "rotate the image", "crop the image", "flip it horizontally",
-    "resize to 800 pixels", "zoom in", "make it smaller", "convert to png", "count the people", "translate this",
-    "print it", "save the file", "upscale twice", "add a frame", "colorize this", "write a caption",
-    "who took this?", "swap the faces of two cats", "12345", "lorem ipsum", "...", "?",
-)
+IRRELEVANT = ("", *phrases("learned", ()))
 EDITS = (
     "make it a {style}", "turn this into a {style}", "make it look like a {style}",
     "change the {subject} to {colour}", "add a {subject}", "remove the {subject}",
@@ -229,15 +192,11 @@ EDITS = (
     "make the {subject} bigger", "delete the {subject}", "crop to the {subject}", "what is the {subject} doing",
     "is there a {subject} in the photo?", "please add a {colour} {subject}", "move the {subject} to the left",
     "get rid of the {subject}", "give the {subject} a {colour} {other}", "draw a {subject}", "apply a {colour} tint",
-    "convert to a {style}",
-)
-HELD_EDITS = (
-    "redraw everything as a {style}", "swap the {subject} for a {other}", "insert a {colour} {subject} on the right",
-    "how many {other}s are near the {subject}", "recolour the {subject} in {colour}",
-    "i would love a {style} of this",
-)
-HELD_IRRELEVANT = (
-    "good evening", "goodbye", "what a nice day", "tilt the image by ten degrees", "qwerty", "who is this man",
-    "export as jpeg", "sing a song", "set as wallpaper", "cut out the middle",
+    "convert to a {style}", "redraw everything as a {style}", "swap the {subject} for a {other}",
+    "insert a {colour} {subject} on the right", "how many {other}s are near the {subject}",
+    "recolour the {subject} in {colour}", "i would love a {style} of this", "hide the {subject}",
+    "erase the {subject} behind the {other}", "blur the {subject}", "where was this {subject} photographed",
+    "make the {subject} {colour} and the {other} smaller", "the {subject} should be {colour}", "cut out the {subject}",
+    "photoshop a {subject} into it", "take the {subject} out", "print this as a {style}", "give it a {style} look",
 )
 # fmt: on

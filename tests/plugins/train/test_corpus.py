@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from diffplugin.plugins.cards import PluginCard, shipped_cards
 from diffplugin.plugins.train import corpus
+from diffplugin.plugins.train.wording import written
 
 
 def test_tasks_are_the_shipped_ones_in_order() -> None:
@@ -13,8 +15,8 @@ def test_tasks_are_the_shipped_ones_in_order() -> None:
 
 
 def test_corpus_is_seeded_distinct_and_covers_every_task() -> None:
-    first = corpus.corpus(3000, 0, held=False)
-    assert first == corpus.corpus(3000, 0, held=False)
+    first = corpus.corpus(3000, 0)
+    assert first == corpus.corpus(3000, 0)
     assert len({r.text for r in first}) == 3000
     alone = {task: sum(r.tasks == (task,) for r in first) for task in corpus.TASKS}
     assert min(alone.values()) >= 100, alone
@@ -22,31 +24,44 @@ def test_corpus_is_seeded_distinct_and_covers_every_task() -> None:
 
 
 def test_held_out_requests_are_not_in_the_training_corpus() -> None:
-    seen = {r.text.lower() for r in corpus.corpus(8000, 0, held=False)}
-    held = corpus.corpus(500, 1, held=True)
-    shared = [r.text for r in held if r.text.lower() in seen]
+    seen = {r.text.lower() for r in corpus.corpus(8000, 0)}
+    seen |= {r.text.lower() for _, r in written("learned")}
+    shared = [r.text for _, r in written("held_out") if r.text.lower() in seen]
     assert not shared, shared[:5]
 
 
-def test_held_out_words_and_templates_are_disjoint() -> None:
-    for task, words in corpus.WORDS.items():
-        assert not set(words.nouns) & set(words.held_nouns), task
-        assert not set(words.phrases) & set(words.held_phrases), task
-    assert not set(corpus.REMOVE) & set(corpus.HELD_REMOVE)
-    assert not set(corpus.PAIR) & set(corpus.HELD_PAIR) and not set(corpus.JOIN) & set(corpus.HELD_JOIN)
+@pytest.mark.parametrize("name", ["learned", "held_out"])
+def test_written_requests_are_of_their_kind(name: str) -> None:
+    allowed = {"single": (1,), "multi": (2, 3), "mixed": (1,), "none": (0,)}
+    for kind, request in written(name):
+        assert len(request.tasks) in allowed[kind] and set(request.tasks) <= set(corpus.TASKS), (kind, request)
+    texts = [r.text.lower() for _, r in written(name)]
+    assert len(texts) == len(set(texts)) and all(texts)
+
+
+def test_held_out_requests_cover_every_task_and_kind() -> None:
+    for task in corpus.TASKS:
+        assert len(corpus.WORDS[task].held) >= 30 and len(corpus.WORDS[task].phrases) >= 100, task
+    for kind in corpus.KINDS:
+        found = corpus.held_out(kind, 400, 0)
+        assert len(found) >= 60 and found == corpus.held_out(kind, 400, 0), kind
+        assert len(corpus.held_out(kind, 7, 0)) == 7
 
 
 def test_multi_names_two_tasks_and_none_names_none() -> None:
     rng = np.random.default_rng(0)
-    assert all(len(set(corpus.sample("multi", rng, held=h).tasks)) == 2 for h in (True, False) for _ in range(20))
-    assert all(corpus.sample("none", rng, held=h).tasks == () for h in (True, False) for _ in range(20))
+    assert all(len(set(corpus.sample("multi", rng).tasks)) in (2, 3) for _ in range(40))
+    assert all(corpus.sample("none", rng).tasks == () for _ in range(40))
 
 
 def test_a_task_of_the_users_own_speaks_through_its_card() -> None:
     examples = ("colourise this", "add colour", "make it colourful", "bring the colours back")
     card = PluginCard(id="colourise", title="Colour", aliases=(), examples=examples, start="noise")
     words = {**corpus.WORDS, "colourise": corpus.wording_of(card)}
-    learned = {r.text.lower() for r in corpus.corpus(2000, 0, held=False, words=words) if "colourise" in r.tasks}
-    held = [r.text.lower() for r in corpus.held_out("single", 400, 0, words) if r.tasks == ("colourise",)]
+    made = corpus.corpus(2000, 0, words=words)
+    learned = {r.text.lower() for r in made if "colourise" in r.tasks}
+    assert not [r for r in made if "colourise" in r.text.lower() and "colourise" not in r.tasks], "called irrelevant"
+    assert any("colour" in r.text.lower().split() for r in corpus.corpus(20000, 0) if not r.tasks)
+    held = [r.text.lower() for r in corpus.held_out("single", 1000, 0, words) if r.tasks == ("colourise",)]
     assert len(learned) > 60 and set(held) == {"bring the colours back"}, held
     assert not any("bring the colours back" in text for text in learned)

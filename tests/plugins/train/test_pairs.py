@@ -57,6 +57,24 @@ def test_both_pictures_of_a_pair_show_the_same_part(tmp_path: Path) -> None:
     assert not np.array_equal(views.clean[0], views.clean[1]), "every view is another one"
 
 
+def test_draws_are_pairs_and_ever_new_ones(tmp_path: Path) -> None:
+    pixels = picture(tmp_path / "gt.png", (70, 50))
+    Image.fromarray(255 - pixels).save(tmp_path / "in.png")
+    draw = pairs.filed([(tmp_path / "gt.png", tmp_path / "in.png")], 32)
+    rng = np.random.default_rng(0)
+    views = [draw(rng) for _ in range(3)]
+    for bad, clean in views:
+        assert bad.shape == clean.shape == (32, 32, 3)
+        assert np.abs(255 - bad.astype(int) - clean).max() <= 1, "another crop, scale or mirror image"
+    assert not np.array_equal(views[0][1], views[1][1])
+
+    synthetic = pairs.degraded([pixels], "derain", 32)
+    (bad, clean), (other, _) = synthetic(np.random.default_rng(1)), synthetic(np.random.default_rng(2))
+    assert bad.shape == clean.shape == (32, 32, 3) and not np.array_equal(bad, clean)
+    assert not np.array_equal(bad, other)
+    assert np.array_equal(bad, synthetic(np.random.default_rng(1))[0]), "seeded"
+
+
 def test_pair_of_two_sizes(tmp_path: Path) -> None:
     picture(tmp_path / "gt.png", (70, 50))
     picture(tmp_path / "in.png", (50, 70))

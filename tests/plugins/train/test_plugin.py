@@ -105,6 +105,60 @@ def test_nothing_stays_behind_on_the_processor(shards: Path, train_base: bool) -
     loss.backward()
 
 
+def crops(rng: np.random.Generator) -> pool.Crops:
+    photos = [np.random.default_rng(5).integers(0, 255, (80, 70, 3), dtype=np.uint8)]
+    return pool.draw_crops(pairs.degraded(photos, "deblur", 64), rng, 2, 32)
+
+
+def test_picture_loss_is_minus_psnr_picture_by_picture() -> None:
+    truth = torch.zeros(2, 3, 4, 4)
+    made = truth + torch.tensor([0.2, 0.02])[:, None, None, None]  # 20 dB and 40 dB of a range of 2
+    found = plugin.picture_loss(made, truth).item()
+    assert found == pytest.approx(-30, abs=0.1), found
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("cold", [True, False])
+def test_picture_training_moves_the_plugin_alone(cold: bool, residual: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, vae = plugin.Denoiser(TOY), autoencoder.build(VAE)
+    before = {name: value.clone() for name, value in (*model.state_dict().items(), *vae.state_dict().items())}
+    times = plugin.Times(top=121, first=0.75, cold=cold)
+    objective = plugin.Restoring(model, vae, crops, times=times, residual=residual)
+    loop.fit(objective, loop.Plan(steps=3, peak=1e-3, warmup=1), tmp_path / "p.pt", name="deblur")
+    after = (*model.state_dict().items(), *vae.state_dict().items())
+    changed = {name.split(".")[0] for name, value in after if not torch.equal(value, before[name])}
+    assert changed == {"tpb", "scb"}, changed
+
+
+def test_picture_loss_sees_what_the_runtime_shows() -> None:
+    """A plugin that says "the input" changes nothing of a residual picture, and shows a decoded one as decoded."""
+    model, vae = plugin.Denoiser(TOY), autoencoder.build(VAE)
+    times = plugin.Times(top=121, bottom=119, first=1.0, cold=True)
+    given = crops(np.random.default_rng(0))
+    # at the start x_t = alpha * cond, and the output -(1 - alpha^2) / sigma * cond leads to x_0 = cond
+    alpha, sigma = model.levels(torch.tensor([120]))
+
+    def same(latents: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        return -(1 - alpha**2) / sigma * cond
+
+    model.forward = same  # type: ignore[method-assign, assignment]
+    with torch.no_grad():
+        for residual in (True, False):
+            objective = plugin.Restoring(model, vae, crops, times=times, residual=residual)
+            shown = given.given if residual else vae.decode(vae.encode(given.given))
+            found, wanted = objective(0, np.random.default_rng(0)), plugin.picture_loss(shown, given.truth)
+            assert torch.allclose(found, wanted, atol=1e-2), (residual, found, wanted)
+
+
+def test_picture_training_leaves_nothing_on_the_processor() -> None:
+    times = plugin.Times(top=121, cold=True)
+    objective = plugin.Restoring(plugin.Denoiser(TOY), autoencoder.build(VAE), crops, times=times, residual=True)
+    loss = objective.to("meta")(0, np.random.default_rng(0))
+    assert loss.device.type == "meta" and loss.shape == ()
+    loss.backward()
+
+
 def test_encoder_side_enters_on_the_way_down() -> None:
     """The deep blocks see residuals in this kind alone."""
     torch.manual_seed(0)

@@ -104,3 +104,24 @@ def test_ablations_are_scored_and_not_written(work: Path, capsys: pytest.Capture
         assert {name.split(".")[1] for name in state["model"]} == learned, variant
         assert "derain: not written; 4 held-out pictures" in capsys.readouterr().out
     assert not (tree / "pre-trained/derain").exists(), "an ablation is no plugin"
+
+
+def test_a_plugin_is_finished_on_pictures(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["base", "--work", str(work), "--steps", "1", "--stage", "autoencoder", "--stage", "pool"]
+    assert cli.main([*arguments, "--stage", "denoiser"]) == 0
+    tree = work / "checkpoint"
+    start = ["--start", str(tree / recipe.GENERIC)]
+    shared = ["plugin", "deblur", "--work", str(work), "--steps", "2", "--batch", "2", "--crop", "64", *start]
+    assert cli.main([*shared, "--loss", "picture"]) == 0
+    assert (work / "run/plugin_deblur_picture.pt").exists() and not (work / "run/plugin_deblur.pt").exists()
+    finished = (tree / "pre-trained/deblur/tpb.pt").read_bytes()
+    assert finished != (tree / recipe.GENERIC / "tpb.pt").read_bytes()
+    assert "4 held-out pictures" in capsys.readouterr().out
+
+
+def test_recipe_takes_a_part_of_every_stage_and_finishes_deblurring(work: Path) -> None:
+    assert cli.main(["recipe", "--work", str(work), "--scale", "0.0002", "--tasks", "deblur"]) == 0
+    states = {p.stem: torch.load(p, weights_only=True)["step"] for p in (work / "run").glob("*.pt")}
+    once = ("decoder", "plugin_deblur", "plugin_deblur_picture")
+    assert states == {**dict.fromkeys(once, 1), "vae": 2, "denoiser": 2, "selector": 2}, states
+    assert [p.name for p in (work / "pool").iterdir()] == ["shard000"]

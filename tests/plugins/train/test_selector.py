@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from diffplugin.export.tokenizer import build_tokenizer
 from diffplugin.plugins.train import corpus, layout, selector
+from diffplugin.plugins.train.wording import WORDS, Wording
 
-TEXTS = [r.text for r in corpus.corpus(1500, 0, held=False)]
+TEXTS = [r.text for r in corpus.corpus(1500, 0)]
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +60,17 @@ def test_learns_the_shipped_tasks(tokenizer, tmp_path: Path) -> None:  # type: i
     def encode(texts: list[str]) -> torch.Tensor:
         return torch.tensor([e.ids for e in tokenizer.encode_batch(texts)])
 
+    # few words, so that few steps will do; half of what is scored uses a learned noun in a new sentence
+    words = {
+        task: Wording(WORDS[task].nouns[:4], WORDS[task].phrases[:8], (*WORDS[task].phrases[:4], *held))
+        for task, held in {
+            "derain": ("please remove all of the rain", "i want the rain streaks gone", "take the rain away"),
+            "dehaze": ("please remove all of the haze", "i want the fog gone", "take the mist away"),
+        }.items()
+    }
     model = selector.fresh(selector.text_config(tokenizer.get_vocab(), 32))
-    selector.fit(rows, encode, model, shipped, tmp_path / "s.pt", steps=160, batch=32, peak=4e-3)
-    found = selector.accuracy(model.eval(), rows, encode, shipped, count=60)
+    selector.fit(rows, encode, model, shipped, tmp_path / "s.pt", steps=240, batch=32, peak=4e-3, words=words)
+    found = selector.accuracy(model.eval(), rows, encode, shipped, count=60, words=words)
     assert found["single"]["ZTA"] > 0.75, found
     with torch.no_grad():  # the heads as the runtime calls them give the scores of training
         text, null = model.text(encode(["remove the rain"])), model.text(encode([" "]))
@@ -96,3 +106,20 @@ def test_heads_alone_leave_the_text_encoder(tokenizer, tmp_path: Path) -> None: 
     selector.fit(rows, encode, model, ("derain", "dehaze"), tmp_path / "s.pt", steps=5, batch=16, train_text=False)
     assert all(torch.equal(value, before[name]) for name, value in model.text.state_dict().items())
     assert not torch.equal(head, model.heads.proj_t.weight)
+
+
+def test_dropout_is_seeded_by_the_step_and_gone_afterwards(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    def encode(texts: list[str]) -> torch.Tensor:
+        return torch.tensor([e.ids for e in tokenizer.encode_batch(texts)])
+
+    torch.manual_seed(0)
+    model = selector.fresh(selector.text_config(tokenizer.get_vocab(), 32))
+    ids = encode(["remove the rain"])
+    before = model.text(ids)
+    objective = selector.Selecting(
+        model, torch.randn(4, 2, 32), encode, ("derain", "dehaze"), train_text=True, batch=4, count=50
+    )
+    losses = [objective(step, np.random.default_rng(step)).item() for step in (3, 3, 4)]
+    assert losses[0] == losses[1] != losses[2], losses
+    assert not torch.equal(model.text(ids), before), "nothing is dropped"
+    assert torch.equal(model.eval().text(ids), before), "dropped outside of training too"
