@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 GENERIC = "generic"  # the Task-Plugin over all tasks, trained with the base: where each task's training starts
 
+TEXT_WEIGHTS = Path("base/text_encoder/model.safetensors")
 TOKENS = {selector.BEGIN: 0, selector.END: 1}
 
 
@@ -173,17 +174,21 @@ def write_base(out: Path, model: plugin.Denoiser) -> None:
     """A denoiser, its vision encoder and the generic plugin as files in the released layouts."""
     layout.write_denoiser(out, base.CONFIGS, unet=model.unet.state_dict(), vision=model.vision.state_dict())
     layout.write_branches(out / GENERIC, base.SCB, tpb=model.tpb.state_dict(), scb=model.scb.state_dict())
-    # the widths are checked against the text encoder's config too, before there is one
-    layout.write_json(out / "base/text_encoder/config.json", selector.text_config(TOKENS, base.TOKEN_WIDTH))
+    if not (out / TEXT_WEIGHTS).exists():
+        # the widths are checked against the text encoder's config too, before there is one
+        layout.write_json(out / "base/text_encoder/config.json", selector.text_config(TOKENS, base.TOKEN_WIDTH))
 
 
 def write_text(work: Work) -> None:
-    """A tokenizer for the request corpus and a new text encoder, which the selector's training fills."""
+    """A tokenizer for the request corpus and a new text encoder, which the selector's training fills, where there are
+    none yet."""
     from diffplugin.export.tokenizer import build_tokenizer
 
     folder = work.checkpoint / "base/tokenizer"
     if not (folder / "vocab.json").exists():
         texts = [r.text for r in corpus.corpus(8000, 0)] + photos.english_words(work.root)
         layout.write_tokenizer(work.checkpoint, *selector.train_tokenizer(texts))
+    elif (work.checkpoint / TEXT_WEIGHTS).exists():
+        return
     config = selector.text_config(build_tokenizer(folder).get_vocab(), base.TOKEN_WIDTH)
     layout.write_text(work.checkpoint, config, selector.fresh(config).text.state_dict())
