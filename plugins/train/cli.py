@@ -162,6 +162,8 @@ def _recipe(args: argparse.Namespace) -> None:
     """The embedded model's own settings: the parsers' defaults, the generic plugin as every plugin's start."""
     from diffplugin.plugins.train.degradations import DEGRADATIONS
 
+    if not 0 < args.scale <= 1:
+        raise RequestError(f"--scale is {args.scale:g}, expected more than 0 and at most 1")
     shared = ["--work", str(args.work), "--threads", str(args.threads), "--precision", args.precision]
     pretrained = args.work / "checkpoint/pre-trained"
 

@@ -47,9 +47,8 @@ def synthetic(photos: Sequence[Pixels], tasks: Sequence[str], number: int, side:
 
 
 def _view(photo: Pixels, side: int, rng: np.random.Generator) -> Pixels:
-    return random_view(
-        photo, 2 * side if rng.random() < 0.5 and min(photo.shape[:2]) > 1.5 * side else side, rng, smallest=0.4
-    )
+    twice = rng.random() < 0.5 and min(photo.shape[:2]) > 1.5 * side
+    return random_view(photo, 2 * side if twice else side, rng, smallest=0.4)
 
 
 Draw = Callable[[np.random.Generator], tuple[Pixels, Pixels]]

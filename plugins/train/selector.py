@@ -210,7 +210,7 @@ def fit(
     shipped: Sequence[str],
     path: Path,
     *,
-    steps: int = 8000,
+    steps: int,
     batch: int = 64,
     peak: float = 2e-3,
     train_text: bool = True,

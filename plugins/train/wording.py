@@ -122,18 +122,17 @@ REMOVE = (
     "counteract the {}", "there was {} when i took it", "the {} is distracting", "the {} is annoying, take it out",
 )
 VERBS = (
-    "remove", "delete", "erase", "get rid of", "take out", "take away", "take off", "clear", "clean", "clean up", "fix",
-    "kill", "wipe", "wipe away", "wipe off", "wipe out", "eliminate", "cut out", "cut", "lose", "undo", "zap",
-    "clear up",
-    "clear away", "drop", "banish", "strip", "edit out", "filter out", "correct", "repair", "reduce", "lessen",
-    "remedy",
-    "sort out", "stop", "end", "purge", "dissolve", "hide", "minimise", "minimize", "suppress", "neutralise",
-    "strip away",
-    "help with", "deal with", "do something about", "scrub", "rub out", "brush away", "chase away", "cancel", "destroy",
-    "cure", "heal", "pull out", "retouch", "mend", "tackle", "combat", "defeat", "subtract", "extract", "vanish",
+    "remove", "delete", "erase", "get rid of", "take out", "take away", "take off", "clear", "clean", "clean up",
+    "fix", "kill", "wipe", "wipe away", "wipe off", "wipe out", "eliminate", "cut out", "cut", "lose", "undo", "zap",
+    "clear up", "clear away", "drop", "banish", "strip", "edit out", "filter out", "correct", "repair", "reduce",
+    "lessen", "remedy", "sort out", "stop", "end", "purge", "dissolve", "hide", "minimise", "minimize", "suppress",
+    "neutralise", "strip away", "help with", "deal with", "do something about", "scrub", "rub out", "brush away",
+    "chase away", "cancel", "destroy", "cure", "heal", "pull out", "retouch", "mend", "tackle", "combat", "defeat",
+    "subtract", "extract", "vanish",
 )
-DETERMINERS = ("", "", "the", "the", "all the", "all", "this", "that", "any", "the ugly", "the annoying",
-    "some of the", "my")
+DETERMINERS = (
+    "", "", "the", "the", "all the", "all", "this", "that", "any", "the ugly", "the annoying", "some of the", "my",
+)
 PLACES = (
     "", "", "", "", "in this photo", "from this photo", "from the picture", "in the picture", "from my image", "here",
     "in front of the {subject}", "over the {subject}", "around the {subject}", "from this picture of a {subject}",
@@ -141,11 +140,10 @@ PLACES = (
 )
 MORE = (  # the opposite, questions and tolerance: for nothing
     "add {}", "add some {}", "more {}", "put {} in", "make {}", "i like the {}", "keep the {}", "leave the {}",
-    "what is {}?",
-    "what causes {}?", "how do i avoid {}?", "add {} to the {subject}", "simulate {}", "a picture with {}",
-    "why is there {}",
-    "i love {}", "draw {}", "insert {} behind the {subject}", "don't remove the {}", "the {} is beautiful, leave it",
-    "is that {}?", "will there be {} tomorrow?", "give it more {}", "create {}", "{} effect please, more of it",
+    "what is {}?", "what causes {}?", "how do i avoid {}?", "add {} to the {subject}", "simulate {}",
+    "a picture with {}", "why is there {}", "i love {}", "draw {}", "insert {} behind the {subject}",
+    "don't remove the {}", "the {} is beautiful, leave it", "is that {}?", "will there be {} tomorrow?",
+    "give it more {}", "create {}", "{} effect please, more of it",
 )
 OPENERS = (
     "", "", "", "please ", "hi, ", "can you ", "could you please ", "i want you to ", "just ", "hey, ", "would you ",
@@ -173,9 +171,9 @@ PAIR = (
 SUBJECTS = (
     "cat", "dog", "car", "tree", "house", "person", "man", "woman", "sky", "background", "boat", "table", "hat",
     "flower", "bird", "bridge", "logo", "watermark", "text", "people", "building", "horse", "river", "street",
-    "tourist",
-    "garden", "bride", "children", "wedding", "window", "screen", "dress", "mountains", "beach", "church", "shirt",
-    "grandmother", "baby", "party", "shop", "concert", "bicycle", "lamp", "road", "door", "food", "watch", "museum",
+    "tourist", "garden", "bride", "children", "wedding", "window", "screen", "dress", "mountains", "beach", "church",
+    "shirt", "grandmother", "baby", "party", "shop", "concert", "bicycle", "lamp", "road", "door", "food", "watch",
+    "museum",
 )
 STYLES = (
     "watercolor painting", "cartoon", "pencil sketch", "oil painting", "poster", "comic", "pixel art", "3d render",
