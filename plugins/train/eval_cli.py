@@ -75,6 +75,8 @@ def _restore(args: argparse.Namespace, restorer: Restorer) -> None:
 def _selector(args: argparse.Namespace, restorer: Restorer) -> None:
     from diffplugin.plugins.train import evaluate
 
+    if args.requests is not None and args.requests < 1:
+        raise RequestError(f"--requests is {args.requests}, expected 1 or more")
     found = evaluate.selections(restorer, evaluate.test_photos(args.work, 224), count=args.requests)
     table = evaluate.selection_table(found)
     print(table)

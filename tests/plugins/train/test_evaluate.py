@@ -78,6 +78,10 @@ def test_command_writes_tables_sheets_and_plots(oracle_bundle: Path, work: Path)
 
 def test_command_says_what_is_wrong(oracle_bundle: Path, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shared = ["--work", str(work), "--bundle", str(oracle_bundle), "--out", str(work / "out")]
-    assert eval_cli.main(["restore", *shared, "--tasks", "colourise"]) == 1
-    error = capsys.readouterr().err
-    assert "colourise: not in the bundle" in error and error.count("\n") == 1
+    for arguments, message in (
+        (["restore", *shared, "--tasks", "colourise"], "colourise: not in the bundle"),
+        (["selector", *shared, "--requests", "0"], "--requests is 0, expected 1 or more"),
+    ):
+        assert eval_cli.main(arguments) == 1
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1, error
