@@ -6,31 +6,24 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from diffplugin.bench import compare, fidelity, measure, plots, report
-from diffplugin.bench.contenders import BASELINE, CONTENDERS, contender_named
+from diffplugin.bench.contenders import BASELINE, CONTENDERS, get_contender
 from diffplugin.bench.models import EMBEDDED, parse_model
 from diffplugin.bench.work import parse_work
-from diffplugin.errors import DiffPluginError, RequestError
-
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, like every other complaint."""
-        self.exit(USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+from diffplugin.command import DONE, FAILED, Parser, add_common_options, execute, path
+from diffplugin.errors import RequestError
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The commands of ``dp-bench``."""
-    parser = _Parser(
+    parser = Parser(
         prog="dp-bench",
         description="Measure this project beside its peers: speed, start, memory and fidelity in one run.",
-        epilog="Exit status: 0 done, 1 failed, 2 the request cannot be understood, 130 interrupted.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    add_common_options(parser)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     commands.add_parser("list", help="the contenders")
     for name, text in (("run", "measure"), ("prepare", "fill every contender's caches, measure nothing")):
         add = commands.add_parser(name, help=text)
@@ -43,11 +36,11 @@ def build_parser() -> argparse.ArgumentParser:
         add.add_argument(
             "--baseline", metavar="NAME", help=f"ratios are against it (default: {BASELINE}, or the first)"
         )
-        add.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+        add.add_argument("--out", type=path, required=True, metavar="DIR", help="folder for the results")
         add.add_argument("--resume", action="store_true", help="go on with an interrupted run in --out")
         add.add_argument("--prepared", action="store_true", help="skip the preparation: dp-bench prepare has run")
         add.add_argument(
-            "--fidelity", type=Path, metavar="FILE", help="of dp-bench fidelity, to put into the same rows"
+            "--fidelity", type=path, metavar="FILE", help="of dp-bench fidelity, to put into the same rows"
         )
         add.add_argument(
             "--first-picture",
@@ -58,13 +51,13 @@ def build_parser() -> argparse.ArgumentParser:
     _common(add)
     add.add_argument("--side", type=int, default=256, metavar="N", help="of the square pictures, px (default: 256)")
     add.add_argument("--photos", type=int, metavar="N", help="use the first N photographs only")
-    add.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    add.add_argument("--out", type=path, required=True, metavar="DIR", help="folder for the results")
     add = commands.add_parser("report", help="write the report of a result again")
-    add.add_argument("out", type=Path, metavar="DIR")
-    add.add_argument("--fidelity", type=Path, metavar="FILE", help="of dp-bench fidelity, to put into the same rows")
+    add.add_argument("out", type=path, metavar="DIR")
+    add.add_argument("--fidelity", type=path, metavar="FILE", help="of dp-bench fidelity, to put into the same rows")
     add = commands.add_parser("compare", help="what changed between two results beyond noise")
-    add.add_argument("before", type=Path, metavar="BEFORE")
-    add.add_argument("after", type=Path, metavar="AFTER")
+    add.add_argument("before", type=path, metavar="BEFORE")
+    add.add_argument("after", type=path, metavar="AFTER")
     return parser
 
 
@@ -77,19 +70,8 @@ def _common(add: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``dp-bench``; returns its exit status. Errors are one line on stderr, never a traceback."""
-    args = build_parser().parse_args(argv)
-    try:
-        return COMMANDS[args.command](args)
-    except DiffPluginError as error:
-        print(f"dp-bench: {error}", file=sys.stderr)
-        return USAGE if isinstance(error, RequestError) else FAILED
-    except OSError as error:
-        print(f"dp-bench: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print("dp-bench: interrupted; --resume goes on", file=sys.stderr)
-        return INTERRUPTED
+    """Run ``dp-bench``; returns its exit code (``diffplugin.command``)."""
+    return execute("dp-bench", build_parser().parse_args, lambda args: COMMANDS[args.command](args), argv)
 
 
 def _say(line: str) -> None:
@@ -97,7 +79,7 @@ def _say(line: str) -> None:
 
 
 def _names(args: argparse.Namespace) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(contender_named(name).name for name in args.contender or CONTENDERS))
+    return tuple(dict.fromkeys(get_contender(name).name for name in args.contender or CONTENDERS))
 
 
 def _bench(args: argparse.Namespace) -> measure.Bench:
@@ -139,7 +121,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     trained = fidelity.read_fidelity(args.fidelity) if args.fidelity else None
-    result = measure.run(_bench(args), args.out, resume=args.resume, prepared=args.prepared, report=_say)
+    result = measure.run(_bench(args), args.out, resume=args.resume, prepared=args.prepared, log=_say)
     if trained:
         _keep_fidelity(trained, args.out)
     return _render(result, args.out)
@@ -169,7 +151,7 @@ def _fidelity(args: argparse.Namespace) -> int:
         photos=args.photos,
         threads=args.threads,
         timeout=args.timeout,
-        report=_say,
+        log=_say,
     )
     (args.out / "fidelity.md").write_text(report.fidelity_markdown(result), encoding="utf-8")
     _say(f"{args.out / 'fidelity.md'}")

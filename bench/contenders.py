@@ -25,7 +25,7 @@ class Contender:
         engine: of :func:`diffplugin.load`; "" for a peer.
         quality: of :func:`diffplugin.load`.
         peer: "module:class" of the peer's builder, made with (model, precision); "" for ours.
-        jobs: of :func:`diffplugin.load`; only matters where the work is several pictures.
+        concurrency: of :func:`diffplugin.load`; only matters where the work is several pictures.
     """
 
     name: str
@@ -34,12 +34,19 @@ class Contender:
     engine: str = ""
     quality: str = "exact"
     peer: str = ""
-    jobs: int | None = 1
+    concurrency: int | None = 1
 
 
-def _ours(name: str, what: str, engine: str, precision: str, quality: str = "exact", jobs: int | None = 1) -> Contender:
+def _ours(
+    name: str, what: str, engine: str, precision: str, quality: str = "exact", concurrency: int | None = 1
+) -> Contender:
     return Contender(
-        name=f"diffplugin {name}", what=what, engine=engine, precision=precision, quality=quality, jobs=jobs
+        name=f"diffplugin {name}",
+        what=what,
+        engine=engine,
+        precision=precision,
+        quality=quality,
+        concurrency=concurrency,
     )
 
 
@@ -50,7 +57,7 @@ def _peer(name: str, what: str, builder: str, precision: str) -> Contender:
 _ALL = (
     _ours("f32", "this project, OpenVINO, float32", "openvino", "fp32"),
     _ours("ort f32", "this project, ONNX Runtime, float32", "onnxruntime", "fp32"),
-    _ours("ort f32 jobs", "the same, as many pictures at once as cores", "onnxruntime", "fp32", jobs=None),
+    _ours("ort f32 concurrent", "the same, as many pictures at once as cores", "onnxruntime", "fp32", concurrency=None),
     _ours("bf16", "this project, OpenVINO, bfloat16", "openvino", "bf16"),
     _ours("int8", "this project, OpenVINO, post-training int8", "openvino", "int8"),
     _ours("balanced", "int8 and quality=balanced", "openvino", "int8", "balanced"),
@@ -78,7 +85,7 @@ REFERENCES = (
 BASELINE = "openvino plain bf16"
 
 
-def contender_named(name: str) -> Contender:
+def get_contender(name: str) -> Contender:
     """Raises:
     RequestError: no contender of this name.
     """
@@ -103,14 +110,14 @@ def open_restorer(contender: Contender, model: Model, threads: int | None = None
             precision=contender.precision,
             threads=threads,
             quality=contender.quality,
-            jobs=contender.jobs,
+            concurrency=contender.concurrency,
         )
     from diffplugin.bundle import open_bundle
     from diffplugin.engines.base import check_precision
     from diffplugin.runtime.restorer import Restorer
 
     builder = peer_builder(contender, model)
-    if reason := builder.why_unavailable():
+    if reason := builder.unavailable_reason():
         raise EngineUnavailable(reason)
     check_precision(builder, contender.precision)
     return Restorer(

@@ -12,12 +12,12 @@ from PIL import Image
 
 from diffplugin.bench.contenders import REFERENCES
 from diffplugin.bench.environment import environment
-from diffplugin.bench.measure import FORMAT, Report, slug, worker
+from diffplugin.bench.measure import FORMAT, Log, slug, worker
 from diffplugin.bench.models import Model
 from diffplugin.bench.work import Pixels, clean_photos, degraded, fitted
 from diffplugin.bundle import open_bundle
 from diffplugin.errors import RequestError
-from diffplugin.plugins.train.metrics import gmsd, ssim
+from diffplugin.export.measures import gmsd, ssim
 
 FIDELITY = "fidelity.json"
 
@@ -32,7 +32,7 @@ def measure(
     photos: int | None = None,
     threads: int | None = None,
     timeout: float = 3600,
-    report: Report = print,
+    log: Log = print,
 ) -> dict[str, Any]:
     """Restore degraded photographs with every plugin of the bundle and every contender; ``out/fidelity.json``.
 
@@ -75,14 +75,14 @@ def measure(
             if contender == reference:
                 raise RequestError(f"the reference {reference!r} cannot run: {made['error']}")
             rows.append({"contender": contender, "error": made["error"]})
-            report(f"{contender}: not run: {made['error']}")
+            log(f"{contender}: not run: {made['error']}")
             continue
         found = {case: _read(path) for case, path in targets.items()}
         expected = expected or found
         rows += [
             _row(contender, plugin, cases, found=found, expected=expected, truth=truth, bad=bad) for plugin in plugins
         ]
-        report(
+        log(
             f"{contender}: "
             + "; ".join(f"{r['plugin']} {r['psnr_reference_db']:.1f} dB" for r in rows[-len(plugins) :])
         )

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffplugin.export.exporter import embedded_folder
+from diffplugin.export.checkpoints import embedded_checkpoint_folder
 
 UNET: dict[str, Any] = {
     "in_channels": 4,
@@ -88,7 +88,7 @@ def make(out: Path, *, plugins: tuple[str, ...] = ("deblur",), seed: int = 0) ->
     from diffplugin.plugins.networks.vae import Autoencoder
 
     torch.manual_seed(seed)
-    base, embedded = out / "base", embedded_folder()
+    base, embedded = out / "base", embedded_checkpoint_folder()
     shutil.copytree(embedded / "base" / "tokenizer", base / "tokenizer", dirs_exist_ok=True)
     vocabulary = len(json.loads((base / "tokenizer" / "vocab.json").read_text(encoding="utf-8")))
     _write(base / "scheduler", SCHEDULER, "scheduler_config.json")

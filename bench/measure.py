@@ -22,7 +22,7 @@ from diffplugin.errors import RequestError
 
 FORMAT = 1
 SAMPLES, RESULTS, SCRATCH = "samples.jsonl", "results.json", "scratch"
-Report = Callable[[str], None]
+Log = Callable[[str], None]
 Record = dict[str, Any]
 
 
@@ -108,7 +108,7 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def prepare(bench: Bench, name: str, report: Report) -> Record:
+def prepare(bench: Bench, name: str, log: Log) -> Record:
     """Plain exports and compiled models of one contender, so that what is measured is a second start."""
     contender = CONTENDERS[name]
     job = {"contender": name, "model": bench.model.spec, "threads": bench.threads}
@@ -120,11 +120,11 @@ def prepare(bench: Bench, name: str, report: Report) -> Record:
                 return made
     size = (bench.work.width, bench.work.height)
     made = worker(job | {"kind": "prepare", "size": size, "plugin": plugin}, bench.timeout)
-    report(f"{name}: " + made.get("error", f"prepared, first start {made.get('prepare_s', 0):.1f} s"))
+    log(f"{name}: " + made.get("error", f"prepared, first start {made.get('prepare_s', 0):.1f} s"))
     return made
 
 
-def run(bench: Bench, out: Path, *, resume: bool = False, prepared: bool = False, report: Report = print) -> Record:
+def run(bench: Bench, out: Path, *, resume: bool = False, prepared: bool = False, log: Log = print) -> Record:
     """Measure, appending each sample to ``out/samples.jsonl``; the result, also written to ``out/results.json``.
 
     Args:
@@ -148,7 +148,7 @@ def run(bench: Bench, out: Path, *, resume: bool = False, prepared: bool = False
     ready = {r["contender"] for r in records if r["kind"] == "prepare" and "error" not in r}
     for name in bench.contenders if not prepared else ():
         if name not in ready:
-            keep({"kind": "prepare", "contender": name} | prepare(bench, name, report))
+            keep({"kind": "prepare", "contender": name} | prepare(bench, name, log))
     failed = {r["contender"] for r in records if "error" in r}
     done = {(r["round"], r["contender"]) for r in records if r["kind"] == "sample" and "error" not in r}
     for round_ in range(bench.rounds):
@@ -157,7 +157,7 @@ def run(bench: Bench, out: Path, *, resume: bool = False, prepared: bool = False
                 continue
             sample = _sample(bench, name, round_, inputs, out)
             keep({"kind": "sample", "round": round_, "contender": name} | sample)
-            report(f"round {round_ + 1}/{bench.rounds} {name}: {_told(sample)}")
+            log(f"round {round_ + 1}/{bench.rounds} {name}: {_told(sample)}")
             if "error" in sample:
                 failed.add(name)
     return finish(head, records, out)

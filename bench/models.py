@@ -39,8 +39,7 @@ class Model:
 
     def checkpoint(self) -> Checkpoint:
         """The released layouts that peers read. Imports PyTorch."""
-        from diffplugin.export.checkpoints import find
-        from diffplugin.export.exporter import embedded_checkpoint
+        from diffplugin.export.checkpoints import embedded_checkpoint, find
 
         if self.root is None:
             return embedded_checkpoint([])[0]

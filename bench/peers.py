@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffplugin.engines.base import LoadsOnnx
+from diffplugin.engines.base import OnnxBuilder
 from diffplugin.errors import EngineError
-from diffplugin.runtime.schedule import sinusoidal
+from diffplugin.runtime.sampling.time_features import sinusoidal
 from diffplugin.spec import Array, GraphSpec, check_inputs
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def plain_axes(name: str, axes: tuple[int | str, ...]) -> tuple[int | str, ...]:
     return axes[:1] if name == "time" else axes
 
 
-class PeerBuilder(LoadsOnnx, ABC):
+class PeerBuilder(OnnxBuilder, ABC):
     """What all peers' builders share: they read the model's checkpoint; the bundle gives specs and settings only."""
 
     name = "peer"
@@ -79,7 +79,7 @@ class PeerBuilder(LoadsOnnx, ABC):
     def __init__(self, model: Model) -> None:
         self.model = model
 
-    def why_unavailable(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         return None
 
     def version(self) -> str:

@@ -53,7 +53,7 @@ class PlainEngine:
 class PlainBuilder(PeerBuilder):
     name = "openvino plain"
 
-    def why_unavailable(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         return require("openvino")
 
     def version(self) -> str:

@@ -31,10 +31,10 @@ def _opened(job: Job) -> Restorer:
 
 
 def _named(job: Job) -> tuple[Contender, Model]:
-    from diffplugin.bench.contenders import contender_named
+    from diffplugin.bench.contenders import get_contender
     from diffplugin.bench.models import parse_model
 
-    return contender_named(job["contender"]), parse_model(job["model"])
+    return get_contender(job["contender"]), parse_model(job["model"])
 
 
 def _steps(restorer: Restorer, steps: int) -> int:
@@ -88,7 +88,7 @@ def measure(job: Job) -> Result:
             result = restorer.restore(picture["source"], plugins=[picture["plugin"]], steps=steps, observe=probe)
             return result, time.perf_counter() - began
 
-        with Sample() as sample, ThreadPoolExecutor(restorer.jobs) as pool:
+        with Sample() as sample, ThreadPoolExecutor(restorer.concurrency) as pool:
             done = list(pool.map(timed, job["pictures"]))
         made, walls = [result for result, _ in done], [seconds for _, seconds in done]
         for one in made:
@@ -119,7 +119,7 @@ class _Probe:
     """Observer: what entered and left the UNet at the first, the middle and the last step of one plugin."""
 
     def __init__(self, restorer: Restorer, steps: int, plugin: str) -> None:
-        from diffplugin.runtime.schedule import step_table
+        from diffplugin.runtime.sampling.samplers import step_table
 
         self._wanted = sorted({0, steps // 2, steps - 1})
         first_t = restorer.cards[plugin].first_t

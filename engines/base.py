@@ -39,18 +39,18 @@ class BuildOptions:
         workspace: most bytes of scratch memory that a layer may take; None: as the library decides.
         weight_streaming: weights may stay in the host's memory.
         memory: bytes that a build may take; None: unknown, so not checked.
-        progress: takes one line now and then.
+        log: takes one line of progress now and then.
     """
 
     gpus: tuple[str, ...] = ()
     workspace: int | None = None
     weight_streaming: bool = False
     memory: int | None = None
-    progress: Callable[[str], None] = lambda line: None
+    log: Callable[[str], None] = lambda line: None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Built:
+class BuildResult:
     """An engine that was built: its files, and what the builder reported of it (JSON)."""
 
     files: tuple[Path, ...]
@@ -64,17 +64,17 @@ class EngineBuilder(Protocol):
         name: as ``--engine`` takes it.
         concurrent: a loaded engine computes several runs at once, each on its own threads; False: one after another.
         ahead: its engines may be built for other devices than this machine's.
-        only_built: it runs engines built ahead and no ONNX.
+        prebuilt_only: it runs engines built ahead and no ONNX.
         batch: most timesteps of the SCB that an engine built ahead takes at once.
     """
 
     name: str
     concurrent: bool
     ahead: bool
-    only_built: bool
+    prebuilt_only: bool
     batch: int
 
-    def why_unavailable(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """None: usable here. Else the reason and the remedy."""
 
     def version(self) -> str:
@@ -94,7 +94,7 @@ class EngineBuilder(Protocol):
             EngineError, BundleError: the graph cannot be loaded.
         """
 
-    def why_cannot_build(self) -> str | None:
+    def build_unavailable_reason(self) -> str | None:
         """None: engines can be built here, ahead of time. Else the reason and the remedy."""
 
     def check_options(self, options: BuildOptions) -> None:
@@ -104,7 +104,7 @@ class EngineBuilder(Protocol):
 
     def build(
         self, bundle: Bundle, key: str, *, precision: str, profile: Profile, out: Path, options: BuildOptions
-    ) -> Built | None:
+    ) -> BuildResult | None:
         """An engine built ahead of time for these sizes of the free axes, its files in ``out``; None: it loads ONNX.
 
         Raises:
@@ -113,27 +113,27 @@ class EngineBuilder(Protocol):
         """
 
 
-class LoadsOnnx:
+class OnnxBuilder:
     """What builders share that build nothing ahead of time."""
 
-    concurrent = ahead = only_built = False
+    concurrent = ahead = prebuilt_only = False
     batch = 1  # on a CPU a batch saves no operations
     name: str
 
-    def why_unavailable(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         return None
 
-    def why_cannot_build(self) -> str | None:
-        return self.why_unavailable()
+    def build_unavailable_reason(self) -> str | None:
+        return self.unavailable_reason()
 
     def build(
         self, bundle: Bundle, key: str, *, precision: str, profile: Profile, out: Path, options: BuildOptions
-    ) -> Built | None:
+    ) -> BuildResult | None:
         self.check_options(options)
         return None
 
     def check_options(self, options: BuildOptions) -> None:
-        only_here(self.name, options)
+        refuse_gpu_options(self.name, options)
 
 
 def usable_cores() -> int:
@@ -169,7 +169,7 @@ NEEDS = {
 }
 
 
-def lacks(bundle: Bundle | None, precision: str) -> str | None:
+def missing_variant(bundle: Bundle | None, precision: str) -> str | None:
     """None: the bundle, if there is one yet, has graphs for this precision. Else what it lacks, and the remedy."""
     if bundle is not None and precision in VARIANTS and not bundle.manifest.variants.get(precision):
         return f"{bundle.path}: has no {precision} graphs; export it with dp-export --precision {precision}"
@@ -188,7 +188,7 @@ def check_precision(builder: EngineBuilder, precision: str, bundle: Bundle | Non
             f"engine {builder.name}: {precision} does not run natively on {builder.device()}, only {', '.join(here)} "
             f"({NEEDS.get(precision, 'unknown precision')}); use --precision {here[0]}"
         )
-    if reason := lacks(bundle, precision):
+    if reason := missing_variant(bundle, precision):
         raise EngineUnavailable(reason)
 
 
@@ -209,7 +209,7 @@ def check_names(spec: GraphSpec, path: Path, inputs: Iterable[str], outputs: Ite
         raise BundleDamaged(f"{path}: is no {spec.graph} graph: {'; '.join(faults)}; export the bundle again")
 
 
-def only_here(engine: str, options: BuildOptions) -> None:
+def refuse_gpu_options(engine: str, options: BuildOptions) -> None:
     """Refuse the options of engines for GPUs.
 
     Raises:

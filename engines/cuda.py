@@ -79,7 +79,7 @@ class CudaDriver:
         missing = name in ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorInvalidDevice")
         return EngineUnavailable(message) if missing else EngineError(message)
 
-    def why_unavailable(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """None: there is a GPU and a driver for it. Else what is missing, and the remedy."""
         try:
             self._call("cudaGetDeviceCount")

@@ -85,7 +85,7 @@ class DeviceContext(Protocol):
     def enqueue(self, stream: int) -> None:
         """Give one run to the stream, with the addresses that are bound now."""
 
-    def why_not_capturable(self, stream: int) -> str | None:
+    def capture_blocker(self, stream: int) -> str | None:
         """None: ``enqueue`` may be captured once it has run. Else the reason."""
 
     def close(self) -> None: ...

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffplugin.engines.base import LoadsOnnx, check_names, check_precision, one_line, thread_count
+from diffplugin.engines.base import OnnxBuilder, check_names, check_precision, one_line, thread_count
 from diffplugin.errors import EngineError, EngineUnavailable
 from diffplugin.spec import Array, GraphSpec, check_inputs
 
@@ -100,14 +100,14 @@ def _options(ort: Any, threads: int) -> Any:
     return options
 
 
-class OnnxRuntimeBuilder(LoadsOnnx):
+class OnnxRuntimeBuilder(OnnxBuilder):
     name = "onnxruntime"
     concurrent = True
 
     def __init__(self, provider: str = CPU) -> None:
         self.provider = provider
 
-    def why_unavailable(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         try:
             importlib.import_module("onnxruntime")
         except ImportError as error:

@@ -1,0 +1,1 @@
+"""Checkpoints in, bundles out: the only room besides training that may import PyTorch."""

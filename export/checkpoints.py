@@ -296,3 +296,20 @@ def local_folder(name: str, *, offline: bool, patterns: tuple[str, ...]) -> Path
         reason = str(error).split("\n")[0]
         where = "in the local hub cache (offline)" if offline else "in the hub"
         raise CheckpointError(f"{name}: not found {where}: {reason}") from None
+
+
+def embedded_checkpoint_folder() -> Path:
+    """The embedded model's checkpoint."""
+    import diffplugin.plugins
+
+    return Path(diffplugin.plugins.__file__).resolve().parent / "embedded_checkpoint"
+
+
+def embedded_checkpoint(plugins: list[str]) -> tuple[Checkpoint, Path, str]:
+    """(checkpoint, folder of its cards, name) of the model that this project trained."""
+    root = embedded_checkpoint_folder()
+    if not root.is_dir():
+        raise CheckpointError(
+            f"{root}: this installation has no embedded checkpoint; name --base, --clip and --plugins"
+        )
+    return find(root / "base", root / "clip", root / "pre-trained", plugins), root, "embedded"

@@ -8,7 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffplugin.errors import DiffPluginError, MissingDependency
+from diffplugin.command import Parser, add_common_options, execute, path
+from diffplugin.errors import MissingDependency, RequestError
 
 CALIBRATION_PICTURES = 8
 BASE_FILES = (
@@ -27,25 +28,25 @@ CLIP_FILES = ("config.json", "preprocessor_config.json", "model.safetensors", "p
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dp-export",
-        description="Turn a Stable Diffusion 1.x base, CLIP and Task-Plugins into a bundle that dp-infer runs.",
-        epilog="Without arguments: the embedded model, into the user's cache folder.",
+        description="Turn a Stable Diffusion 1.x base, CLIP and Task-Plugins into a bundle that dp-infer runs. "
+        "Without arguments: the embedded model, into the user's cache folder.",
     )
     model = parser.add_argument_group("checkpoints")
     model.add_argument("--plugin", action="append", default=[], metavar="ID", help="Task-Plugin to export; repeatable")
     model.add_argument("--base", metavar="DIR|HUB-ID", help="diffusers Stable Diffusion 1.x")
     model.add_argument("--clip", metavar="DIR|HUB-ID", help="CLIP with its vision encoder")
-    model.add_argument("--plugins", type=Path, metavar="DIR", help="the released pre-trained/ tree")
+    model.add_argument("--plugins", type=path, metavar="DIR", help="the released pre-trained/ tree")
     model.add_argument(
         "--cards",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="folder with <id>/card.toml or cards/<id>.toml beyond the shipped cards (default: --plugins)",
     )
     model.add_argument("--offline", action="store_true", help="take hub ids from the local cache only")
     made = parser.add_argument_group("bundle")
-    made.add_argument("--out", type=Path, metavar="BUNDLE", help="folder to write")
+    made.add_argument("--out", type=path, metavar="BUNDLE", help="folder to write")
     made.add_argument(
         "--engine", default="auto", metavar="NAME", help="auto, onnxruntime, openvino, tensorrt-rtx or tensorrt"
     )
@@ -68,36 +69,28 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--weight-streaming", action="store_true", help="TensorRT weights may stay in the host's memory")
     made.add_argument(
         "--calibration",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="pictures to calibrate int8 on, best ones that need the plugins (default: synthetic ones)",
     )
     made.add_argument("--no-validate", action="store_true", help="skip the comparison with the PyTorch reference")
     made.add_argument(
-        "--triton-repo", type=Path, metavar="DIR", help="also write a model repository for NVIDIA's Triton server"
+        "--triton-repo", type=path, metavar="DIR", help="also write a model repository for NVIDIA's Triton server"
     )
-    made.add_argument("--bundle", type=Path, help="with --triton-repo: take this bundle as it is, export nothing")
-    care = parser.add_argument_group("care of bundles").add_mutually_exclusive_group()
+    made.add_argument(
+        "--bundle", type=path, metavar="BUNDLE", help="with --triton-repo: take this bundle as it is, export nothing"
+    )
+    care = parser.add_argument_group("bundles on disk").add_mutually_exclusive_group()
     care.add_argument("--list", action="store_true", help="list the bundles in the cache folder, or in --out")
-    care.add_argument("--verify", type=Path, metavar="BUNDLE", help="check every file against the manifest")
-    care.add_argument("--prune", type=Path, metavar="BUNDLE", help="remove stale and foreign engines and left-overs")
+    care.add_argument("--verify", type=path, metavar="BUNDLE", help="check every file against the manifest")
+    care.add_argument("--prune", type=path, metavar="BUNDLE", help="remove stale and foreign engines and left-overs")
+    add_common_options(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``dp-export``; returns the exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    args = _parser().parse_args(argv)
-    try:
-        return _command(args)
-    except DiffPluginError as error:
-        print(f"dp-export: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"dp-export: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("dp-export: interrupted; no bundle was written", file=sys.stderr)
-        return 130
+    """Run ``dp-export``; returns its exit code (``diffplugin.command``)."""
+    return execute("dp-export", _parser().parse_args, _command, argv)
 
 
 def _command(args: argparse.Namespace) -> int:
@@ -106,14 +99,15 @@ def _command(args: argparse.Namespace) -> int:
     if args.verify:
         return _verify(args.verify)
     if args.bundle and not args.triton_repo:
-        raise DiffPluginError("--bundle is for --triton-repo DIR: name that too, or leave it out")
+        raise RequestError("--bundle is for --triton-repo DIR: name that too, or leave it out")
     if args.bundle:
         return _triton(args.bundle, args.triton_repo)
     return _prune(args.prune) if args.prune else _export(args)
 
 
 def _list(folder: Path | None) -> int:
-    from diffplugin.bundle import cache_folder, list_bundles
+    from diffplugin.bundle import cache_folder
+    from diffplugin.export.maintenance import list_bundles
 
     where = folder or cache_folder()
     bundles = list_bundles(where)
@@ -127,7 +121,7 @@ def _list(folder: Path | None) -> int:
 
 
 def _verify(path: Path) -> int:
-    from diffplugin.bundle import verify
+    from diffplugin.export.maintenance import verify
 
     faults = verify(path)
     for fault in faults:
@@ -138,7 +132,7 @@ def _verify(path: Path) -> int:
 
 
 def _prune(path: Path) -> int:
-    from diffplugin.bundle import prune
+    from diffplugin.export.maintenance import prune
 
     removed, freed = prune(path)
     for name in removed:
@@ -151,20 +145,20 @@ def _export(args: argparse.Namespace) -> int:
     from diffplugin.bundle import cache_folder
 
     if args.calibration and args.precision != "int8":
-        raise DiffPluginError(f"--calibration is for --precision int8, here it is {args.precision}; leave it out")
+        raise RequestError(f"--calibration is for --precision int8, here it is {args.precision}; leave it out")
 
     try:
         from diffplugin.engines.base import BuildOptions
-        from diffplugin.export.ahead import parse_size
-        from diffplugin.export.checkpoints import find, local_folder
-        from diffplugin.export.exporter import embedded_checkpoint, export_bundle
+        from diffplugin.export.checkpoints import embedded_checkpoint, find, local_folder
+        from diffplugin.export.exporter import export_bundle
+        from diffplugin.export.prebuild import parse_size
     except ModuleNotFoundError as error:
         raise MissingDependency(f"dp-export needs the package {error.name}: pip install 'diffplugin[export]'") from None
 
     given = [name for name in ("base", "clip", "plugins") if getattr(args, name)]
     if given and len(given) < 3:
         missing = ", ".join(f"--{name}" for name in ("base", "clip", "plugins") if name not in given)
-        raise DiffPluginError(
+        raise RequestError(
             f"--{', --'.join(given)} given without {missing}: a model needs all three, or none for the embedded one"
         )
     if given:
@@ -193,7 +187,7 @@ def _export(args: argparse.Namespace) -> int:
             workspace=None if args.workspace is None else args.workspace * 2**20,
             weight_streaming=args.weight_streaming,
         ),
-        report=lambda line: print(line, flush=True),
+        log=lambda line: print(line, flush=True),
     )
     print(f"{path}: written in {time.monotonic() - started:.0f} s")
     return _triton(path, args.triton_repo) if args.triton_repo else 0
@@ -212,11 +206,11 @@ def _pictures(folder: Path | None) -> list[Path]:
     """At most eight pictures of a folder, evenly over its names."""
     if folder is None:
         return []
-    from diffplugin.runtime.inputs import find_pictures
+    from diffplugin.runtime.cli.files import find_photos
 
-    found, faults = find_pictures([str(folder)])
+    found, faults = find_photos([str(folder)])
     if faults or not found:
-        raise DiffPluginError(f"--calibration {folder}: {faults[0] if faults else 'no pictures'}")
+        raise RequestError(f"--calibration {folder}: {faults[0] if faults else 'no pictures'}")
     return found[:: -(-len(found) // CALIBRATION_PICTURES)]
 
 

@@ -12,52 +12,36 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import diffplugin
-from diffplugin.bundle import Bundle, graph_files, list_files, sha256, write_manifest, writing
-from diffplugin.engines import builder_named
+from diffplugin.bundle import Bundle, graph_files, list_files, sha256, write_manifest
 from diffplugin.engines.base import BuildOptions
+from diffplugin.engines.choice import get_builder
 from diffplugin.errors import CheckpointError, MissingDependency, NotFinite
-from diffplugin.export.ahead import Report, Sizes, build_engines, checked_sizes, choose_builder
-from diffplugin.export.checkpoints import Checkpoint, find, weights_file
-from diffplugin.export.emulate import EmulatedHalf
-from diffplugin.export.fp16 import export_fp16
+from diffplugin.export.checkpoints import Checkpoint, weights_file
+from diffplugin.export.fp16.emulate import EmulatedFp16
+from diffplugin.export.fp16.variant import export_fp16
 from diffplugin.export.graphs import graph_keys, module_for
 from diffplugin.export.onnx import export_graph
 from diffplugin.export.parity import PICTURE_BUDGET, TENSOR_BUDGET, check, compare_graphs, compare_picture
+from diffplugin.export.prebuild import Log, Sizes, build_engines, checked_sizes, choose_builder
 from diffplugin.export.quantize import (
     SIDE,
     calibration_inputs,
     default_pictures,
     quantize_bundle,
-    why_unavailable,
+    unavailable_reason,
 )
 from diffplugin.export.reference import ReferenceBuilder
 from diffplugin.export.tokenizer import write_tokenizer
+from diffplugin.export.writing import writing
 from diffplugin.manifest import GraphEntry, Manifest
 from diffplugin.plugins.cards import PluginCard, card_to_toml, registry
-from diffplugin.plugins.mapping import FILE as COMPOUNDS
-from diffplugin.plugins.mapping import mapping_table
-from diffplugin.runtime.image import read_photo
+from diffplugin.plugins.compounds import FILE as COMPOUNDS
+from diffplugin.plugins.compounds import compound_table
+from diffplugin.runtime.photos.read import read_photo
 from diffplugin.spec import Array, graph_specs
 
 if TYPE_CHECKING:
     from diffplugin.engines.base import EngineBuilder
-
-
-def embedded_folder() -> Path:
-    """The embedded model's checkpoint."""
-    import diffplugin.plugins
-
-    return Path(diffplugin.plugins.__path__[0]) / "embedded"
-
-
-def embedded_checkpoint(plugins: list[str]) -> tuple[Checkpoint, Path, str]:
-    """(checkpoint, folder of its cards, name) of the model that this project trained."""
-    root = embedded_folder()
-    if not root.is_dir():
-        raise CheckpointError(
-            f"{root}: this installation has no embedded checkpoint; name --base, --clip and --plugins"
-        )
-    return find(root / "base", root / "clip", root / "pre-trained", plugins), root, "embedded"
 
 
 def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
@@ -85,13 +69,13 @@ def _cards(checkpoint: Checkpoint, folder: Path | None) -> dict[str, PluginCard]
 
 def _copy_compounds(cards: Path, out: Path) -> None:
     """The user's own table of compound tasks, checked; the shipped one needs no copy."""
-    mapping_table(cards)
+    compound_table(cards)
     for place in (cards / COMPOUNDS, cards / "cards" / COMPOUNDS):
         if place.is_file():
             shutil.copyfile(place, out / COMPOUNDS)
 
 
-def _export_graphs(checkpoint: Checkpoint, folder: Path, report: Report) -> dict[str, GraphEntry]:
+def _export_graphs(checkpoint: Checkpoint, folder: Path, log: Log) -> dict[str, GraphEntry]:
     """Trace every graph into ``folder``, one network in memory at a time."""
     specs = graph_specs(checkpoint.dims)
     keys = graph_keys(checkpoint)
@@ -99,7 +83,7 @@ def _export_graphs(checkpoint: Checkpoint, folder: Path, report: Report) -> dict
     for i, key in enumerate(keys, 1):
         kind, _, plugin = key.partition("/")
         name = f"plugins/{plugin}/{kind}.onnx" if plugin else f"onnx/{kind}.onnx"
-        report(f"[{i}/{len(keys)}] tracing {key}")
+        log(f"[{i}/{len(keys)}] tracing {key}")
         module = module_for(checkpoint, key)
         export_graph(module, specs[kind], folder / name, factor=checkpoint.dims.factor)
         weights = sum(p.numel() * 4 for p in module.parameters())
@@ -132,33 +116,31 @@ def _central(picture: Array) -> Array:
     return np.asarray(ImageOps.fit(Image.fromarray(picture), (SIDE, SIDE), Image.Resampling.LANCZOS))
 
 
-def _quantize(
-    bundle: Bundle, builder: EngineBuilder, calibration: Sequence[Path], report: Report
-) -> dict[str, GraphEntry]:
+def _quantize(bundle: Bundle, builder: EngineBuilder, calibration: Sequence[Path], log: Log) -> dict[str, GraphEntry]:
     """int8 forms of the graphs, calibrated on restorations of these pictures."""
     pictures = [_central(read_photo(path).rgb) for path in calibration] or default_pictures()
-    report(f"calibrating int8 on {len(pictures)} {'' if calibration else 'synthetic '}pictures")
+    log(f"calibrating int8 on {len(pictures)} {'' if calibration else 'synthetic '}pictures")
     # ONNX Runtime maps the weights from their file; a second copy of them would not fit beside the quantiser
-    inputs = calibration_inputs(bundle, builder_named("onnxruntime"), pictures)
-    return quantize_bundle(bundle, builder, inputs, report=report)
+    inputs = calibration_inputs(bundle, get_builder("onnxruntime"), pictures)
+    return quantize_bundle(bundle, builder, inputs, log=log)
 
 
 def _validate(
-    bundle: Bundle, checkpoint: Checkpoint, builder: EngineBuilder, precision: str, report: Report
+    bundle: Bundle, checkpoint: Checkpoint, builder: EngineBuilder, precision: str, log: Log
 ) -> dict[str, Any]:
     """Compare with the reference; the report for the manifest. ParityError after all comparisons are printed."""
     reference = ReferenceBuilder(checkpoint)
     vocabulary = checkpoint.config("text_encoder")["vocab_size"]
     comparisons = []
     for comparison in compare_graphs(bundle, reference, builder, precision=precision, vocabulary=vocabulary):
-        report(comparison.describe())
+        log(comparison.describe())
         comparisons.append(comparison)
     try:
         picture = compare_picture(bundle, reference, builder, precision=precision)
     except NotFinite as error:  # the graphs above say where
-        report(f"whole picture      {error}")
+        log(f"whole picture      {error}")
         picture = (float("nan"), PICTURE_BUDGET[precision])
-    report(f"whole picture      {picture[0]:.1f} dB against the reference (at least {picture[1]:g})")
+    log(f"whole picture      {picture[0]:.1f} dB against the reference (at least {picture[1]:g})")
     check(comparisons, picture)
     return {
         "engine": builder.name,
@@ -185,19 +167,19 @@ def export_bundle(
     validate: bool = True,
     calibration: Sequence[Path] = (),
     options: BuildOptions | None = None,
-    report: Report = lambda line: None,
+    log: Log = lambda line: None,
 ) -> Path:
     """Write the bundle ``out`` and return it.
 
     Args:
         name: the bundle's name, kept in its manifest.
         cards: folder whose ``<id>/card.toml`` or ``cards/<id>.toml`` replace or add to the shipped cards.
-        engine, precision: what to prepare and to validate with (``diffplugin.engines.choose``).
+        engine, precision: what to prepare and to validate with (``diffplugin.engines.choice.choose``).
         sizes: (height, width) in pixels that engines are built for, one engine per pair and graph; none: 512 x 512.
         options: how engines are built.
         calibration: pictures for int8, best degraded as the plugins expect; none: synthetic ones.
         validate: compare every graph and one picture with the reference.
-        report: takes one line of progress.
+        log: takes one line of progress.
 
     Raises:
         CheckpointError: the checkpoint does not fit.
@@ -209,9 +191,9 @@ def export_bundle(
     dims = checkpoint.dims  # reads all configs: faults show before any work
     sizes, options = checked_sizes(sizes, dims), options or BuildOptions()
     builder, wanted, reason = choose_builder(engine, precision, options)
-    if wanted == "int8" and (lacking := why_unavailable()):
+    if wanted == "int8" and (lacking := unavailable_reason()):
         raise MissingDependency(lacking)
-    report(f"engine {builder.name} {wanted} ({reason})")
+    log(f"engine {builder.name} {wanted} ({reason})")
     with writing(out) as folder:
         write_tokenizer(checkpoint.base / "tokenizer", folder / "tokenizer.json", dims.context)
         for plugin, card in chosen.items():
@@ -220,16 +202,16 @@ def export_bundle(
             path.write_text(card_to_toml(card), encoding="utf-8")
         if cards is not None:
             _copy_compounds(cards, folder / "plugins")
-        manifest = _manifest(checkpoint, name, chosen, _export_graphs(checkpoint, folder, report))
+        manifest = _manifest(checkpoint, name, chosen, _export_graphs(checkpoint, folder, log))
         if wanted == "int8":
-            int8 = _quantize(Bundle(folder, manifest), builder, calibration, report)
+            int8 = _quantize(Bundle(folder, manifest), builder, calibration, log)
             manifest = replace(manifest, variants={"int8": int8})
         elif wanted == "fp16":
-            manifest = replace(manifest, variants={"fp16": export_fp16(checkpoint, folder, report)})
+            manifest = replace(manifest, variants={"fp16": export_fp16(checkpoint, folder, log)})
         bundle = Bundle(folder, manifest)
-        proof = EmulatedHalf() if wanted == "fp16" else builder
+        proof = EmulatedFp16() if wanted == "fp16" else builder
         if validate:
-            manifest = replace(manifest, parity=_validate(bundle, checkpoint, proof, wanted, report))
-        engines = build_engines(bundle, builder, wanted, sizes, options, report)
+            manifest = replace(manifest, parity=_validate(bundle, checkpoint, proof, wanted, log))
+        engines = build_engines(bundle, builder, wanted, sizes, options, log)
         write_manifest(folder, replace(manifest, engines=engines, files=list_files(folder)))
     return out

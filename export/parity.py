@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffplugin.errors import ParityError
+from diffplugin.export.fp16.first_layer import first_beyond
 from diffplugin.export.graphs import kind_of
-from diffplugin.export.layers import first_beyond
-from diffplugin.export.measures import psnr, relative_error, test_picture
+from diffplugin.export.measures import psnr, relative_error, synthetic_photo
 from diffplugin.export.onnx import example_inputs
-from diffplugin.runtime.sampler import step_weights
-from diffplugin.runtime.schedule import NoiseSchedule, sinusoidal, step_table
+from diffplugin.runtime.sampling.loop import step_weights
+from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
+from diffplugin.runtime.sampling.samplers import step_table
+from diffplugin.runtime.sampling.time_features import sinusoidal
 from diffplugin.spec import Array, GraphSpec
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ class Chain:
         self._sizes = {"h": h, "w": w, "H": h * factor, "W": w * factor, "n": 2, "p": plugins}
         self._vocabulary = vocabulary
         self._known: dict[str, Array] = {}
-        picture = test_picture(h * factor, w * factor).astype(np.float32).transpose(2, 0, 1)[None]
+        picture = synthetic_photo(h * factor, w * factor).astype(np.float32).transpose(2, 0, 1)[None]
         self._known["image"] = np.ascontiguousarray(picture / 127.5 - 1)
         settings = manifest.time_embedding
         table = step_table("unipc", NoiseSchedule.from_config(manifest.scheduler), 20)
@@ -147,7 +149,7 @@ def compare_picture(
     from diffplugin.runtime.restorer import Restorer
 
     side = LATENT_SIDE * bundle.manifest.dims.factor
-    picture = test_picture(side, side)
+    picture = synthetic_photo(side, side)
     plugin = bundle.manifest.plugins[0]
     made: list[Any] = []
     for engines, wanted in ((reference, "fp32"), (builder, precision)):

@@ -22,7 +22,7 @@ import numpy as np
 from diffplugin.bundle import graph_files, sha256
 from diffplugin.errors import MissingDependency
 from diffplugin.export.graphs import kind_of
-from diffplugin.export.measures import relative_error, test_picture
+from diffplugin.export.measures import relative_error, synthetic_photo
 from diffplugin.manifest import GraphEntry
 from diffplugin.runtime.restorer import Restorer
 from diffplugin.spec import Array
@@ -47,7 +47,7 @@ SIDE = 256  # of a calibration picture, px: four times quicker than 512, and of 
 GRAPH_BUDGET = 0.1
 
 
-def why_unavailable() -> str | None:
+def unavailable_reason() -> str | None:
     """None: NNCF and OpenVINO are here. Else the remedy."""
     for package in ("openvino", "nncf"):
         try:
@@ -133,7 +133,7 @@ def _sample(items: Sequence[Inputs], count: int, random: np.random.Generator) ->
 def default_pictures(count: int = PICTURES, side: int = SIDE) -> list[Array]:
     """Synthetic pictures for calibration without photographs, from dark to light."""
     gains = np.linspace(0.35, 1.0, count)
-    return [(test_picture(side, side, seed=i) * gain).astype(np.uint8) for i, gain in enumerate(gains)]
+    return [(synthetic_photo(side, side, seed=i) * gain).astype(np.uint8) for i, gain in enumerate(gains)]
 
 
 def quantize_graph(path: Path, inputs: Sequence[Inputs], out: Path, *, weights_only: bool = False) -> None:
@@ -146,7 +146,7 @@ def quantize_graph(path: Path, inputs: Sequence[Inputs], out: Path, *, weights_o
     Raises:
         MissingDependency: NNCF or OpenVINO is not installed.
     """
-    if reason := why_unavailable():
+    if reason := unavailable_reason():
         raise MissingDependency(reason)
     with _quiet():
         import nncf
@@ -191,7 +191,7 @@ def quantize_bundle(
     inputs: Mapping[str, Sequence[Inputs]],
     *,
     budget: float = GRAPH_BUDGET,
-    report: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, GraphEntry]:
     """Write the int8 form of every graph of :data:`KINDS` under ``int8/`` of a bundle, and return their entries.
 
@@ -214,7 +214,7 @@ def quantize_bundle(
         error = _error(trial, builder, key, items[:: -(-len(items) // MEASURED)])
         within = error <= budget
         verdict = "" if within else f" over {budget:g}: stays in floating point"
-        report(f"int8 {key:<18} error {error:.1e}{verdict}")
+        log(f"int8 {key:<18} error {error:.1e}{verdict}")
         if within:
             entries[key] = entry
         else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffplugin.engines.base import LoadsOnnx
+from diffplugin.engines.base import OnnxBuilder
 from diffplugin.export.checkpoints import Checkpoint
 from diffplugin.export.graphs import module_for
 from diffplugin.spec import Array, GraphSpec, check_inputs
@@ -43,7 +43,7 @@ class TorchEngine:
         self._module = torch.nn.Identity()
 
 
-class ReferenceBuilder(LoadsOnnx):
+class ReferenceBuilder(OnnxBuilder):
     """Engines of the reference. They read ``checkpoint``; a bundle gives them its specs only."""
 
     name = "pytorch"

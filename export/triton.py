@@ -19,11 +19,11 @@ from typing import Any
 
 from diffplugin.bundle import Bundle, graph_files
 from diffplugin.errors import BundleDamaged, BundleError, RequestError
+from diffplugin.export.writing import writing
 from diffplugin.manifest import EngineEntry
 from diffplugin.runtime.triton import INPUTS, OPTIONAL, OUTPUTS, SERVER, model_name
 from diffplugin.shapes import parse_shapes
 from diffplugin.spec import TensorSpec
-from diffplugin.writing import writing
 
 CONFIG, VERSION = "config.pbtxt", "1"
 _TYPES = {"f32": "TYPE_FP32", "i64": "TYPE_INT64"}

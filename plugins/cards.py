@@ -219,6 +219,6 @@ def find_card(name: str, cards: Mapping[str, PluginCard]) -> PluginCard:
     raise RequestError(f"unknown plugin {name!r}{hint} (known: {', '.join(cards) or 'none'})")
 
 
-def understood(cards: Iterable[PluginCard]) -> list[tuple[str, str]]:
+def example_requests(cards: Iterable[PluginCard]) -> list[tuple[str, str]]:
     """(id, first example request) of every card: what to tell a user whose request selected nothing."""
     return [(card.id, card.examples[0]) for card in cards]

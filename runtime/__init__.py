@@ -1,0 +1,1 @@
+"""The loop without PyTorch: a photo and a request in, the restored photo out."""

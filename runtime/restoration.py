@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffplugin.runtime.image import Photo, Pixels
-from diffplugin.runtime.plan import Plan
-from diffplugin.runtime.select import Selection
+from diffplugin.runtime.photos.read import Photo, Pixels
+from diffplugin.runtime.planning.plan import Plan
+from diffplugin.runtime.request.selection import Selection
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

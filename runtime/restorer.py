@@ -12,34 +12,36 @@ import numpy as np
 
 from diffplugin.engines.base import thread_count
 from diffplugin.errors import RequestError
-from diffplugin.plugins.mapping import mapping_table
-from diffplugin.runtime.device import device_loop
-from diffplugin.runtime.image import (
-    Photo,
-    Pixels,
-    Size,
-    crop,
-    from_tensor,
-    grow,
-    photo_from,
-    resize,
-    to_tensor,
-    with_rgb,
-    working_photo,
+from diffplugin.plugins.compounds import compound_table
+from diffplugin.runtime.execution.clock import Clock
+from diffplugin.runtime.execution.device_loop import DeviceLoop, device_loop
+from diffplugin.runtime.execution.engine_pool import EnginePool
+from diffplugin.runtime.execution.run import Observer, Run
+from diffplugin.runtime.execution.stage import restore_stage
+from diffplugin.runtime.photos.pixels import Size, crop, from_tensor, grow, resize, to_tensor, with_rgb, working_photo
+from diffplugin.runtime.photos.read import Photo, Pixels, photo_from
+from diffplugin.runtime.planning.concurrency import memory_share, restorations_at_once
+from diffplugin.runtime.planning.memory import Footprint, footprint, kept_bytes
+from diffplugin.runtime.planning.plan import (
+    MAX_WHOLE_AREAS,
+    Options,
+    OutputSize,
+    Plan,
+    Stage,
+    Tiling,
+    make_plan,
+    plan_stages,
 )
-from diffplugin.runtime.jobs import pictures_at_once, share
-from diffplugin.runtime.memory import Footprint, footprint, kept_bytes
-from diffplugin.runtime.noise import normal
-from diffplugin.runtime.perception import Perception
-from diffplugin.runtime.plan import ONE_PIECE, Options, OutputSize, Plan, Stage, Tiling, make_plan, plan_chain
-from diffplugin.runtime.pool import Clock, EnginePool
-from diffplugin.runtime.quality import EXACT, Quality
+from diffplugin.runtime.planning.quality import EXACT, Quality
+from diffplugin.runtime.planning.tiles import Tile
+from diffplugin.runtime.request.encoders import Encoders
+from diffplugin.runtime.request.selection import Selection, select, select_named
+from diffplugin.runtime.request.tokenizer import validate_prompt
 from diffplugin.runtime.restoration import Restoration
-from diffplugin.runtime.schedule import NoiseSchedule, StepTable, sinusoidal, step_table
-from diffplugin.runtime.select import Selection, named_selection, select
-from diffplugin.runtime.stage import Observer, Run, restore_stage
-from diffplugin.runtime.tiles import Tile
-from diffplugin.runtime.tokenizer import checked_request
+from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
+from diffplugin.runtime.sampling.samplers import StepTable, step_table
+from diffplugin.runtime.sampling.start_noise import normal
+from diffplugin.runtime.sampling.time_features import sinusoidal
 from diffplugin.spec import Array
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ class Restorer:
         bundle: what was loaded.
         engine, precision, reason: what runs it ("onnxruntime", "fp32"), and why that one.
         quality: how much of the work it does.
-        jobs: restorations that its plans expect to run at once, each on its part of cores and memory.
+        concurrency: restorations that its plans expect to run at once, each on its part of cores and memory.
         cards: the installed plugins by id, in the order of a chain.
         dims: the model's widths.
         device: the loop on the engines' device; None: they run on the host.
@@ -82,25 +84,25 @@ class Restorer:
         threads: int | None = None,
         cache: Path | None = None,
         quality: Quality = EXACT,
-        jobs: int | None = 1,
+        concurrency: int | None = 1,
     ) -> None:
         self.bundle, self.quality = bundle, quality
         self.engine, self.precision, self.reason = builder.name, precision, reason
         self.cards = bundle.cards()
         self.dims = bundle.manifest.dims
         self._schedule = NoiseSchedule.from_config(bundle.manifest.scheduler)
-        self._table = mapping_table(bundle.path / "plugins")
+        self._table = compound_table(bundle.path / "plugins")
         cores = thread_count(threads)
-        self.jobs = pictures_at_once(
-            jobs,
+        self.concurrency = restorations_at_once(
+            concurrency,
             builder,
             cores=cores,
-            memory=self._footprint(plan_chain(list(self.cards), self.cards, None, quality)),
-            piece=round(ONE_PIECE * self.dims.native_latent**2),
+            memory=self._footprint(plan_stages(list(self.cards), self.cards, None, quality)),
+            piece=round(MAX_WHOLE_AREAS * self.dims.native_latent**2),
         )
-        threads = max(1, cores // self.jobs) if self.jobs > 1 else threads
+        threads = max(1, cores // self.concurrency) if self.concurrency > 1 else threads
         self._pool = EnginePool(bundle, builder, precision, threads=threads, cache=cache)
-        self._perception = Perception(self._pool)
+        self._encoders = Encoders(self._pool)
         self.device = device_loop(self._pool)
 
     def __enter__(self) -> Self:
@@ -129,7 +131,7 @@ class Restorer:
         size: Size = "native",
         tile: Tiling = "auto",
         output_size: OutputSize = "input",
-        decided: Callable[[Plan, Selection], None] | None = None,
+        on_plan: Callable[[Plan, Selection], None] | None = None,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         observe: Observer | None = None,
@@ -144,15 +146,15 @@ class Restorer:
             steps: of the first plugin; None: its card's (20 as released), or fewer as the quality says. Plugins that
                 follow take at most 3.
             sampler: unipc (released), ddim, dpmpp_2m or euler.
-            size: working size: "native", "released", N or (width, height) (``runtime.image.working_size``).
-            tile: "auto", "off" or the side of a piece in pixels (``runtime.plan.make_plan``).
+            size: working size: "native", "released", N or (width, height) (``runtime.photos.pixels.working_size``).
+            tile: "auto", "off" or the side of a piece in pixels (``runtime.planning.plan.make_plan``).
             output_size: "input": the input's size; "working": the size in which it was restored.
-            decided: called once with the plan and the selection, before the work begins.
+            on_plan: called once with the plan and the selection, before the work begins.
             progress: called before the first and after every UNet run.
             cancelled: asked before every graph of the loop, or before every plugin where the plan's loop is "device";
                 the run then ends with Cancelled.
-            observe: sees intermediate tensors (``runtime.stage.Run``); for parity checks. The loop then runs from the
-                host, whatever the plan says.
+            observe: sees intermediate tensors (``runtime.execution.run.Run``); for parity checks. The loop then runs
+                from the host, whatever the plan says.
 
         Raises:
             ImageError: the picture cannot be used.
@@ -175,8 +177,8 @@ class Restorer:
         with clock("prepare"):
             photo = photo_from(image)
             plan, selection, tokens = self._decide(photo, options, clock)
-        if decided is not None:
-            decided(plan, selection)
+        if on_plan is not None:
+            on_plan(plan, selection)
         if not plan.chain:
             return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=True)
         ticks = _Ticks(plan.unet_runs, progress)
@@ -189,15 +191,15 @@ class Restorer:
             tick=ticks.tick,
             cancelled=cancelled,
             observe=observe,
-            device=self.device if plan.loop == "device" and observe is None else None,
         )
+        device = self.device if plan.loop == "device" and observe is None else None
         with clock("prepare"):
             picture = grow(to_tensor(working_photo(photo, options.size)), plan.padded_size)
         for i, stage in enumerate(plan.chain):
             ticks.begin(stage.plugin)
             if i:  # the release hands an 8-bit picture from plugin to plugin
                 picture = to_tensor(from_tensor(picture))
-            picture = self._stage(run, stage, picture, plan.sampler, tokens)
+            picture = self._stage(run, stage, picture, plan.sampler, tokens, device)
         with clock("finish"):
             photo = with_rgb(photo, resize(from_tensor(crop(picture, plan.working_size[::-1])), plan.output_size))
         return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=False)
@@ -224,7 +226,7 @@ class Restorer:
             RequestError: no such plugin.
             BundleError, EngineError: an engine cannot be loaded.
         """
-        chosen = named_selection(list(self.cards) if plugins is None else plugins, self.cards).chosen
+        chosen = select_named(list(self.cards) if plugins is None else plugins, self.cards).chosen
         photo = Photo(rgb=np.zeros((height, width, 3), np.uint8))
         clock = Clock()
         steps: int | None = 1 if self.quality.deep_every == 1 else 2  # the second runs the outermost blocks
@@ -232,10 +234,10 @@ class Restorer:
             steps = None
         plan, _, _ = self._decide(photo, Options(plugins=chosen[:1], steps=steps), clock)
         if self.bundle.manifest.selector and plugins is None:
-            tokens = self._perception.tokens(photo, self.cards, clock)
-            self._perception.scores("prepare", tokens, list(self.cards), clock)
+            tokens = self._encoders.tokens(photo, self.cards, clock)
+            self._encoders.scores("prepare", tokens, list(self.cards), clock)
         else:
-            tokens = self._perception.tokens(photo, chosen, clock)
+            tokens = self._encoders.tokens(photo, chosen, clock)
         piece = Tile(0, 0, plan.tiles[0].height, plan.tiles[0].width)
         run = Run(
             pool=self._pool,
@@ -243,33 +245,33 @@ class Restorer:
             tiles=(piece,),
             factor=self.dims.factor,
             noise=self._noise(0, (piece.width, piece.height)),
-            device=self.device if plan.loop == "device" else None,
         )
+        device = self.device if plan.loop == "device" else None
         picture = np.zeros((1, 3, piece.height * self.dims.factor, piece.width * self.dims.factor), np.float32)
-        self._stage(run, plan.chain[0], picture, plan.sampler, tokens)
+        self._stage(run, plan.chain[0], picture, plan.sampler, tokens, device)
         for plugin in chosen:
             self._pool.get(f"scb/{plugin}")
-        if run.device is not None:  # a graph is captured for a plugin, too
-            for plugin in chosen[1 : run.device.kept]:
+        if device is not None:  # a graph is captured for a plugin, too
+            for plugin in chosen[1 : device.kept]:
                 stage = self._plan(photo, Options(plugins=(plugin,)), (plugin,)).chain[0]
-                self._stage(run, stage, picture, plan.sampler, tokens)
+                self._stage(run, stage, picture, plan.sampler, tokens, device)
         return plan
 
     def _decide(self, photo: Photo, options: Options, clock: Clock) -> tuple[Plan, Selection, dict[str, Array]]:
         """(plan, selection, prompt tokens by plugin). Every fault of the request shows up here, before any work."""
         known = list(self.cards)
-        named = named_selection(options.plugins, self.cards) if options.plugins else None
-        prompt = "" if named else checked_request(options.prompt or "")
+        named = select_named(options.plugins, self.cards) if options.plugins else None
+        prompt = "" if named else validate_prompt(options.prompt or "")
         step_table(options.sampler, self._schedule, options.steps or 1)
         normal(options.seed, (0,))
         self._plan(photo, options, named.chosen if named else known)
         if named:
-            tokens = self._perception.tokens(photo, named.chosen, clock)
+            tokens = self._encoders.tokens(photo, named.chosen, clock)
             return self._checked(self._plan(photo, options, named.chosen)), named, tokens
-        tokens = self._perception.tokens(photo, known, clock)
-        scores = self._perception.scores(prompt, tokens, known, clock)
+        tokens = self._encoders.tokens(photo, known, clock)
+        scores = self._encoders.scores(prompt, tokens, known, clock)
         selection = select(scores, known, prompt, self._table)
-        if not self._perception.reads_all(prompt):
+        if not self._encoders.fits_context(prompt):
             late = f"; only the first {self.dims.context - 2} word pieces of the request were read"
             selection = replace(selection, reason=selection.reason + late)
         return self._checked(self._plan(photo, options, selection.chosen)), selection, tokens
@@ -284,7 +286,7 @@ class Restorer:
         return plan
 
     def _plan(self, photo: Photo, options: Options, chosen: Sequence[str]) -> Plan:
-        chain = plan_chain(chosen, self.cards, options.steps, self.quality)
+        chain = plan_stages(chosen, self.cards, options.steps, self.quality)
         memory = self._footprint(chain)
         plan = make_plan(
             photo.size,
@@ -292,18 +294,18 @@ class Restorer:
             options,
             dims=self.dims,
             memory=memory,
-            available=share(memory, self.jobs) if self.device is None else self.device.free,
+            available=memory_share(memory, self.concurrency) if self.device is None else self.device.free,
             engine=self.engine,
             precision=self.precision,
             quality=self.quality.name,
-            built=() if self.device is None else self.device.built,
+            engine_sizes=() if self.device is None else self.device.engine_sizes,
         )
         return plan if self.device is None else self.device.planned(plan)
 
     def _footprint(self, chain: Sequence[Stage]) -> Footprint:
         """What a run of this chain needs beyond the engines that are loaded already."""
         graphs = self.bundle.manifest.graphs
-        deep = any(len(stage.fresh) < stage.steps for stage in chain)
+        deep = any(len(stage.full_steps) < stage.steps for stage in chain)
         shared = any(len(stage.scb_steps) < stage.steps for stage in chain)
         keys = ["clip_vision", "vae_encoder", "unet", *(["unet_shallow"] if deep else []), "vae_decoder"]
         keys += [f"{kind}/{stage.plugin}" for stage in chain for kind in ("tpb", "scb")]
@@ -314,10 +316,18 @@ class Restorer:
     def _noise(self, seed: int, latent_size: tuple[int, int]) -> Array:
         return normal(seed, (1, self.dims.latent_channels, latent_size[1], latent_size[0]))
 
-    def _stage(self, run: Run, stage: Stage, picture: Array, sampler: str, tokens: Mapping[str, Array]) -> Array:
+    def _stage(
+        self,
+        run: Run,
+        stage: Stage,
+        picture: Array,
+        sampler: str,
+        tokens: Mapping[str, Array],
+        device: DeviceLoop | None,
+    ) -> Array:
         table = step_table(sampler, self._schedule, stage.steps, stage.first_t)
         time = self._time(table)
-        return restore_stage(run, stage, picture, table=table, time=time, tokens=tokens[stage.plugin])
+        return restore_stage(run, stage, picture, table=table, time=time, tokens=tokens[stage.plugin], device=device)
 
     def _time(self, table: StepTable) -> Array:
         """Sinusoidal features [n, F] of a sampler's steps."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffplugin.engines.base import LoadsOnnx, check_precision
+from diffplugin.engines.base import OnnxBuilder, check_precision
 from diffplugin.errors import Cancelled, DiffPluginError, EngineError, ImageError, RequestError
 from diffplugin.spec import Array, GraphSpec, check_inputs
 
@@ -76,7 +76,7 @@ class ServerEngine:
         """Nothing to free: the server owns the model."""
 
 
-class ServerBuilder(LoadsOnnx):
+class ServerBuilder(OnnxBuilder):
     """Engines that are the server's models, at the one precision that its repository was written with."""
 
     name = SERVER
@@ -131,7 +131,7 @@ class TritonPythonModel:
 def _restorer(path: Path, parameters: Mapping[str, str], utils: Any) -> Restorer:
     import diffplugin
     from diffplugin.bundle import open_bundle
-    from diffplugin.runtime.quality import quality_named
+    from diffplugin.runtime.planning.quality import get_quality
     from diffplugin.runtime.restorer import Restorer
 
     engine, precision = parameters.get("engine", SERVER), parameters.get("precision", "fp32")
@@ -139,7 +139,7 @@ def _restorer(path: Path, parameters: Mapping[str, str], utils: Any) -> Restorer
     if engine != SERVER:
         return diffplugin.load(path, engine=engine, precision=precision, quality=quality)
     builder = ServerBuilder(utils, precision)
-    own = quality_named(quality).at(precision)
+    own = get_quality(quality).at(precision)
     return Restorer(open_bundle(path), builder, precision, reason="the server's models", quality=own)
 
 

@@ -80,8 +80,8 @@ def half_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model with one plugin, derain, and its fp16 variant; no engines."""
     pytest.importorskip("torch", reason="needs the extra [export]")
     from diffplugin.bundle import list_files, write_manifest
-    from diffplugin.export.exporter import embedded_checkpoint
-    from diffplugin.export.fp16 import export_fp16
+    from diffplugin.export.checkpoints import embedded_checkpoint
+    from diffplugin.export.fp16.variant import export_fp16
 
     out = tmp_path_factory.mktemp("half") / "embedded"
     shutil.copytree(default_bundle(), out)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import diffplugin
-from diffplugin.engines import builder_named
+from diffplugin.engines.choice import get_builder
 from diffplugin.engines.cuda import CudaDriver
 from diffplugin.runtime.restorer import Restorer
 from diffplugin.spec import Array
@@ -24,7 +24,7 @@ LEFT = 64 * 2**20  # bytes that the libraries may keep
 @pytest.fixture(scope="module")
 def driver() -> CudaDriver:
     made = CudaDriver()
-    if reason := made.why_unavailable():
+    if reason := made.unavailable_reason():
         pytest.skip(reason)
     return made
 
@@ -32,11 +32,12 @@ def driver() -> CudaDriver:
 @pytest.fixture(scope="module", params=["tensorrt-rtx", "tensorrt"])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The embedded model with engines for 256x256 and 192x256 pixels, and what built them."""
-    builder = builder_named(request.param)
-    if reason := builder.why_unavailable() or builder.why_cannot_build():
+    builder = get_builder(request.param)
+    if reason := builder.unavailable_reason() or builder.build_unavailable_reason():
         pytest.skip(reason)
     pytest.importorskip("torch", reason="needs the extra [export]")
-    from diffplugin.export.exporter import embedded_checkpoint, export_bundle, parse_size
+    from diffplugin.export.checkpoints import embedded_checkpoint
+    from diffplugin.export.exporter import export_bundle, parse_size
 
     checkpoint, cards, name = embedded_checkpoint([])
     sizes = (*parse_size("256"), *parse_size("192x256"))
@@ -81,7 +82,7 @@ def test_replays_are_plain_enqueues_bit_for_bit(restorer: Restorer, plugins: lis
     assert len(compared) >= 2 and all(found.different == 0 for found in compared), compared
     assert np.array_equal(pictures[0], pictures[2]) and not np.array_equal(pictures[0], pictures[1])
     captured = restorer.device._pictures.values()
-    assert all(picture.captured for picture in captured), [picture.why_plain for picture in captured]
+    assert all(picture.captured for picture in captured), [picture.plain_reason for picture in captured]
 
 
 @pytest.mark.parametrize("sampler", ["unipc", "ddim"])

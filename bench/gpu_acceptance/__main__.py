@@ -15,7 +15,7 @@ from diffplugin.bench.gpu_acceptance.job import EMBEDDED, FULL, ORACLE, SCRATCH,
 from diffplugin.bench.gpu_acceptance.report import failures, markdown
 from diffplugin.bench.measure import worker
 from diffplugin.bench.work import parse_work
-from diffplugin.engines import builder_named
+from diffplugin.engines.choice import get_builder
 from diffplugin.engines.device import DeviceBuilder
 from diffplugin.errors import DiffPluginError, EngineUnavailable, RequestError
 
@@ -86,8 +86,8 @@ def _environment(engine: str) -> dict[str, Any]:
     Raises:
         EngineUnavailable: there is no such engine, no GPU or no driver.
     """
-    builder = builder_named(engine)
-    if reason := builder.why_unavailable():
+    builder = get_builder(engine)
+    if reason := builder.unavailable_reason():
         raise EngineUnavailable(f"engine {engine} cannot run here: {' '.join(reason.split())}")
     found: dict[str, Any] = environment()
     if isinstance(builder, DeviceBuilder):
@@ -123,7 +123,7 @@ def _jobs(args: argparse.Namespace) -> Iterator[Job]:
                 part=part,
                 model=model,
                 engine=args.engine,
-                precision=builder_named(args.engine).precisions()[0],
+                precision=get_builder(args.engine).precisions()[0],
                 out=str(args.out.resolve()),
                 width=work.width,
                 height=work.height,

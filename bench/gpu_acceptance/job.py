@@ -14,7 +14,7 @@ from diffplugin.bench.models import Model
 from diffplugin.errors import RequestError
 
 if TYPE_CHECKING:
-    from diffplugin.runtime.image import Pixels
+    from diffplugin.runtime.photos.read import Pixels
     from diffplugin.runtime.restorer import Restorer
 
 EMBEDDED, ORACLE, FULL = "embedded", "oracle", "full"
@@ -101,10 +101,10 @@ def open_restorer(job: Job) -> Restorer:
 
 def free_memory(job: Job) -> Callable[[], int] | None:
     """Bytes of device memory that are free; None where the engine runs on the processor."""
-    from diffplugin.engines import builder_named
+    from diffplugin.engines.choice import get_builder
     from diffplugin.engines.device import DeviceBuilder
 
-    builder = builder_named(job.engine)
+    builder = get_builder(job.engine)
     if not isinstance(builder, DeviceBuilder):
         return None
     driver = builder.driver()

@@ -25,7 +25,7 @@ from diffplugin.bench.gpu_acceptance.job import (
 
 if TYPE_CHECKING:
     from diffplugin.export.checkpoints import Checkpoint
-    from diffplugin.runtime.capture import Key, Request
+    from diffplugin.runtime.execution.captured_stage import CaptureKey, StageInputs
     from diffplugin.runtime.restoration import Restoration
     from diffplugin.runtime.restorer import Restorer
 
@@ -43,8 +43,8 @@ def check(name: str, ok: bool, found: str) -> Result:
 def build(job: Job) -> Result:
     """Export the model and build its engines for this GPU; what the builder reported of each."""
     from diffplugin.engines.base import BuildOptions
-    from diffplugin.export.ahead import parse_size
     from diffplugin.export.exporter import export_bundle
+    from diffplugin.export.prebuild import parse_size
 
     checkpoint, cards = _checkpoint(job)
     size = parse_size("{}x{}".format(*(GOLDEN_SIZE if job.kind == ORACLE else (job.height, job.width))))
@@ -52,7 +52,7 @@ def build(job: Job) -> Result:
     began = time.monotonic()
     export_bundle(
         checkpoint, job.bundle, name=job.kind, cards=cards, engine=job.engine, precision=job.precision,
-        sizes=[size], validate=False, options=BuildOptions(progress=lines.append), report=lines.append,
+        sizes=[size], validate=False, options=BuildOptions(log=lines.append), log=lines.append,
     )  # fmt: skip
     result: Result = {"seconds": time.monotonic() - began, "log": lines[-40:]}
     from diffplugin.bundle import open_bundle
@@ -91,7 +91,7 @@ def _checkpoint(job: Job) -> tuple[Checkpoint, Path | None]:
             unpack(_oracle(job))
         return find(root / "stable-diffusion", root / "clip", root / "pre-trained"), None
     if job.kind == EMBEDDED:
-        from diffplugin.export.exporter import embedded_checkpoint
+        from diffplugin.export.checkpoints import embedded_checkpoint
 
         checkpoint, cards, _ = embedded_checkpoint([])
         return checkpoint, cards
@@ -228,24 +228,25 @@ def _stages(job: Job, restorer: Restorer, photo: Any, plugin: str) -> Result:
     return {"stages_s": {graph: sum(seconds) for graph, seconds in runs.items()}, "runs_s": runs}
 
 
-def _request(restorer: Restorer, photo: Any, plugin: str, steps: int) -> tuple[Key, Request]:
+def _request(restorer: Restorer, photo: Any, plugin: str, steps: int) -> tuple[CaptureKey, StageInputs]:
     """What the device's loop would be asked for this photo."""
-    from diffplugin.runtime.capture import Key, Request
-    from diffplugin.runtime.image import photo_from, to_tensor
-    from diffplugin.runtime.pool import Clock
-    from diffplugin.runtime.sampler import step_weights
-    from diffplugin.runtime.schedule import step_table
+    from diffplugin.runtime.execution.captured_stage import CaptureKey, StageInputs
+    from diffplugin.runtime.execution.clock import Clock
+    from diffplugin.runtime.photos.pixels import to_tensor
+    from diffplugin.runtime.photos.read import photo_from
+    from diffplugin.runtime.sampling.loop import step_weights
+    from diffplugin.runtime.sampling.samplers import step_table
 
     plan, _ = restorer.plan(photo, plugins=[plugin], steps=steps)
     stage, (width, height) = plan.chain[0], plan.latent_size
     table = step_table(plan.sampler, restorer._schedule, steps, stage.first_t)
     weights = [step_weights(table, i, stage.start, stage.renoise_from_t) for i in range(steps)]
-    tokens = restorer._perception.tokens(photo_from(photo), [plugin], Clock())[plugin]
-    request = Request(
+    tokens = restorer._encoders.tokens(photo_from(photo), [plugin], Clock())[plugin]
+    request = StageInputs(
         image=to_tensor(photo),
         noise=restorer._noise(SEED, plan.latent_size),
         tokens=tokens,
         time=restorer._time(table),
         weights=np.stack(weights),
     )
-    return Key(plugin=plugin, steps=steps, h=height, w=width, batch=stage.scb_batch), request
+    return CaptureKey(plugin=plugin, steps=steps, h=height, w=width, batch=stage.scb_batch), request

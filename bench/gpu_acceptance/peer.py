@@ -17,9 +17,10 @@ from diffplugin.bench.peers_torch import plain_module
 from diffplugin.bundle import Bundle, open_bundle
 from diffplugin.export.checkpoints import Checkpoint
 from diffplugin.export.measures import psnr
-from diffplugin.runtime.image import clip_pixels, from_tensor, to_tensor
-from diffplugin.runtime.noise import normal
-from diffplugin.runtime.schedule import NoiseSchedule, step_table
+from diffplugin.runtime.photos.pixels import clip_pixels, from_tensor, to_tensor
+from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
+from diffplugin.runtime.sampling.samplers import step_table
+from diffplugin.runtime.sampling.start_noise import normal
 
 Stages = dict[str, float]
 
@@ -66,7 +67,7 @@ class TorchPipeline:
         return from_tensor(made)
 
     def _loop(self, steps: int, tokens: Tensor, cond: Tensor, noise: Tensor, stages: Stages | None) -> Tensor:
-        """``runtime.sampler.sample`` with UniPC, on the device."""
+        """``runtime.sampling.loop.sample`` with UniPC, on the device."""
         table = step_table("unipc", NoiseSchedule.from_config(self._manifest.scheduler), steps, self._card.first_t)
         latents = last = x0_1 = x0_2 = noise
         half_cond = self._half(cond)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from diffplugin.bundle import Bundle, default_bundle, open_bundle
-from diffplugin.engines import ENGINES, builder_named
-from diffplugin.engines.base import Engine, EngineBuilder, lacks
+from diffplugin.engines.base import Engine, EngineBuilder, missing_variant
+from diffplugin.engines.choice import ENGINES, get_builder
 from diffplugin.export.onnx import example_inputs
 
 if TYPE_CHECKING:
@@ -23,9 +23,11 @@ SIDE = 256
 
 
 def _engines(bundle: Bundle) -> Iterator[tuple[EngineBuilder, str]]:
-    for builder in map(builder_named, ENGINES):
-        if not builder.why_unavailable():
-            yield from ((builder, precision) for precision in builder.precisions() if not lacks(bundle, precision))
+    for builder in map(get_builder, ENGINES):
+        if not builder.unavailable_reason():
+            yield from (
+                (builder, precision) for precision in builder.precisions() if not missing_variant(bundle, precision)
+            )
 
 
 BUNDLE = open_bundle(default_bundle())

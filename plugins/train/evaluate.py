@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from diffplugin.export.measures import psnr
+from diffplugin.export.measures import gmsd, psnr, ssim
 from diffplugin.plugins.train import photos
 from diffplugin.plugins.train.baselines import BASELINES
 from diffplugin.plugins.train.common import Pixels, centre, load_photos
 from diffplugin.plugins.train.corpus import KINDS, held_out, wording_of
 from diffplugin.plugins.train.degradations import degrade
-from diffplugin.plugins.train.metrics import gmsd, selection, ssim
+from diffplugin.plugins.train.metrics import selection
 from diffplugin.plugins.train.wording import WORDS
 
 if TYPE_CHECKING:

@@ -70,7 +70,7 @@ class Work:
 
 
 def adopt(work: Work, start: Path) -> None:
-    """Take over the autoencoder of a checkpoint folder, such as ``plugins/embedded``, where none is yet.
+    """Take over the autoencoder of a checkpoint folder, such as ``plugins/embedded_checkpoint``, where none is yet.
 
     Raises:
         CheckpointError: there is none in ``start`` either, or it is damaged.

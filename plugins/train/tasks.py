@@ -29,7 +29,7 @@ from diffplugin.plugins.train import (
 from diffplugin.plugins.train import base as small
 from diffplugin.plugins.train.degradations import DEGRADATIONS, degrade
 from diffplugin.plugins.train.wording import WORDS
-from diffplugin.runtime.schedule import NoiseSchedule
+from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
 
 if TYPE_CHECKING:
     from torch import Tensor

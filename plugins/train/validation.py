@@ -18,9 +18,10 @@ from diffplugin.plugins.train.degradations import degrade
 from diffplugin.plugins.train.loop import Report
 from diffplugin.plugins.train.plugin import Denoiser
 from diffplugin.plugins.train.pool import clip_pixels, shrink
-from diffplugin.runtime.noise import normal
-from diffplugin.runtime.sampler import sample
-from diffplugin.runtime.schedule import NoiseSchedule, unipc
+from diffplugin.runtime.sampling.loop import sample
+from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
+from diffplugin.runtime.sampling.samplers import unipc
+from diffplugin.runtime.sampling.start_noise import normal
 
 if TYPE_CHECKING:
     from diffplugin.plugins.cards import PluginCard

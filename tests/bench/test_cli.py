@@ -24,7 +24,6 @@ def run(out: Path, *more: str) -> int:
 
 def test_two_contenders_end_to_end_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFPLUGIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
     out = tmp_path / "out"
     assert run(out) == 0
     result = json.loads((out / "results.json").read_text())

@@ -14,11 +14,11 @@ from diffplugin.bench.models import parse_model
 from diffplugin.bench.peers import TimeTable
 from diffplugin.bench.peers_torch import EagerBuilder
 from diffplugin.bundle import default_bundle, open_bundle
-from diffplugin.engines import builder_named
+from diffplugin.engines.choice import get_builder
 from diffplugin.errors import EngineError
 from diffplugin.export.measures import relative_error
 from diffplugin.export.onnx import example_inputs
-from diffplugin.runtime.schedule import sinusoidal
+from diffplugin.runtime.sampling.time_features import sinusoidal
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def test_the_eager_peer_agrees_with_our_engine(precision: str, budget: float) ->
     dims = bundle.manifest.dims
     inputs["time"] = sinusoidal(np.array([501]), dims.time_features, **TimeTable(bundle.manifest).settings)
     inputs["latents"] = random.standard_normal(inputs["latents"].shape).astype(np.float32)
-    ours = builder_named("onnxruntime").load(bundle, "unet", precision="fp32", threads=1, cache=None).run(inputs)
+    ours = get_builder("onnxruntime").load(bundle, "unet", precision="fp32", threads=1, cache=None).run(inputs)
     peer = EagerBuilder(model).load(bundle, "unet", precision=precision, threads=1, cache=None).run(inputs)
     error = relative_error(peer["eps"], ours["eps"])
     print(f"{precision}: relative error {error:.1e}")

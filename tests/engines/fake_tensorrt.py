@@ -17,9 +17,9 @@ from weakref import WeakSet
 import numpy as np
 
 from diffplugin.bundle import ENGINES, Bundle
-from diffplugin.engines.base import LoadsOnnx
+from diffplugin.engines.base import OnnxBuilder
 from diffplugin.engines.device import ALIGNMENT
-from diffplugin.engines.tensorrt_engine import TensorRtEngine
+from diffplugin.engines.tensorrt.engine import TensorRtEngine
 from diffplugin.errors import EngineError
 from diffplugin.manifest import EngineEntry, fingerprint
 from diffplugin.shapes import Range, free_inputs, parse_shapes, shapes_text
@@ -274,8 +274,8 @@ class _RtxContext(_Context):
         return self._library.capturable
 
 
-class FakeTensorRtBuilder(LoadsOnnx):
-    """Engines of the fake library: what ``engines.tensorrt.TensorRtBuilder`` is to the real one."""
+class FakeTensorRtBuilder(OnnxBuilder):
+    """Engines of the fake library: what ``engines.tensorrt.builder.TensorRtBuilder`` is to the real one."""
 
     name = "tensorrt-fake"
     concurrent = False

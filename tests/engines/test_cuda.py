@@ -74,7 +74,7 @@ def test_it_is_a_driver() -> None:
 
 def test_without_a_gpu_the_reason_names_call_error_and_remedy() -> None:
     pytest.importorskip("cuda.bindings", reason="needs the extra [cuda]")
-    reason = CudaDriver().why_unavailable()
+    reason = CudaDriver().unavailable_reason()
     if reason is None:
         pytest.skip("this machine has a GPU")
     assert "cudaGetDeviceCount failed with cudaError" in reason and "NVIDIA" in reason and "\n" not in reason
@@ -85,7 +85,7 @@ def test_every_call_reaches_the_real_library(name: str) -> None:
     """Names and kinds of arguments are the library's: it refuses only because there is no GPU."""
     pytest.importorskip("cuda.bindings", reason="needs the extra [cuda]")
     driver = CudaDriver()
-    if driver.why_unavailable() is None:
+    if driver.unavailable_reason() is None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(EngineUnavailable, match=f"{name} failed with cudaError(InsufficientDriver|NoDevice)"):
         CALLS[name](driver)
@@ -94,7 +94,7 @@ def test_every_call_reaches_the_real_library(name: str) -> None:
 def test_without_the_package_the_reason_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda._runtime.cache_clear()
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    reason = CudaDriver().why_unavailable()
+    reason = CudaDriver().unavailable_reason()
     assert reason is not None and "cuda-python" in reason and "pip install 'diffplugin[cuda]'" in reason
 
 
@@ -125,7 +125,7 @@ def test_values_of_calls() -> None:
         cudaDeviceGetAttribute=lambda kind, _: (0, {"major": 12, "minor": 0}[kind]),
     )
     driver = CudaDriver(runtime)
-    assert driver.why_unavailable() is None
+    assert driver.unavailable_reason() is None
     assert (driver.memory(), driver.malloc(1), driver.open_stream()) == ((10, 20), 4096, 5)
     driver.begin_capture(5)
     assert (driver.end_capture(5), driver.instantiate(6)) == (6, 7)

@@ -158,11 +158,11 @@ def test_nothing_is_built_ahead(tiny: Any, tmp_path: Path) -> None:
     def build(options: BuildOptions) -> object:
         return builder.build(tiny.bundle, "unet", precision="fp32", profile=profile, out=out, options=options)
 
-    assert build(BuildOptions()) is None and builder.why_cannot_build() is None
+    assert build(BuildOptions()) is None and builder.build_unavailable_reason() is None
     with pytest.raises(RequestError, match=r"onnxruntime: --gpus, --weight-streaming is for TensorRT engines"):
         build(BuildOptions(gpus=("sm_89",), weight_streaming=True))
     assert not (tmp_path / "out").exists()
-    assert builder.why_unavailable() is None and builder.version() == ort.__version__ and builder.device() == "cpu"
+    assert builder.unavailable_reason() is None and builder.version() == ort.__version__ and builder.device() == "cpu"
 
 
 _MEMORY = """

@@ -18,7 +18,7 @@ pytest.importorskip("openvino", reason="needs the extra [openvino]")
 from diffplugin.bundle import ENGINES, Bundle
 from diffplugin.engines import openvino as module
 from diffplugin.engines.base import BuildOptions
-from diffplugin.engines.blobs import write_blob
+from diffplugin.engines.compiled_cache import write_blob
 from diffplugin.engines.openvino import OpenVinoBuilder, OpenVinoEngine
 from diffplugin.errors import BundleDamaged, EngineError, EngineUnavailable, RequestError, ShapeMismatch
 from diffplugin.manifest import EngineEntry, fingerprint
@@ -297,7 +297,7 @@ def test_another_graph_in_the_file_is_refused(tiny: Any) -> None:
 
 def test_the_builder_names_its_machine() -> None:
     builder = OpenVinoBuilder()
-    assert builder.why_unavailable() is None
+    assert builder.unavailable_reason() is None
     assert builder.version()[:2].isdigit()
     assert "FP32" in builder.device()
     *floats, last = builder.precisions()

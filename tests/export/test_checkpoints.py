@@ -11,8 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra [export]")
 
-from diffplugin.errors import CheckpointError  # noqa: E402
-from diffplugin.export.checkpoints import Checkpoint, fill, find, local_folder, read_tensors  # noqa: E402
+from diffplugin.errors import CheckpointError
+from diffplugin.export.checkpoints import Checkpoint, fill, find, local_folder, read_tensors
 
 
 def _find(root: Path, *wanted: str) -> Checkpoint:

@@ -10,14 +10,15 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra [export]")
 
-from diffplugin.bundle import default_bundle, open_bundle, verify  # noqa: E402
-from diffplugin.errors import CheckpointError, ParityError, RequestError  # noqa: E402
-from diffplugin.export import cli, exporter  # noqa: E402
-from diffplugin.export.ahead import parse_size  # noqa: E402
-from diffplugin.export.checkpoints import Checkpoint, find  # noqa: E402
-from diffplugin.export.exporter import embedded_checkpoint, export_bundle  # noqa: E402
-from diffplugin.export.measures import psnr, relative_error  # noqa: E402
-from diffplugin.export.parity import Comparison, check  # noqa: E402
+from diffplugin.bundle import default_bundle, open_bundle
+from diffplugin.errors import CheckpointError, ParityError, RequestError
+from diffplugin.export import checkpoints, cli, exporter
+from diffplugin.export.checkpoints import Checkpoint, embedded_checkpoint, find
+from diffplugin.export.exporter import export_bundle
+from diffplugin.export.maintenance import verify
+from diffplugin.export.measures import psnr, relative_error
+from diffplugin.export.parity import Comparison, check
+from diffplugin.export.prebuild import parse_size
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_the_embedded_bundle_has_its_own_cards() -> None:
 
     bundle = open_bundle(default_bundle())
     for plugin, card in bundle.cards().items():
-        assert card == load_card(exporter.embedded_folder() / "cards" / f"{plugin}.toml")
+        assert card == load_card(checkpoints.embedded_checkpoint_folder() / "cards" / f"{plugin}.toml")
 
 
 def test_the_embedded_bundle_was_validated() -> None:
@@ -118,7 +119,11 @@ def test_own_cards_and_compounds_travel_with_the_bundle(
     _tiny_graphs(monkeypatch, ("tpb/colourise",))
     own = Checkpoint(checkpoint.base, checkpoint.clip, {"colourise": checkpoint.plugins["deblur"]}, None)
     (tmp_path / "own" / "colourise").mkdir(parents=True)
-    card = (exporter.embedded_folder().parent / "cards" / "deblur.toml").read_text().replace('"deblur"', '"colourise"')
+    card = (
+        (checkpoints.embedded_checkpoint_folder().parent / "cards" / "deblur.toml")
+        .read_text()
+        .replace('"deblur"', '"colourise"')
+    )
     card = "\n".join(line for line in card.splitlines() if not line.startswith(("order", "aliases")))
     (tmp_path / "own" / "colourise" / "card.toml").write_text(card + '\naliases = ["colour"]\n')
     table = '[old-photo]\nphrases = ["old photo"]\ntasks = ["colourise"]\n'
@@ -150,8 +155,8 @@ def test_measures() -> None:
     assert psnr(grey, black) == pytest.approx(20 * np.log10(5))
 
 
-def _failed(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    assert cli.main(argv) == 1
+def _failed(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 1) -> str:
+    assert cli.main(argv) == code
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("dp-export: "), lines
     return lines[0]
@@ -168,7 +173,7 @@ def test_an_unknown_plugin_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_parts_of_a_model_come_together(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert "without --clip, --plugins" in _failed(capsys, "--base", str(tmp_path))
+    assert "without --clip, --plugins" in _failed(capsys, "--base", str(tmp_path), code=2)
 
 
 def test_an_unknown_engine_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -10,16 +10,15 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra [export]")
 onnx = pytest.importorskip("onnx", reason="needs the extra [export]")
 
-from diffplugin.bundle import default_bundle, open_bundle  # noqa: E402
-from diffplugin.engines.onnxruntime import OnnxRuntimeEngine  # noqa: E402
-from diffplugin.export import onnx as exporter  # noqa: E402
-from diffplugin.export.checkpoints import Checkpoint, find  # noqa: E402
-from diffplugin.export.exporter import embedded_checkpoint  # noqa: E402
-from diffplugin.export.graphs import graph_keys, kind_of, module_for  # noqa: E402
-from diffplugin.export.measures import relative_error  # noqa: E402
-from diffplugin.export.reference import TorchEngine  # noqa: E402
-from diffplugin.plugins.networks.blocks import PictureNorm  # noqa: E402
-from diffplugin.spec import GraphSpec, TensorSpec, graph_specs  # noqa: E402
+from diffplugin.bundle import default_bundle, open_bundle
+from diffplugin.engines.onnxruntime import OnnxRuntimeEngine
+from diffplugin.export import onnx as exporter
+from diffplugin.export.checkpoints import Checkpoint, embedded_checkpoint, find
+from diffplugin.export.graphs import graph_keys, kind_of, module_for
+from diffplugin.export.measures import relative_error
+from diffplugin.export.reference import TorchEngine
+from diffplugin.plugins.networks.blocks import PictureNorm
+from diffplugin.spec import GraphSpec, TensorSpec, graph_specs
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,12 @@ import pytest
 pytest.importorskip("nncf", reason="quantises with the package nncf")
 
 import diffplugin
-from diffplugin.bundle import default_bundle, open_bundle, verify
-from diffplugin.engines import builder_named
+from diffplugin.bundle import default_bundle, open_bundle
+from diffplugin.engines.choice import get_builder
 from diffplugin.export import measures
-from diffplugin.export.exporter import embedded_checkpoint, export_bundle
+from diffplugin.export.checkpoints import embedded_checkpoint
+from diffplugin.export.exporter import export_bundle
+from diffplugin.export.maintenance import verify
 from diffplugin.export.quantize import KINDS, SAMPLES, calibration_inputs, default_pictures, quantize_bundle
 from diffplugin.spec import check_inputs
 
@@ -22,7 +24,7 @@ from diffplugin.spec import check_inputs
 def test_calibration_sees_every_kind_plugin_and_many_timesteps() -> None:
     bundle = open_bundle(default_bundle())
     pictures = default_pictures(2, 64)
-    found = calibration_inputs(bundle, builder_named("onnxruntime"), pictures, steps=6)
+    found = calibration_inputs(bundle, get_builder("onnxruntime"), pictures, steps=6)
     kinds = {key.partition("/")[0] for key in found}
     assert kinds == set(KINDS)
     assert {key for key in found if key.startswith("scb/")} == {f"scb/{p}" for p in bundle.manifest.plugins}
@@ -43,7 +45,7 @@ def test_a_graph_over_its_budget_stays_in_floating_point(tmp_path: Path) -> None
     items = {"vae_encoder": [{"image": random.uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)} for _ in range(2)]}
     lines: list[str] = []
     moved = type(bundle)(copy, bundle.manifest)
-    kept = quantize_bundle(moved, builder_named("openvino"), items, budget=0.0, report=lines.append)
+    kept = quantize_bundle(moved, get_builder("openvino"), items, budget=0.0, log=lines.append)
     assert kept == {} and not list(copy.rglob("*.xml")) and not list(copy.rglob("*.bin"))
     assert "stays in floating point" in lines[0]
 
@@ -54,7 +56,7 @@ def test_int8_weights_of_the_vision_encoder_survive_the_cache(tmp_path: Path) ->
     copy = tmp_path / "bundle"
     copy.mkdir()
     (copy / "onnx").symlink_to(bundle.path / "onnx")
-    builder = builder_named("openvino")
+    builder = get_builder("openvino")
     pixels = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
     moved = type(bundle)(copy, bundle.manifest)
     entries = quantize_bundle(moved, builder, {"clip_vision": [{"pixels": pixels}]})
@@ -78,7 +80,7 @@ def test_the_embedded_model_in_int8(tmp_path: Path) -> None:
     checkpoint, cards, name = embedded_checkpoint(["derain"])
     out = export_bundle(checkpoint, tmp_path / "int8", name=name, cards=cards, engine="openvino", precision="int8")
     assert verify(out) == []
-    picture = measures.test_picture(256, 256, seed=9)
+    picture = measures.synthetic_photo(256, 256, seed=9)
     made = {}
     for precision in ("fp32", "int8"):
         with diffplugin.load(out, engine="openvino", precision=precision) as restorer:

@@ -10,7 +10,7 @@ import pytest
 
 from diffplugin.errors import CheckpointError
 from diffplugin.export.tokenizer import build_tokenizer, write_tokenizer
-from diffplugin.runtime.tokenizer import load_tokenizer, token_ids
+from diffplugin.runtime.request.tokenizer import load_tokenizer, token_ids
 
 NASTY = [
     "", " ", "remove the blur", "Can you REMOVE rain streaks, and sharpen blurry edges?", "word " * 200, "x" * 5000,

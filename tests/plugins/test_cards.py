@@ -11,12 +11,12 @@ from diffplugin.errors import CheckpointError, RequestError
 from diffplugin.plugins.cards import (
     PluginCard,
     card_to_toml,
+    example_requests,
     find_card,
     load_card,
     parse_card,
     registry,
     shipped_cards,
-    understood,
 )
 
 RELEASED_ORDER = ["derain", "desnow", "lowlight", "dehaze", "deblur", "highlight", "face", "demoire"]
@@ -131,4 +131,4 @@ def test_find_by_id_and_alias() -> None:
 
 
 def test_understood_gives_an_example_of_each() -> None:
-    assert [name for name, _ in understood(shipped_cards().values())] == RELEASED_ORDER
+    assert [name for name, _ in example_requests(shipped_cards().values())] == RELEASED_ORDER

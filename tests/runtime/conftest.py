@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 
 from diffplugin.bundle import Bundle
-from diffplugin.engines.base import LoadsOnnx
+from diffplugin.engines.base import OnnxBuilder
 from diffplugin.engines.fake import FakeEngine
 from diffplugin.export.tokenizer import write_tokenizer
 from diffplugin.manifest import GraphEntry, Manifest
 from diffplugin.plugins.cards import card_to_toml, shipped_cards
 from diffplugin.runtime.restorer import Restorer
-from diffplugin.runtime.schedule import NoiseSchedule, sinusoidal
+from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
+from diffplugin.runtime.sampling.time_features import sinusoidal
 from diffplugin.spec import Array, ModelDims
 
 if TYPE_CHECKING:
-    from diffplugin.runtime.device import DeviceLoop
+    from diffplugin.runtime.execution.device_loop import DeviceLoop
     from tests.engines.fake_driver import FakeDriver
     from tests.engines.fake_tensorrt import FakeTensorRt
 
@@ -56,7 +57,7 @@ def _grow(latents: Array) -> Array:
     return np.ascontiguousarray(latents[:, :3].repeat(8, 2).repeat(8, 3))
 
 
-class FakeModel(LoadsOnnx):
+class FakeModel(OnnxBuilder):
     """Engines of one bundle. ``swap`` another function in for a graph; ``loads`` and ``runs`` count.
 
     The SCB hands the UNet ``cond`` plus the plugin's number, and the UNet finds the noise that leads there: a run
@@ -80,7 +81,7 @@ class FakeModel(LoadsOnnx):
     def runs(self, key: str) -> int:
         return self.engines[key].runs if key in self.engines else 0
 
-    def why_unavailable(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         return None
 
     def version(self) -> str:

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from diffplugin.errors import Cancelled, EngineError, ImageError, NotFinite, RequestError
-from diffplugin.runtime.image import photo_from
-from diffplugin.runtime.noise import normal
+from diffplugin.runtime.photos.read import photo_from
 from diffplugin.runtime.restorer import Restorer
+from diffplugin.runtime.sampling.start_noise import normal
 from diffplugin.spec import Array
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The recording fake as an engine that ``builder_named`` knows."""
+"""The recording fake as an engine that ``get_builder`` knows."""
 
 from __future__ import annotations
 

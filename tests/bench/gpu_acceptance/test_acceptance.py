@@ -17,7 +17,7 @@ from diffplugin.bench.gpu_acceptance import __main__ as acceptance
 from diffplugin.bench.gpu_acceptance.job import Job
 from diffplugin.bench.gpu_acceptance.report import failures, markdown, rows
 from diffplugin.bundle import default_bundle
-from diffplugin.engines import builder_named
+from diffplugin.engines.choice import get_builder
 
 ROOT = Path(__file__).resolve().parents[3]
 MEASURED = {
@@ -116,7 +116,7 @@ def test_one_row_per_configuration(tmp_path: Path) -> None:
 
 
 def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if builder_named("tensorrt-rtx").why_unavailable() is None:
+    if get_builder("tensorrt-rtx").unavailable_reason() is None:
         pytest.skip("there is a GPU")
     assert acceptance.main(["--out", str(tmp_path / "out")]) == 1
     complaint = capsys.readouterr().err
@@ -184,7 +184,7 @@ def test_a_rehearsal_with_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("engine", ["tensorrt-rtx", "tensorrt"])
 def test_on_a_gpu(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All parts but the peers, for real."""
-    if reason := builder_named(engine).why_unavailable():
+    if reason := get_builder(engine).unavailable_reason():
         pytest.skip(reason)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     out = tmp_path / "out"

@@ -101,7 +101,7 @@ def test_the_peer_computes_the_same_picture(job: Job, plugin: str) -> None:
     from diffplugin.export.measures import psnr
 
     photo = photograph(job, plugin)
-    from diffplugin.export.exporter import embedded_checkpoint
+    from diffplugin.export.checkpoints import embedded_checkpoint
 
     checkpoint, _, _ = embedded_checkpoint([])
     pipeline = TorchPipeline(checkpoint, open_bundle(default_bundle()), plugin, "cpu", half=False, compiled=False)

@@ -11,15 +11,14 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra [export]")
 
-from diffplugin.errors import CheckpointError  # noqa: E402
-from diffplugin.export.checkpoints import Checkpoint, find  # noqa: E402
-from diffplugin.export.exporter import embedded_checkpoint  # noqa: E402
-from diffplugin.export.measures import relative_error  # noqa: E402
-from diffplugin.plugins.networks.attention import sinusoidal  # noqa: E402
-from diffplugin.plugins.networks.clip import TextEncoder  # noqa: E402
-from diffplugin.plugins.networks.taskplugin import SpatialComplementBranch  # noqa: E402
-from diffplugin.plugins.networks.unet import UNet  # noqa: E402
-from diffplugin.plugins.networks.vae import Autoencoder  # noqa: E402
+from diffplugin.errors import CheckpointError
+from diffplugin.export.checkpoints import Checkpoint, embedded_checkpoint, find
+from diffplugin.export.measures import relative_error
+from diffplugin.plugins.networks.attention import sinusoidal
+from diffplugin.plugins.networks.clip import TextEncoder
+from diffplugin.plugins.networks.taskplugin import SpatialComplementBranch
+from diffplugin.plugins.networks.unet import UNet
+from diffplugin.plugins.networks.vae import Autoencoder
 
 GOLDENS = {"deblur_landscape_20": "deblur", "lowlight_portrait_6": "lowlight", "derain_small_4": "derain"}
 TOLERANCE = 1e-5

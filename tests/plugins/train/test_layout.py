@@ -12,7 +12,7 @@ from diffplugin.export.checkpoints import find
 from diffplugin.plugins import cards
 from diffplugin.plugins.train import autoencoder, base, layout, plugin, selector
 
-EMBEDDED = Path(layout.__file__).parent.parent / "embedded"
+EMBEDDED = Path(layout.__file__).parent.parent / "embedded_checkpoint"
 
 
 def test_reads_back_as_half_precision(tmp_path: Path) -> None:

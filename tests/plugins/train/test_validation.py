@@ -13,8 +13,8 @@ import torch
 
 from diffplugin.plugins.train import autoencoder, base, validation
 from diffplugin.plugins.train.common import to_tensor
-from diffplugin.runtime.noise import normal
-from diffplugin.runtime.schedule import NoiseSchedule
+from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
+from diffplugin.runtime.sampling.start_noise import normal
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toys import VAE

@@ -1,0 +1,84 @@
+"""Diff-Plugin (arXiv:2403.00644) for production.
+
+import diffplugin
+
+with diffplugin.load() as restorer:
+    restorer.restore("photo.jpg", "remove the blur").image.save("sharp.png")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from diffplugin.errors import DiffPluginError
+
+if TYPE_CHECKING:
+    import os
+
+    from diffplugin.bundle import Bundle
+    from diffplugin.runtime.restoration import Restoration
+    from diffplugin.runtime.restorer import Restorer
+
+__version__ = "0.1.0"
+__all__ = ["DiffPluginError", "Restoration", "Restorer", "__version__", "load"]
+
+_LAZY = {"Restoration": "diffplugin.runtime.restoration", "Restorer": "diffplugin.runtime.restorer"}
+
+
+def load(
+    bundle: str | os.PathLike[str] | Bundle | None = None,
+    engine: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    quality: str = "exact",
+    concurrency: int | None = 1,
+) -> Restorer:
+    """Load a bundle. Reads its manifest only; engines are loaded when first needed, or by ``Restorer.prepare``.
+
+    Args:
+        bundle: a bundle's folder; None: the small model that comes with the package.
+        engine: "auto" (the fastest usable one), "onnxruntime", "openvino", "tensorrt" or "tensorrt-rtx".
+        precision: "auto" (what the quality prefers, else the engine's best here), "fp32", "bf16", "fp16" or "int8".
+        threads: processor cores to use; None: all that this process may use.
+        quality: "exact", or less work: "balanced" or "fast" (``runtime.planning.quality`` says what each does).
+        concurrency: photos that you will restore at the same time, a thread each: each gets its part of cores and
+            memory. None: as many as the machine has cores and memory for (``Restorer.concurrency`` says how many); 1
+            where the engine runs one after another.
+
+    Raises:
+        BundleError: the folder is no bundle, or one of a newer format.
+        EngineUnavailable: the engine or precision asked for cannot run here; the message names the remedy.
+        RequestError: no such quality; threads or concurrency is not positive; the engine runs one picture at a time.
+    """
+    from diffplugin.bundle import Bundle, cache_folder, default_bundle, open_bundle
+    from diffplugin.engines.choice import choose
+    from diffplugin.runtime.planning.quality import get_quality
+    from diffplugin.runtime.restorer import Restorer
+
+    wanted = get_quality(quality)
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(default_bundle() if bundle is None else bundle)
+    builder, chosen, reason = choose(engine, precision, bundle=opened, prefer=wanted.precisions)
+    own = wanted.at(chosen)
+    return Restorer(
+        opened,
+        builder,
+        chosen,
+        reason=reason,
+        threads=threads,
+        cache=cache_folder(),
+        quality=own,
+        concurrency=concurrency,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    """The classes of ``__all__``, imported when first named: ``import diffplugin`` stays quick."""
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,175 @@
+"""The bundle: a folder that ``dp-export`` writes and every runtime reads.
+
+    manifest.json                        what is here and what it was made from (diffplugin.manifest)
+    tokenizer.json
+    onnx/<graph>.onnx[.data]             shared graphs
+    int8/, fp16/                         the same graphs in other precisions
+    plugins/<id>/{card.toml,tpb.onnx,scb.onnx}
+    engines/<fingerprint>/               built ahead of time; refused anywhere else than where they belong
+
+A bundle is written beside its place and renamed into it, so a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from diffplugin.errors import BundleDamaged, BundleError, ForeignEngine
+from diffplugin.manifest import MANIFEST, EngineEntry, FileEntry, GraphEntry, Manifest
+from diffplugin.plugins.cards import PluginCard, load_card
+from diffplugin.shapes import holds
+from diffplugin.spec import WEIGHTS_OF, GraphSpec, graph_specs
+
+ENGINES = "engines"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its folder and its manifest. Nothing else is read before it is needed."""
+
+    path: Path
+    manifest: Manifest
+
+    @cached_property
+    def _specs(self) -> dict[str, GraphSpec]:
+        return graph_specs(self.manifest.dims)
+
+    def spec(self, key: str) -> GraphSpec:
+        """Contract of a graph by key, such as ``unet`` or ``tpb/deblur``.
+
+        Raises:
+            BundleError: no such kind of graph.
+        """
+        kind = key.partition("/")[0]
+        if kind not in self._specs:
+            raise BundleError(f"no kind of graph is called {kind!r}; expected one of {', '.join(self._specs)}")
+        return self._specs[kind]
+
+    def graph(self, key: str, precision: str = "fp32") -> GraphEntry:
+        """The graph that runs at a precision: its variant for it where there is one, else the float32 graph.
+
+        Raises:
+            BundleError: the bundle has no such graph.
+        """
+        graphs = {**self.manifest.graphs, **self.manifest.variants.get(precision, {})}
+        if key not in graphs:
+            raise BundleError(f"{self.path}: no graph {key!r} at {precision}; it has {', '.join(graphs)}")
+        return graphs[key]
+
+    def keys(self, precision: str = "fp32") -> tuple[str, ...]:
+        """Graphs that run at a precision: all, and those that only its variant has."""
+        return tuple({**self.manifest.graphs, **self.manifest.variants.get(precision, {})})
+
+    def graph_file(self, key: str, precision: str = "fp32") -> Path:
+        """Raises:
+        BundleDamaged: the file is missing.
+        """
+        path = self.path / self.graph(key, precision).file
+        if not path.is_file():
+            raise BundleDamaged(f"{path}: missing; export the bundle again")
+        return path
+
+    def card(self, plugin: str) -> PluginCard:
+        return load_card(self.path / "plugins" / plugin / "card.toml", expected_id=plugin)
+
+    def cards(self) -> dict[str, PluginCard]:
+        """Cards of the bundle's plugins, in registry order."""
+        return {plugin: self.card(plugin) for plugin in self.manifest.plugins}
+
+    def engine(
+        self, key: str, *, engine: str, precision: str, sizes: Mapping[str, int], version: str, device: str
+    ) -> EngineEntry | None:
+        """The engine built ahead for this graph, or None if there is none of this kind for these sizes.
+
+        Args:
+            sizes: of the graph's free input axes, as ``spec.check_inputs`` gives them; others are not read. Where
+                several engines hold them, one built for these sizes alone comes before one built for a range.
+            device: one that the engine must have been built for.
+
+        Raises:
+            ForeignEngine: there are some, but for another device, version or graph; named before anything is loaded.
+        """
+        kin = [
+            e
+            for e in self.manifest.engines
+            if (e.graph, e.engine, e.precision) == (key, engine, precision) and holds(e.shapes, self.spec(key), sizes)
+        ]
+        fit = [e for e in kin if self._fits(e, version, device)]
+        if kin and not fit:
+            devices = ", ".join(kin[0].devices)
+            raise ForeignEngine(
+                f"{self.path}: {engine} engine of {key} was built for version {kin[0].version} on {devices}"
+                f"{'' if self._fits(kin[0]) else ' from another graph'}; "
+                f"here are {version} and {device}. Remove it with dp-export --prune {self.path}, or export again."
+            )
+        return min(fit, key=lambda e: e.shapes.count(":"), default=None)
+
+    def _fits(self, entry: EngineEntry, version: str | None = None, device: str | None = None) -> bool:
+        return (
+            version in (None, entry.version)
+            and (device is None or device in entry.devices)
+            and entry.graph_sha256 == self.graph(entry.graph, entry.precision).sha256
+        )
+
+
+def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Read the manifest of a bundle.
+
+    Raises:
+        BundleError, BundleTooNew, BundleDamaged: as :meth:`Manifest.read` says.
+    """
+    folder = Path(path).expanduser()
+    return Bundle(folder, Manifest.read(folder))
+
+
+def default_bundle() -> Path:
+    """The embedded model, in the package."""
+    return Path(__file__).resolve().parent / "embedded"
+
+
+def cache_folder() -> Path:
+    """Where bundles and compiled models go: ``DIFFPLUGIN_CACHE``, or the user's cache folder."""
+    if chosen := os.environ.get("DIFFPLUGIN_CACHE"):
+        return Path(chosen).expanduser()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("diffplugin")
+
+
+def sha256(*paths: Path) -> str:
+    """Hash of the files' contents one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def graph_files(path: Path) -> tuple[Path, ...]:
+    """A graph's file, and the weights beside it if it has any: ONNX's external data, or those of OpenVINO IR.
+
+    A graph of ``spec.WEIGHTS_OF`` has another one's weights.
+    """
+    owner = path.with_stem(WEIGHTS_OF.get(path.stem, path.stem))
+    data = path.with_suffix(".bin") if path.suffix == ".xml" else owner.with_name(owner.name + ".data")
+    return (path, data) if data.is_file() else (path,)
+
+
+def list_files(folder: Path) -> dict[str, FileEntry]:
+    """Every file below ``folder`` but the manifest, by relative path, sorted."""
+    found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    found.pop(MANIFEST, None)
+    return {name: FileEntry(sha256=sha256(p), bytes=p.stat().st_size) for name, p in sorted(found.items())}
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Atomically: a reader sees the old manifest or the new one."""
+    temporary = folder / f"{MANIFEST}.tmp"
+    temporary.write_text(manifest.to_json(), encoding="utf-8")
+    temporary.replace(folder / MANIFEST)

@@ -1,0 +1,179 @@
+"""The one table of graphs: names, axes and dtypes. Export, engines, buffers and checks derive from it.
+
+Axes are written as in the architecture: a number is fixed, a name is free at run time.
+``h w`` are latent sides, ``H W`` picture sides (``H = h * factor``), ``n`` steps, ``p`` plugins.
+Widths are never written here: they come from the checkpoint through :class:`ModelDims`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffplugin.errors import ShapeMismatch
+
+Array = NDArray[Any]
+DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "i64": np.dtype(np.int64)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDims:
+    """Widths of one checkpoint, as its config files give them. SD 1.4's values in brackets."""
+
+    factor: int  # picture pixels per latent pixel, each side [8]
+    latent_channels: int  # [4]
+    residual_channels: int  # SCB and first UNet level [320]
+    deep_channels: int  # second UNet level: what enters the outermost up block [640]
+    time_features: int  # length of the sinusoidal time embedding [320]
+    tokens: int  # vision patches without the class token [256]
+    token_width: int  # cross-attention width = pooled text width [768]
+    vision_width: int  # CLIP vision hidden size [1024]
+    vision_size: int  # CLIP picture side [224]
+    context: int  # CLIP text length [77]
+    native_latent: int  # latent side the base was trained at [64]
+
+    @property
+    def native_size(self) -> int:
+        """Picture side the base was trained at, in pixels."""
+        return self.native_latent * self.factor
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a graph: name, dtype ("f32" or "i64") and axes (int = fixed, str = free)."""
+
+    name: str
+    dtype: str
+    axes: tuple[int | str, ...]
+
+    def describe(self) -> str:
+        return f"{self.name} {self.dtype} {'x'.join(map(str, self.axes))}"
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """The contract of one graph. ``graph`` is its kind; plugins' graphs share a kind (``tpb``, ``scb``)."""
+
+    graph: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def free_axes(self) -> tuple[str, ...]:
+        """Names of the axes that are free, in order of first use."""
+        axes = [axis for tensor in (*self.inputs, *self.outputs) for axis in tensor.axes if isinstance(axis, str)]
+        return tuple(dict.fromkeys(axes))
+
+
+def _tensor(name: str, dtype: str, *axes: int | str) -> TensorSpec:
+    return TensorSpec(name, dtype, axes)
+
+
+RESIDUALS = ("residual_0", "residual_1", "residual_2")
+STEP_WEIGHTS = 13  # of a whole step as one graph: runtime.sampler.step_weights
+# Graphs that use the weights beside another graph's file instead of repeating them.
+WEIGHTS_OF = {"step": "unet"}
+
+
+def graph_specs(dims: ModelDims) -> dict[str, GraphSpec]:
+    """All graph kinds of a model with these widths.
+
+    ``time`` is the sinusoidal embedding of the timestep, made by the caller in float32
+    (``runtime.sampling.time_features.sinusoidal``): inside a bf16 graph it would cost three times the error.
+    The SCB takes ``n`` timesteps at once; its ``residual_0`` depends on none of them. ``cond`` and ``latents`` are
+    scaled (x 0.18215 in SD). ``unet_shallow`` is the UNet's outermost blocks alone, with the ``deep`` feature that
+    ``unet`` gave at a step nearby (step caching, arXiv:2312.00858); with that of its own step the two agree.
+
+    ``step`` is a whole step of the sampler's loop around the UNet, so that an engine needs one launch per step. Its
+    ``weights`` are, in this order: start (latents, cond, noise), denoise (x, eps), correct (last, x, x0, x0_1, x0_2),
+    predict (c, x0, x0_1), and it computes what ``runtime.sampling.loop.sample`` does::
+
+        x = start . (latents, cond, noise)                    eps = unet(x, time, tokens, residuals)
+        next_x0 = denoise . (x, eps)                          next_last = correct . (last, x, next_x0, x0_1, x0_2)
+        next_latents = predict . (next_last, next_x0, x0_1)
+
+    Every tensor is read, also where its weight is 0: it must be finite. It exists where a variant of the bundle has
+    it (float16).
+    """
+    c, r, d = dims.latent_channels, dims.residual_channels, dims.token_width
+    ids = _tensor("ids", "i64", 1, dims.context)
+    patches = _tensor("patches", "f32", 1, dims.tokens, dims.vision_width)
+    tokens = _tensor("tokens", "f32", 1, dims.tokens, d)
+    cond = _tensor("cond", "f32", 1, c, "h", "w")
+    latents = _tensor("latents", "f32", 1, c, "h", "w")
+    image = _tensor("image", "f32", 1, 3, "H", "W")
+    step_time = _tensor("time", "f32", 1, dims.time_features)
+    residuals = tuple(_tensor(name, "f32", 1, r, "h", "w") for name in RESIDUALS)
+    eps = _tensor("eps", "f32", 1, c, "h", "w")
+    deep = _tensor("deep", "f32", 1, dims.deep_channels, "h", "w")
+    specs = (
+        GraphSpec("clip_text", (ids,), (_tensor("pooled", "f32", 1, d),)),
+        GraphSpec("clip_vision", (_tensor("pixels", "f32", 1, 3, dims.vision_size, dims.vision_size),), (patches,)),
+        GraphSpec("tpb", (patches,), (tokens,)),
+        GraphSpec(
+            "selector",
+            (
+                _tensor("text", "f32", 1, d),
+                _tensor("plugin_tokens", "f32", "p", dims.tokens, d),
+                _tensor("null_text", "f32", 1, d),
+            ),
+            (_tensor("scores", "f32", 1, "p+1"),),
+        ),
+        GraphSpec("vae_encoder", (image,), (cond,)),
+        GraphSpec(
+            "scb",
+            (_tensor("time", "f32", "n", dims.time_features), tokens, cond),
+            tuple(_tensor(name, "f32", "n" if i else 1, r, "h", "w") for i, name in enumerate(RESIDUALS)),
+        ),
+        GraphSpec("unet", (latents, step_time, tokens, *residuals), (eps, deep)),
+        GraphSpec("unet_shallow", (latents, step_time, tokens, *residuals, deep), (eps,)),
+        GraphSpec(
+            "step",
+            (
+                latents,
+                cond,
+                *(_tensor(name, "f32", 1, c, "h", "w") for name in ("noise", "last", "x0_1", "x0_2")),
+                _tensor("weights", "f32", STEP_WEIGHTS),
+                step_time,
+                tokens,
+                *residuals,
+            ),
+            tuple(_tensor(name, "f32", 1, c, "h", "w") for name in ("next_latents", "next_last", "next_x0")),
+        ),
+        GraphSpec("vae_decoder", (latents,), (image,)),
+    )
+    return {spec.graph: spec for spec in specs}
+
+
+def check_inputs(spec: GraphSpec, inputs: Mapping[str, Array]) -> dict[str, int]:
+    """Sizes of the free axes, once every input fits ``spec``.
+
+    Raises:
+        ShapeMismatch: naming every missing, unknown or misshapen tensor at once.
+    """
+    faults = [f"{name} is unknown" for name in inputs if name not in {t.name for t in spec.inputs}]
+    bound: dict[str, int] = {}
+    for tensor in spec.inputs:
+        if tensor.name not in inputs:
+            faults.append(f"{tensor.name} is missing")
+            continue
+        array = inputs[tensor.name]
+        fits = len(array.shape) == len(tensor.axes) and all(
+            size == (bound.setdefault(axis, size) if isinstance(axis, str) else axis)
+            for size, axis in zip(array.shape, tensor.axes, strict=True)
+        )
+        if not fits or array.dtype != DTYPES[tensor.dtype]:
+            sizes = "x".join(str(bound.get(axis, axis) if isinstance(axis, str) else axis) for axis in tensor.axes)
+            faults.append(
+                f"{tensor.name} is {array.dtype} {'x'.join(map(str, array.shape))}, "
+                f"expected {DTYPES[tensor.dtype]} {sizes}"
+            )
+    if faults:
+        raise ShapeMismatch(f"{spec.graph}: {'; '.join(faults)}")
+    return bound

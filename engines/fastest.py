@@ -1,0 +1,64 @@
+"""Which floating-point precision is fastest here: measured once per machine, not guessed from a processor's flags.
+
+Native bf16 halves the time of a UNet step on one processor and takes 1.5 times that of float32 on another (an Intel
+one with AVX512-BF16 and without AMX, bench/results/full-512): both report the same capability.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from diffplugin.bundle import cache_folder
+
+_log = logging.getLogger("diffplugin")
+_FILE = "fastest.json"
+_REPEATS = 5
+
+
+def fastest_first(
+    name: str, precisions: Sequence[str], runner: Callable[[str], Callable[[], object]]
+) -> tuple[str, ...]:
+    """``precisions`` in order of their speed on this machine, remembered in the cache folder.
+
+    Args:
+        name: of engine, version and device: what the order belongs to.
+        runner: precision -> a function that runs one representative operator.
+    """
+    file = cache_folder() / _FILE
+    known = _read(file)
+    if sorted(known.get(name, ())) == sorted(precisions):
+        return tuple(known[name])
+    runs = {precision: runner(precision) for precision in precisions}
+    best = dict.fromkeys(precisions, float("inf"))
+    for _ in range(_REPEATS):  # in turn, the least of each: other work on the machine only adds
+        for precision, run in runs.items():
+            began = time.perf_counter()
+            run()
+            best[precision] = min(best[precision], time.perf_counter() - began)
+    order = sorted(precisions, key=best.__getitem__)
+    _write(file, known | {name: order})
+    return tuple(order)
+
+
+def _read(file: Path) -> dict[str, list[str]]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(file: Path, known: Mapping[str, Sequence[str]]) -> None:
+    """At once; a cache that cannot be written costs a third of a second at the next start."""
+    temporary = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
+        temporary.replace(file)
+    except OSError as error:
+        _log.debug("%s: not kept (%s)", file, error)

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: engines built ahead of time, and run on a GPU."""

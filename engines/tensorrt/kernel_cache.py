@@ -1,0 +1,50 @@
+"""Kernels that TensorRT-RTX compiles for this GPU when an engine first runs, kept from process to process."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from diffplugin.engines.compiled_cache import read_blob, trim, write_blob
+
+_log = logging.getLogger("diffplugin")
+
+
+class KernelCache:
+    """The compiled kernels of one engine. The library itself refuses those of another GPU, version or driver.
+
+    Args:
+        file: where they are kept; None: not at all.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self._cache: Any = None
+        self._size = 0
+
+    def attach(self, config: Any) -> None:
+        """Let contexts of a runtime configuration use and fill it. Does nothing where the library compiles ahead."""
+        if self._file is None or not hasattr(config, "create_runtime_cache"):
+            return
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            blob = read_blob(self._file)
+            if blob is not None and self._cache.deserialize(blob):
+                self._size = blob.size
+        config.set_runtime_cache(self._cache)
+
+    def save(self) -> None:
+        """Keep what was compiled since; a cache that cannot be written costs time at the next start, not the run."""
+        if self._file is None or self._cache is None:
+            return
+        content = self._cache.serialize()
+        compiled = memoryview(content if content is not None else b"")
+        if compiled.nbytes in (0, self._size):
+            return
+        try:
+            write_blob(self._file, compiled)
+            trim(self._file.parent)
+            self._size = compiled.nbytes
+        except OSError as error:
+            _log.warning("%s: compiled kernels not kept (%s)", self._file.parent, error.strerror or error)

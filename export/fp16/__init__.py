@@ -1,0 +1,1 @@
+"""Graphs in strongly typed float16, and the proof that they hold on a CPU."""

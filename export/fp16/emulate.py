@@ -1,0 +1,118 @@
+"""What a float16 graph computes, on a processor: every result of its float16 operators rounded to float16.
+
+ONNX Runtime's processor kernels have no float16 for most operators. It puts casts around them and then takes out those
+that follow one another, so that a float16 graph is computed in float32 and nothing overflows: it proves nothing of the
+precision. Here the graph is rewritten to float32 operators with a cast to float16 and back behind each, which ONNX
+Runtime leaves alone. As on a GPU, sums inside an operator are float32; a GPU that fuses operators rounds less often.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffplugin.engines.base import OnnxBuilder, check_precision, thread_count
+from diffplugin.engines.onnxruntime import OnnxRuntimeEngine
+from diffplugin.export.onnx import save
+from diffplugin.spec import GraphSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from diffplugin.bundle import Bundle
+
+# Operators that move values and change none.
+_MOVES = {"Concat", "Expand", "Flatten", "Gather", "GatherElements", "Identity", "ReduceMax", "Reshape", "Resize"}
+_MOVES |= {"Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+
+
+def emulated(model: ir.Model, *, rounding: bool = True) -> None:
+    """Rewrite a float16 graph, in place, to a float32 one that rounds as it does, or only its weights."""
+    import onnx_ir as ir
+
+    full, half = ir.DataType.FLOAT, ir.DataType.FLOAT16
+    graph = model.graph
+    for value in graph.initializers.values():
+        if value.dtype == half:
+            _widen(value)
+    for node in list(graph):
+        rounded = [value for value in node.outputs if value.dtype == half]
+        for value in node.outputs:
+            if value.dtype == half:
+                value.dtype = full
+        if rounded and node.op_type in ("Constant", "ConstantOfShape"):
+            full_value = node.attributes["value"].as_tensor().numpy().astype(np.float32)
+            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(full_value))
+        if node.op_type == "Cast":
+            node.attributes["to"] = ir.AttrInt64("to", int(node.outputs[0].dtype or full))
+        if rounding and node.op_type not in _MOVES:
+            for value in rounded:
+                _round(graph, node, value)
+
+
+def _widen(value: ir.Value) -> None:
+    import onnx_ir as ir
+
+    stored, name = value.const_value, value.name or ""
+    assert stored is not None
+
+    def convert() -> Any:
+        return ir.tensor(stored.numpy().astype(np.float32), name=name)
+
+    value.dtype = ir.DataType.FLOAT
+    value.const_value = ir.LazyTensor(convert, dtype=ir.DataType.FLOAT, shape=stored.shape, name=name)
+
+
+def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
+    """Through float16 and back, for all who read ``value``."""
+    import onnx_ir as ir
+
+    down = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT16)}, name=f"{value.name}.round")
+    down.outputs[0].name = f"{value.name}.rounded.half"
+    up = ir.node("Cast", [down.outputs[0]], {"to": int(ir.DataType.FLOAT)}, name=f"{value.name}.back")
+    up.outputs[0].name = f"{value.name}.rounded"
+    up.outputs[0].type, up.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), value.shape
+    for user, index in list(value.uses()):
+        user.replace_input_with(index, up.outputs[0])
+    down.replace_input_with(0, value)
+    graph.insert_after(node, [down, up])
+
+
+class EmulatedFp16(OnnxBuilder):
+    """Engines of a bundle's fp16 graphs on this processor, as :func:`emulated` says; float32 graphs as they are."""
+
+    name = "onnxruntime"
+
+    def version(self) -> str:
+        import onnxruntime
+
+        return str(onnxruntime.__version__)
+
+    def device(self) -> str:
+        return "cpu"
+
+    def precisions(self) -> tuple[str, ...]:
+        return ("fp16", "fp32")
+
+    def load(
+        self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None
+    ) -> OnnxRuntimeEngine:
+        check_precision(self, precision, bundle)
+        spec, path, count = bundle.spec(key), bundle.graph_file(key, precision), thread_count(threads)
+        if precision == "fp32":
+            return OnnxRuntimeEngine(spec, path, count, weights_bytes=bundle.graph(key).weights_bytes)
+        return self.load_file(spec, path, threads=count)
+
+    def load_file(self, spec: GraphSpec, path: Path, *, threads: int) -> OnnxRuntimeEngine:
+        """The engine of a float16 graph that is in no bundle."""
+        import onnx_ir as ir
+
+        model = ir.load(path)
+        emulated(model)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "graph.onnx"
+            save(model, file)
+            return OnnxRuntimeEngine(spec, file, threads, precision="fp16")

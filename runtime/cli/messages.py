@@ -1,0 +1,125 @@
+"""What ``dp-infer`` says: lines for people, and the progress bar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TextIO
+
+from diffplugin.plugins.cards import TRAIN_STEPS, PluginCard, example_requests
+from diffplugin.runtime.planning.plan import Plan, Stage
+from diffplugin.runtime.planning.quality import EXACT
+from diffplugin.runtime.request.selection import Selection
+from diffplugin.runtime.restoration import Restoration
+
+if TYPE_CHECKING:
+    from diffplugin.runtime.restorer import Restorer
+
+GIB = 2**30
+
+
+def loaded_line(restorer: Restorer) -> str:
+    """``embedded: onnxruntime fp32 (…)``, and what the quality does where it is not the exact one."""
+    line = f"{restorer.bundle.manifest.name}: {restorer.engine} {restorer.precision} ({restorer.reason})"
+    quality = restorer.quality
+    return line if quality == EXACT else f"{line}; {quality.name}: {quality.description}"
+
+
+def selection_line(selection: Selection) -> str:
+    """Scores and the chosen chain: ``derain -0.12, deblur +0.81, null -0.33 -> deblur (scores above 0)``."""
+    scores = ", ".join(f"{name} {score:+.2f}" for name, score in selection.scores.items())
+    chain = ", then ".join(selection.chosen) or "nothing"
+    return f"{scores} -> {chain} ({selection.reason})" if scores else f"{chain} ({selection.reason})"
+
+
+def example_lines(cards: Iterable[PluginCard]) -> list[str]:
+    """What a user whose request selected nothing may ask for."""
+    lines = ["the picture is left as it is; requests that are understood:"]
+    return lines + [f'  {plugin + ":":<12} "{example}"' for plugin, example in example_requests(cards)]
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """A plan for people."""
+    chain = ", then ".join(map(_stage, plan.chain))
+    sizes = [f"{name} {w}x{h}" for name, (w, h) in (("input", plan.input_size), ("working", plan.working_size))]
+    sizes.append("output {}x{}".format(*plan.output_size))
+    free = "" if plan.available is None else f" of {plan.available / GIB:.1f} GiB free"
+    return [
+        f"chain:   {chain or 'none, the picture stays as it is'}",
+        f"size:    {', '.join(sizes)} px",
+        f"pieces:  {len(plan.tiles)} ({plan.tiling})",
+        f"sampler: {plan.sampler}, seed {plan.seed}",
+        f"engine:  {plan.engine} {plan.precision}, {_work(plan)}",
+        *([f"loop:    {plan.loop} ({plan.loop_reason})"] if plan.loop_reason else []),
+        f"memory:  about {plan.estimated_bytes / GIB:.1f} GiB{free}",
+    ]
+
+
+def _stage(stage: Stage) -> str:
+    """``deblur (20 steps, from the noised input)``."""
+    level = "" if stage.first_t == TRAIN_STEPS - 1 else f" at t = {stage.first_t}"
+    kept = ", on the input's own detail" if stage.output == "residual" else ""
+    return f"{stage.plugin} ({stage.steps} steps, from {_START[stage.start]}{level}{kept})"
+
+
+def _work(plan: Plan) -> str:
+    """``20 UNet runs``, or ``10 steps: UNet whole at 5, outer blocks at 5, SCB at 6 (balanced)``, over the chain."""
+    if plan.quality == EXACT.name:
+        return f"{plan.unet_runs} UNet runs"
+    steps, whole, outer, scb = (
+        runs // len(plan.tiles) for runs in (plan.unet_runs, plan.full_unet_runs, plan.shallow_unet_runs, plan.scb_runs)
+    )
+    pieces = f", each for {len(plan.tiles)} pieces" if len(plan.tiles) > 1 else ""
+    return f"{steps} steps: UNet whole at {whole}, outer blocks at {outer}, SCB at {scb}{pieces} ({plan.quality})"
+
+
+_START = {"noised_input": "the noised input", "input": "the input", "noise": "noise"}
+
+
+def memory_warning(plan: Plan) -> str | None:
+    """A line for a plan that may not fit, or None."""
+    if plan.available is None or plan.estimated_bytes <= plan.available:
+        return None
+    need, free = plan.estimated_bytes / GIB, plan.available / GIB
+    return f"this may need {need:.1f} GiB of memory, {free:.1f} GiB are free; try --tile or a smaller --size"
+
+
+def done_line(made: Restoration, target: object, seconds: float) -> str:
+    """``photo-restored.png: 512x384 px in 4.2 s (deblur, onnxruntime fp32)``."""
+    width, height = made.plan.output_size
+    chain = ", ".join(stage.plugin for stage in made.plan.chain)
+    pieces = f", {len(made.plan.tiles)} pieces" if len(made.plan.tiles) > 1 else ""
+    return (
+        f"{target}: {width}x{height} px in {seconds:.1f} s ({chain}{pieces}, {made.plan.engine} {made.plan.precision})"
+    )
+
+
+class ProgressBar:
+    """One line that is drawn again and again, on a terminal only."""
+
+    def __init__(self, stream: TextIO, *, width: int = 24) -> None:
+        self._stream, self._width = stream, width
+        self._shown = stream.isatty()
+        self._began = time.monotonic()
+        self._length = 0
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        """``runtime.restorer.Progress``: UNet runs done, in all, the plugin at work."""
+        if not self._shown:
+            return
+        if done == 0:
+            self._began = time.monotonic()
+        filled = self._width * done // max(total, 1)
+        left = (time.monotonic() - self._began) / done * (total - done) if done else None
+        rest = "" if left is None else f"  {int(left) // 60}:{int(left) % 60:02d} left"
+        line = f"[{'#' * filled}{'-' * (self._width - filled)}] {done}/{total} {what}{rest}"
+        self._stream.write("\r" + line.ljust(self._length))
+        self._stream.flush()
+        self._length = len(line)
+
+    def clear(self) -> None:
+        """Wipe the line, so that other text may follow."""
+        if self._shown and self._length:
+            self._stream.write("\r" + " " * self._length + "\r")
+            self._stream.flush()
+        self._length = 0

@@ -1,0 +1,248 @@
+"""Pictures that run on a device as a whole: which ones may, how the SCB is batched, and the few that are kept."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diffplugin.engines.device import ALIGNMENT, DeviceBuilder, DeviceEngine, Driver
+from diffplugin.errors import DeviceMemoryFull, EngineError
+from diffplugin.runtime.execution.captured_stage import CapturedStage, CaptureKey, Difference, StageInputs
+from diffplugin.runtime.execution.engine_pool import EnginePool
+from diffplugin.runtime.planning.engine_sizes import EngineSizes
+from diffplugin.runtime.planning.plan import Plan, Stage
+from diffplugin.runtime.sampling.loop import step_weights
+from diffplugin.runtime.sampling.samplers import StepTable
+from diffplugin.shapes import parse_shapes
+from diffplugin.spec import Array, ModelDims
+
+if TYPE_CHECKING:
+    from diffplugin.runtime.execution.run import Run
+
+_log = logging.getLogger("diffplugin")
+_CLOSED = "this restorer is closed; load the bundle again"
+_KEPT = 4  # captured pictures; a chain needs one per plugin
+# Of the memory that was free at the start, what the SCB's batch may take.
+_SCB_SHARE = 8
+# Float32 maps of the SCB's width that one timestep of a batch needs: two residuals, and nine while it runs.
+# TensorRT-RTX 1.7 reports, in half precision and for 20 timesteps at 64x64, 8.4 for the embedded model (131 MB) and 6.8
+# at Stable Diffusion's widths (716 MB).
+_SCB_MAPS = 11
+
+
+def device_loop(pool: EnginePool) -> DeviceLoop | None:
+    """The loop on the device of the pool's engines; None where they have none."""
+    return DeviceLoop(pool, pool.builder.driver()) if isinstance(pool.builder, DeviceBuilder) else None
+
+
+class DeviceLoop:
+    """Captured pictures of one bundle by what they were made for. Safe to share between threads.
+
+    Requests for the same picture wait for each other; different ones run beside each other, each with a stream, buffers
+    and contexts of its own. The least recently used that is idle goes first where more than ``kept`` are wanted or
+    memory is short.
+
+    Attributes:
+        kept: how many captured pictures at most.
+        replay: False: plain enqueues only.
+        compared: None, or a list: then every replay is done again by plain enqueues, and the difference appended.
+        free: bytes of device memory that were free when the loop was made: what plans count with.
+    """
+
+    def __init__(self, pool: EnginePool, driver: Driver, *, kept: int = _KEPT) -> None:
+        self.kept, self.replay = kept, True
+        self.compared: list[Difference] | None = None
+        self.free, _ = driver.memory()
+        self._pool, self._driver = pool, driver
+        self._batches: dict[tuple[str, int, int, int], int] = {}
+        self._pictures: OrderedDict[CaptureKey, CapturedStage] = OrderedDict()
+        self._users: Counter[CapturedStage] = Counter()
+        self._lock, self._making = threading.Lock(), threading.Lock()
+        self._closed = False
+
+    @property
+    def engine_sizes(self) -> tuple[EngineSizes, ...]:
+        """Latent sides that the bundle's engines take."""
+        bundle, name, precision = self._pool.bundle, self._pool.builder.name, self._pool.precision
+        found = (
+            parse_shapes(entry.shapes)
+            for entry in bundle.manifest.engines
+            if (entry.graph, entry.engine, entry.precision) == ("unet", name, precision)
+        )
+        return tuple(EngineSizes(shapes["h"], shapes["w"]) for shapes in found)
+
+    def planned(self, plan: Plan) -> Plan:
+        """The plan with what this loop will do of it: everything, or nothing and why."""
+        width, height = plan.latent_size
+        reason = self._why_not(plan, height, width)
+        if reason is not None:
+            return replace(plan, loop="host", loop_reason=reason)
+        chain = tuple(replace(s, scb_batch=self._batch(s.plugin, s.steps, height, width)) for s in plan.chain)
+        return replace(plan, chain=chain, loop="device", loop_reason="each plugin's whole picture as one CUDA graph")
+
+    def _why_not(self, plan: Plan, height: int, width: int) -> str | None:
+        if len(plan.tiles) > 1:
+            return f"{len(plan.tiles)} pieces are blended at every step"
+        if any(len(stage.full_steps) < stage.steps or len(stage.scb_steps) < stage.steps for stage in plan.chain):
+            return f"quality {plan.quality} reuses features between steps"
+        factor = self._pool.bundle.manifest.dims.factor
+        sides = {"h": height, "w": width}
+        needed = {"step": sides, "vae_decoder": sides, "vae_encoder": {"H": height * factor, "W": width * factor}}
+        needed |= {f"scb/{stage.plugin}": sides | {"n": 1} for stage in plan.chain}
+        lacking = [key for key, sizes in needed.items() if not self._engine(key).has(sizes)]
+        return f"the bundle has no engine of {', '.join(lacking)} for {height}x{width} latents" if lacking else None
+
+    def _engine(self, key: str) -> DeviceEngine:
+        engine = self._pool.get(key)
+        if not isinstance(engine, DeviceEngine):
+            raise EngineError(f"{key}: engine {engine.name} does not run on a device")
+        return engine
+
+    def _batch(self, plugin: str, steps: int, height: int, width: int) -> int:
+        """Timesteps that the SCB takes at once."""
+        asked = (plugin, steps, height, width)
+        if asked not in self._batches:
+            scb, sides = self._engine(f"scb/{plugin}"), {"h": height, "w": width}
+            possible = [n for n in range(1, steps + 1) if scb.has({"n": n, **sides})]
+            dims, budget = self._pool.bundle.manifest.dims, self.free // _SCB_SHARE
+            self._batches[asked] = scb_batch(steps, possible, height, width, dims, budget)
+        return self._batches[asked]
+
+    def restore(
+        self, run: Run, stage: Stage, image: Array, *, table: StepTable, time: Array, tokens: Array
+    ) -> Array | None:
+        """One plugin over one picture [1,3,H,W]; None: the device has too little memory left for it.
+
+        It cannot be cancelled once it has been launched, which is asked before; its steps are counted at the end.
+
+        Raises:
+            Cancelled: the caller stopped the run.
+            EngineError: the device failed. What was captured is gone; the next request begins anew.
+        """
+        run.check_cancelled()
+        height, width = run.noise.shape[2:]
+        weights = [step_weights(table, i, stage.start, stage.renoise_from_t) for i in range(stage.steps)]
+        request = StageInputs(image=image, noise=run.noise, tokens=tokens, time=time, weights=np.stack(weights))
+        key = CaptureKey(plugin=stage.plugin, steps=stage.steps, h=height, w=width, batch=stage.scb_batch)
+        try:
+            restored = self._run(key, request)
+        except DeviceMemoryFull as error:
+            _log.warning("%s: step by step instead: %s", key, error)
+            return None
+        for _ in range(stage.steps):
+            run.tick(stage.plugin)
+        return restored
+
+    def _run(self, key: CaptureKey, request: StageInputs) -> Array:
+        while True:
+            with self._lease(key) as picture:
+                restored = picture.restore(request, replay=self.replay)
+                if restored is None:  # it failed in another thread's hands: take a new one
+                    continue
+                if self.compared is not None and picture.captured:
+                    replayed, plain = (picture.restore(request, replay=replay) for replay in (True, False))
+                    if replayed is not None and plain is not None:
+                        self.compared.append(Difference.between(replayed, plain))
+                return restored
+
+    def seconds(self, key: CaptureKey, request: StageInputs) -> dict[str, list[float]]:
+        """:meth:`CapturedStage.seconds` of the picture for ``key``."""
+        with self._lease(key) as picture:
+            return picture.seconds(request)
+
+    @contextmanager
+    def _lease(self, key: CaptureKey) -> Iterator[CapturedStage]:
+        """The picture for a key, which is not evicted meanwhile. One that fails is closed and forgotten."""
+        picture = self._taken(key) or self._made(key)
+        try:
+            yield picture
+        except BaseException:
+            with self._lock:
+                if self._pictures.get(key) is picture:
+                    del self._pictures[key]
+            picture.close()
+            raise
+        finally:
+            with self._lock:
+                self._users[picture] -= 1
+                if not self._users[picture]:
+                    del self._users[picture]
+
+    def _taken(self, key: CaptureKey) -> CapturedStage | None:
+        """The picture for a key if there is one, with one user more."""
+        with self._lock:
+            if self._closed:
+                raise EngineError(_CLOSED)
+            picture = self._pictures.get(key)
+            if picture is not None:
+                self._pictures.move_to_end(key)
+                self._users[picture] += 1
+            return picture
+
+    def _made(self, key: CaptureKey) -> CapturedStage:
+        """A new picture for a key, with one user. One is made at a time; those that are there go on meanwhile."""
+        with self._making:
+            if (picture := self._taken(key)) is not None:  # another thread was quicker
+                return picture
+            self._evict(self.kept - 1)
+            try:
+                picture = CapturedStage(self._driver, self._engine, key)
+            except DeviceMemoryFull:
+                if not self._evict(0):
+                    raise
+                picture = CapturedStage(self._driver, self._engine, key)
+            with self._lock:
+                closed = self._closed
+                if not closed:
+                    self._pictures[key] = picture
+                    self._users[picture] += 1
+            if closed:
+                picture.close()
+                raise EngineError(_CLOSED)
+            return picture
+
+    def _evict(self, most: int) -> int:
+        """Close idle pictures, least recently used first, until ``most`` are left; returns how many went."""
+        with self._lock:
+            idle = [key for key, picture in self._pictures.items() if not self._users[picture]]
+            gone = [self._pictures.pop(key) for key in idle[: max(0, len(self._pictures) - most)]]
+        for picture in gone:
+            picture.close()
+        return len(gone)
+
+    def close(self) -> None:
+        """Release everything, once the requests that run have ended; the loop cannot be used again."""
+        with self._lock:
+            self._closed = True
+            pictures = list(self._pictures.values())
+            self._pictures.clear()
+        for picture in pictures:
+            picture.close()
+
+
+def scb_batch(steps: int, possible: Sequence[int], height: int, width: int, dims: ModelDims, budget: int) -> int:
+    """How many of ``steps`` timesteps the SCB takes at once: as many as fit, and batches as even as can be.
+
+    All at once is all before the loop; 1 is step by step.
+
+    Args:
+        possible: batches that an engine takes; 1 among them.
+        height, width: latent sides.
+        budget: bytes for residuals and working memory of a batch.
+    """
+    pixels = dims.residual_channels * height * width * 4
+    sliceable = pixels % ALIGNMENT == 0  # a step binds its part of a batch's residuals
+    for count in range(1, steps):
+        batch = -(-steps // count)
+        rest = steps - (count - 1) * batch
+        fits = sliceable and batch * _SCB_MAPS * pixels <= budget
+        if fits and batch in possible and (rest in possible if rest > 0 else False):
+            return batch
+    return 1

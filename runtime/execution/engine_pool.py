@@ -1,0 +1,65 @@
+"""A bundle's engines, loaded when first used, and the time that each kind of graph takes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffplugin.errors import EngineError
+from diffplugin.runtime.execution.clock import Clock
+from diffplugin.spec import Array
+
+if TYPE_CHECKING:
+    from diffplugin.bundle import Bundle
+    from diffplugin.engines.base import Engine, EngineBuilder
+
+
+class EnginePool:
+    """Engines by graph key ("unet", "tpb/deblur"), each loaded once, at first use; safe to share between threads."""
+
+    def __init__(
+        self, bundle: Bundle, builder: EngineBuilder, precision: str, *, threads: int | None, cache: Path | None
+    ) -> None:
+        self.bundle, self.builder, self.precision = bundle, builder, precision
+        self._threads, self._cache = threads, cache
+        self._engines: dict[str, Engine] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def get(self, key: str) -> Engine:
+        """The engine of one graph.
+
+        Raises:
+            EngineError: the pool is closed, or the engine cannot be loaded.
+            BundleError: the bundle has no such graph, or it is damaged.
+        """
+        with self._lock:
+            if self._closed:
+                raise EngineError("this restorer is closed; load the bundle again")
+            if key not in self._engines:
+                self._engines[key] = self.builder.load(
+                    self.bundle, key, precision=self.precision, threads=self._threads, cache=self._cache
+                )
+            return self._engines[key]
+
+    def run(self, key: str, inputs: Mapping[str, Array], clock: Clock) -> dict[str, Array]:
+        """Outputs of one graph. Counted on ``clock`` under the graph's kind, loading under "load"."""
+        with clock(key.partition("/")[0]):
+            with clock("load"):
+                engine = self.get(key)
+            return engine.run(inputs)
+
+    def loaded(self) -> tuple[str, ...]:
+        """Keys of the engines in memory."""
+        with self._lock:
+            return tuple(self._engines)
+
+    def close(self) -> None:
+        """Give back all memory; the pool cannot be used again."""
+        with self._lock:
+            self._closed = True
+            engines, self._engines = self._engines, {}
+        for engine in engines.values():
+            engine.close()

@@ -1,0 +1,229 @@
+"""One plugin over one picture, whole or in pieces: encode, denoise, decode."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diffplugin.errors import NotFinite
+from diffplugin.runtime.execution.run import Run
+from diffplugin.runtime.planning.plan import Stage
+from diffplugin.runtime.planning.tiles import Tile, blend, blend_weights
+from diffplugin.runtime.sampling.loop import sample
+from diffplugin.runtime.sampling.samplers import StepTable
+from diffplugin.spec import RESIDUALS, Array
+
+if TYPE_CHECKING:
+    from diffplugin.runtime.execution.device_loop import DeviceLoop
+
+
+def restore_stage(
+    run: Run,
+    stage: Stage,
+    image: Array,
+    *,
+    table: StepTable,
+    time: Array,
+    tokens: Array,
+    device: DeviceLoop | None = None,
+) -> Array:
+    """One plugin: picture [1,3,H,W] in [-1, 1] in, picture out (nominally in that range; clipped to it where the
+    output is a residual).
+
+    UNet and SCB see one piece of the global latents at a time; the model outputs are blended and the sampler updates
+    the whole latent, so that pieces never drift apart (arXiv:2302.08113).
+
+    Args:
+        table: of ``stage.steps`` steps.
+        time: sinusoidal features of the steps [n, F].
+        tokens: the plugin's TPB output for the original picture [1,256,D].
+        device: runs the stage as a whole; None: graph by graph from the host.
+
+    Raises:
+        Cancelled: the caller stopped the run.
+        NotFinite: a model output, or the picture, has a NaN or an infinity, or the picture is empty.
+    """
+    restored = None
+    if device is not None:
+        with run.clock("device"):
+            restored = device.restore(run, stage, image, table=table, time=time, tokens=tokens)
+        if restored is not None and stage.output == "residual":  # the loop keeps its latents to itself
+            restored = _changed(image, restored, decode(run, encode(run, image)))
+    if restored is None:
+        restored = _from_host(run, stage, image, table, time, tokens)
+    check_restored(restored, image, f"{stage.plugin}, {run.pool.builder.name} at {run.pool.precision}")
+    return restored
+
+
+def _from_host(run: Run, stage: Stage, image: Array, table: StepTable, time: Array, tokens: Array) -> Array:
+    """:func:`restore_stage` graph by graph."""
+    plugin = stage.plugin
+    cond = encode(run, image)
+    run.seen(plugin, "tokens", tokens)
+    run.seen(plugin, "cond", cond)
+
+    def on_step(i: int, latents: Array, output: Array) -> None:
+        run.seen(plugin, "latents", latents, i)
+        run.seen(plugin, "eps", output, i)
+
+    with run.clock("sampler"):
+        latents = sample(
+            table,
+            _denoiser(run, stage, table, time, tokens, cond),
+            run.noise,
+            cond,
+            start=stage.start,
+            renoise_from_t=stage.renoise_from_t,
+            cancelled=run.cancelled,
+            on_step=on_step,
+        )
+    run.seen(plugin, "z0", latents)
+    restored = decode(run, latents)
+    return _changed(image, restored, decode(run, cond)) if stage.output == "residual" else restored
+
+
+def _changed(image: Array, restored: Array, reconstructed: Array) -> Array:
+    """The picture with what the plugin changed, clipped to [-1, 1]: x + D(z) - D(E(x))."""
+    changed: Array = np.clip(image + (restored - reconstructed), -1, 1)
+    return changed
+
+
+def encode(run: Run, image: Array) -> Array:
+    """Scaled latent [1,4,h,w] of a picture [1,3,H,W] in [-1, 1], piece by piece."""
+    return _piecewise(run, "vae_encoder", image, run.factor, 1)
+
+
+def decode(run: Run, latents: Array) -> Array:
+    """Picture [1,3,H,W] of scaled latents [1,4,h,w], piece by piece."""
+    return _piecewise(run, "vae_decoder", latents, 1, run.factor)
+
+
+def _piecewise(run: Run, key: str, array: Array, scale_in: int, scale_out: int) -> Array:
+    """A graph of one input and one output over the pieces of ``array``; its sides are latent sides x ``scale_in``."""
+    spec = run.pool.bundle.spec(key)
+    entering, leaving = spec.inputs[0], spec.outputs[0]
+
+    def one(tile: Tile) -> Array:
+        run.check_cancelled()
+        piece = np.ascontiguousarray(tile.scaled(scale_in).cut(array))
+        return run.pool.run(key, {entering.name: piece}, run.clock)[leaving.name]
+
+    if len(run.tiles) == 1:
+        return one(run.tiles[0])
+    h, w = (side // scale_in * scale_out for side in array.shape[-2:])
+    placed = [tile.scaled(scale_out) for tile in run.tiles]
+    shape = (1, int(leaving.axes[1]), h, w)
+    return blend((one(tile) for tile in run.tiles), placed, blend_weights(placed, h, w), shape)
+
+
+@dataclass
+class _Kept:
+    """What one piece keeps from step to step, for one stage of one run.
+
+    Attributes:
+        deep: feature [1, C1, h, w] of the last whole UNet run where the next step uses it; None: that one runs whole.
+        timeless: residual_0, where the SCB's residuals are shared.
+        anchors: residual_1 and residual_2 of the last one or two steps at which the SCB ran.
+    """
+
+    deep: Array | None = None
+    timeless: dict[str, Array] = field(default_factory=dict)
+    anchors: dict[int, tuple[Array, ...]] = field(default_factory=dict)
+
+
+def _denoiser(
+    run: Run, stage: Stage, table: StepTable, time: Array, tokens: Array, cond: Array
+) -> Callable[[int, Array], Array]:
+    """The model as the sampler calls it: (step, latents [1,4,h,w]) -> output [1,4,h,w]. Steps come in order.
+
+    The SCB reads no latents, so all its steps could run at once; one by one needs the least memory, and on a CPU a
+    batch saves no operations.
+    """
+    plugin = stage.plugin
+    weights = blend_weights(run.tiles, *cond.shape[-2:]) if len(run.tiles) > 1 else []
+    kept = {tile: _Kept() for tile in run.tiles}
+
+    def one(i: int, tile: Tile, latents: Array) -> Array:
+        run.check_cancelled()
+        mine = kept[tile]
+
+        def scb(step: int) -> dict[str, Array]:
+            inputs = {"time": time[step : step + 1], "tokens": tokens, "cond": np.ascontiguousarray(tile.cut(cond))}
+            return run.pool.run(f"scb/{plugin}", inputs, run.clock)
+
+        residuals = _residuals(i, stage.scb_steps, table.t, mine, scb)
+        for name in RESIDUALS:
+            run.seen(plugin, name, residuals[name], i)
+        unet = {"latents": np.ascontiguousarray(tile.cut(latents)), "time": time[i : i + 1], "tokens": tokens}
+        unet |= residuals
+        if mine.deep is None:
+            made = run.pool.run("unet", unet, run.clock)
+        else:
+            deep = {"deep": mine.deep}
+            made = deep | run.pool.run("unet_shallow", unet | deep, run.clock)
+        again = i + 1 < stage.steps and i + 1 not in stage.full_steps
+        mine.deep = made["deep"] if again else None
+        run.tick(plugin)
+        return made["eps"]
+
+    def denoise(i: int, latents: Array) -> Array:
+        if not weights:
+            return one(i, run.tiles[0], latents)
+        return blend((one(i, tile, latents) for tile in run.tiles), run.tiles, weights, latents.shape)
+
+    return denoise
+
+
+def _residuals(
+    i: int, scb_steps: Sequence[int], t: Array, kept: _Kept, scb: Callable[[int], dict[str, Array]]
+) -> dict[str, Array]:
+    """The SCB's residuals at step ``i``: its own where it runs at every step, else between its nearest runs.
+
+    residual_1 and residual_2 change with the timestep, little but not smoothly: linear interpolation between every
+    second of 20 steps leaves 2 to 4 % on the embedded plugins. residual_0 does not depend on it.
+
+    Args:
+        scb_steps: steps at which the SCB runs, rising; the last step among them.
+        t: timesteps of the steps [n].
+        scb: runs it for a step; called when its residuals are first needed.
+    """
+    if len(scb_steps) == len(t):
+        return scb(i)
+    place = bisect_left(scb_steps, i)
+    after = scb_steps[place]
+    before = after if after == i else scb_steps[place - 1]
+    kept.anchors = {step: anchor for step, anchor in kept.anchors.items() if step in (before, after)}
+    for step in (before, after):
+        if step not in kept.anchors:
+            made = scb(step)
+            kept.timeless.setdefault(RESIDUALS[0], made[RESIDUALS[0]])
+            kept.anchors[step] = tuple(made[name] for name in RESIDUALS[1:])
+    share = np.float32(0 if before == after else (t[before] - t[i]) / (t[before] - t[after]))
+    pairs = zip(kept.anchors[before], kept.anchors[after], strict=True)
+    mixed = (near if share == 0 else near + share * (far - near) for near, far in pairs)
+    return kept.timeless | dict(zip(RESIDUALS[1:], mixed, strict=True))
+
+
+MIN_STD = 1e-3  # standard deviation in [-1, 1]: an eighth of one 8-bit level
+
+
+def check_restored(image: Array, source: Array, where: str) -> None:
+    """The guard between the sampler and the user: never a silent black picture.
+
+    Args:
+        image: restored picture [1,3,H,W].
+        source: the picture it was made from; a flat one may stay flat.
+        where: plugin, engine and precision, for the message.
+
+    Raises:
+        NotFinite: a value is NaN or infinite, or the picture is constant though its source is not.
+    """
+    bad = image.size - int(np.isfinite(image).sum())
+    if bad:
+        raise NotFinite(f"{where}: {bad} of {image.size} values of the picture are NaN or infinite; try precision fp32")
+    if image.std() < MIN_STD <= source.std():
+        raise NotFinite(f"{where}: the picture is constant ({image.mean():.3f} everywhere); try precision fp32")

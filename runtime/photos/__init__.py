@@ -1,0 +1,1 @@
+"""Photos: read, written, as pixels, with their metadata. Knows no model."""

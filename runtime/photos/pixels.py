@@ -1,0 +1,181 @@
+"""Pictures as arrays: working sizes, pixels <-> tensors, CLIP's view, before beside after.
+
+Pictures are uint8 [H, W, 3] (RGB), tensors float32 [1, 3, H, W], sizes (width, height) as in Pillow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from diffplugin.errors import ImageError, NotFinite, RequestError, ShapeMismatch
+from diffplugin.runtime.photos.read import MIN_SIDE, Photo, Pixels, pixel_limit
+
+Tensor = NDArray[np.float32]
+Size = Literal["native", "released"] | int | tuple[int, int]
+_Any = TypeVar("_Any", bound=np.generic)
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP, arXiv:2103.00020
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_RELEASED_SHORT_SIDE = 512
+_MULTIPLE = 8
+
+
+def working_size(width: int, height: int, size: Size) -> tuple[int, int]:
+    """(width, height) in which a picture of ``width x height`` is restored.
+
+    Args:
+        size: ``"native"``: as it is. ``"released"``: the released single-plugin script's rule: a short side under 512
+            becomes 512 (the other side keeps the ratio, rounded down), then both sides are rounded down to multiples
+            of 8. An int N: the released demo's rule: the short side becomes N and the other keeps the ratio; both are
+            rounded to the nearest multiples of 8. ``(w, h)``: exactly that.
+
+    Raises:
+        RequestError: ``size`` is none of these or has a side under ``MIN_SIDE``.
+        ImageError: the result has more pixels than :func:`pixel_limit` (a very long picture that would be enlarged).
+    """
+    if size == "native":
+        return width, height
+    if size == "released":
+        result = tuple(side // _MULTIPLE * _MULTIPLE for side in _enlarged(width, height))
+    elif isinstance(size, int) and not isinstance(size, bool) and size >= MIN_SIDE:
+        scale = size / min(width, height)
+        result = tuple(int(side * scale / _MULTIPLE + 0.5) * _MULTIPLE for side in (width, height))
+    elif isinstance(size, tuple) and len(size) == 2 and all(isinstance(s, int) and s >= MIN_SIDE for s in size):
+        result = size
+    else:
+        raise RequestError(
+            f"size {size!r} is not understood; expected native, released, N or WxH with sides of at least {MIN_SIDE}"
+        )
+    if result[0] * result[1] > pixel_limit():
+        raise ImageError(
+            f"{width}x{height} pixels become {result[0]}x{result[1]} at size {size}, more than {pixel_limit():,} "
+            "pixels; use size native or a smaller one"
+        )
+    return result[0], result[1]
+
+
+def _enlarged(width: int, height: int) -> tuple[int, int]:
+    short = min(width, height)
+    if short >= _RELEASED_SHORT_SIDE:
+        return width, height
+    return width * _RELEASED_SHORT_SIDE // short, height * _RELEASED_SHORT_SIDE // short
+
+
+def working_photo(photo: Photo | Pixels, size: Size = "native") -> Pixels:
+    """The picture at its working size (:func:`working_size`), uint8 [H', W', 3].
+
+    ``"released"`` enlarges with Pillow's default filter (bicubic) and rounds down to multiples of 8 with Lanczos, as
+    the released script does; all other changes of size are Lanczos. A size that fits already returns the very pixels.
+
+    Raises:
+        RequestError, ImageError: as :func:`working_size`.
+    """
+    rgb = photo.rgb if isinstance(photo, Photo) else photo
+    height, width = rgb.shape[:2]
+    target = working_size(width, height, size)
+    if size == "released":
+        rgb = resize(rgb, _enlarged(width, height), Image.Resampling.BICUBIC)
+    return resize(rgb, target)
+
+
+def resize(pixels: Pixels, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.LANCZOS) -> Pixels:
+    """uint8 [H, W, 3] or [H, W] at ``size`` = (width, height); the same array if it has that size already."""
+    if (pixels.shape[1], pixels.shape[0]) == tuple(size):
+        return pixels
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, resample))
+
+
+def with_rgb(photo: Photo, rgb: Pixels) -> Photo:
+    """``photo`` with new pixels uint8 [H', W', 3]: alpha follows in size (Lanczos), metadata stay."""
+    alpha = None if photo.alpha is None else resize(photo.alpha, (rgb.shape[1], rgb.shape[0]))
+    return replace(photo, rgb=rgb, alpha=alpha)
+
+
+def to_tensor(rgb: Pixels) -> Tensor:
+    """uint8 [H, W, 3] -> contiguous float32 [1, 3, H, W] in [-1, 1]: 2 (x / 255) - 1."""
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
+        raise ShapeMismatch(f"picture is {rgb.dtype} {'x'.join(map(str, rgb.shape))}, expected uint8 HxWx3")
+    tensor = np.array(rgb.transpose(2, 0, 1)[None], dtype=np.float32, order="C")
+    tensor /= 255  # in place: a tensor is four times its picture
+    tensor *= 2
+    tensor -= 1
+    return tensor
+
+
+def from_tensor(image: NDArray[np.floating[Any]]) -> Pixels:
+    """float [1, 3, H, W], nominally in [-1, 1] -> uint8 [H, W, 3]: clamp(x / 2 + 0.5) x 255, rounded half to even.
+
+    Raises:
+        ShapeMismatch: not of that shape. NotFinite: a NaN or an infinity is in it.
+    """
+    if image.ndim != 4 or image.shape[:2] != (1, 3):
+        raise ShapeMismatch(f"image is {'x'.join(map(str, image.shape))}, expected 1x3xHxW")
+    if not (np.isfinite(image.min()) and np.isfinite(image.max())):  # a NaN is both
+        bad = image.size - np.count_nonzero(np.isfinite(image))
+        raise NotFinite(f"image has {bad} values of {image.size} that are NaN or infinite, expected finite ones")
+    levels = np.array(image[0], dtype=np.float32)
+    levels *= 0.5
+    levels += 0.5
+    np.clip(levels, 0, 1, out=levels)
+    levels *= 255
+    np.rint(levels, out=levels)
+    return np.ascontiguousarray(levels.astype(np.uint8).transpose(1, 2, 0))
+
+
+def pad_to(image: NDArray[_Any], multiple: int) -> tuple[NDArray[_Any], tuple[int, int]]:
+    """Grow [..., H, W] at the bottom and right to multiples of ``multiple`` by reflection (a side of 1 is repeated).
+
+    Returns:
+        The padded array (the same one if nothing was needed) and (H, W), what :func:`crop` needs.
+    """
+    height, width = image.shape[-2:]
+    return grow(image, (width + -width % multiple, height + -height % multiple)), (height, width)
+
+
+def grow(image: NDArray[_Any], size: tuple[int, int]) -> NDArray[_Any]:
+    """[..., H, W] grown at the bottom and right to ``size`` (width, height), as :func:`pad_to` does it."""
+    height, width = image.shape[-2:]
+    for axis, extra, side in ((-2, size[1] - height, height), (-1, size[0] - width, width)):
+        if extra:
+            pads = [(0, 0)] * image.ndim
+            pads[axis] = (0, extra)
+            image = np.pad(image, pads, mode="reflect" if side > 1 else "edge")
+    return image
+
+
+def crop(image: NDArray[_Any], size: tuple[int, int]) -> NDArray[_Any]:
+    """The top left (H, W) of [..., H', W'], contiguous: the inverse of :func:`pad_to`."""
+    return np.ascontiguousarray(image[..., : size[0], : size[1]])
+
+
+def clip_pixels(
+    rgb: Pixels, size: int = 224, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
+) -> Tensor:
+    """CLIP's view of the original picture: uint8 [H, W, 3] -> float32 [1, 3, size, size].
+
+    Short side to ``size`` (bicubic, Pillow; the other side rounded down), centre crop (rounded up and left), then
+    (x / 255 - mean) / std per channel; what transformers' CLIPImageProcessor calls resize, center_crop, normalize.
+    """
+    height, width = rgb.shape[:2]
+    short = min(height, width)
+    small = resize(rgb, (int(size * width / short), int(size * height / short)), Image.Resampling.BICUBIC)
+    top, left = (small.shape[0] - size) // 2, (small.shape[1] - size) // 2
+    view = small[top : top + size, left : left + size].transpose(2, 0, 1)[None].astype(np.float32)
+    offset, scale = (np.asarray(v, np.float32).reshape(1, 3, 1, 1) for v in (mean, std))
+    return np.ascontiguousarray((view / np.float32(255) - offset) / scale)
+
+
+def side_by_side(before: Pixels, after: Pixels) -> Pixels:
+    """Before on the left, after on the right, a thin white line between: uint8 [H, 2 W + line, 3], sizes of ``after``.
+
+    ``before`` is resized (Lanczos) if it has another size. The line is 1/200 of the width, at least 2 pixels.
+    """
+    height, width = after.shape[:2]
+    line = np.full((height, max(2, width // 200), 3), 255, np.uint8)
+    return np.concatenate((resize(before, (width, height)), line, after), axis=1)

@@ -1,0 +1,309 @@
+"""What will run, decided before it runs: sizes, tiles, chain, engine, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from diffplugin.errors import RequestError
+from diffplugin.plugins.cards import TRAIN_STEPS, PluginCard
+from diffplugin.runtime.photos.pixels import Size, working_size
+from diffplugin.runtime.planning.engine_sizes import EngineSizes, best_fit, fits, no_fit
+from diffplugin.runtime.planning.memory import Footprint
+from diffplugin.runtime.planning.quality import EXACT, Quality
+from diffplugin.runtime.planning.tiles import Tile, plan_tiles
+from diffplugin.spec import ModelDims
+
+Tiling = Literal["auto", "off"] | int
+OutputSize = Literal["input", "working"]
+
+MAX_WHOLE_AREAS = 1.5  # largest area of a picture that runs whole, in native areas: beyond it attention explodes
+MULTIPLE = 8  # sides of tiles, in latent pixels: the UNet halves them three times
+MIN_TILE = 16  # smallest side of a tile, in latent pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a caller may choose for one picture, complete (``Restorer.restore`` explains each)."""
+
+    prompt: str | None = None
+    plugins: tuple[str, ...] = ()
+    seed: int = 42
+    steps: int | None = None
+    sampler: str = "unipc"
+    size: Size = "native"
+    tile: Tiling = "auto"
+    output_size: OutputSize = "input"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One plugin's run over the picture.
+
+    Attributes:
+        first_t: timestep of the first step.
+        output: "decoded" or "residual" (``plugins.cards.PluginCard``).
+        full_steps: steps that run the whole UNet, the first among them; the others run its outermost blocks alone.
+        scb_steps: steps whose residuals are computed, the first and the last among them.
+        scb_batch: timesteps that the SCB takes at once; more than 1 on a device only.
+    """
+
+    plugin: str
+    steps: int
+    start: Literal["noised_input", "input", "noise"]
+    first_t: int
+    renoise_from_t: int
+    output: Literal["decoded", "residual"]
+    full_steps: tuple[int, ...]
+    scb_steps: tuple[int, ...]
+    scb_batch: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run. Sizes are (width, height).
+
+    Attributes:
+        input_size: of the picture that came, px.
+        working_size: in which it is restored, px.
+        padded_size: the working size grown to multiples of the autoencoder's factor, or to what an engine takes, px.
+        latent_size: padded size / factor.
+        output_size: of the picture that leaves, px.
+        tiles: pieces in latent pixels, in the order in which they run; one: the whole picture.
+        tiling: why it runs whole or in pieces, for people.
+        chain: plugins in order; empty: the picture stays untouched.
+        sampler, seed, engine, precision: as they will run ("auto" resolved).
+        quality: name of the quality that the stages follow.
+        memory: estimate; ``estimated_bytes`` stands against ``available`` bytes (None: unknown).
+        loop: "device": each stage runs there as a whole (``runtime.execution.captured_stage``); "host": graph by graph.
+        loop_reason: why, where the engine could do both.
+    """
+
+    input_size: tuple[int, int]
+    working_size: tuple[int, int]
+    padded_size: tuple[int, int]
+    latent_size: tuple[int, int]
+    output_size: tuple[int, int]
+    tiles: tuple[Tile, ...]
+    tiling: str
+    chain: tuple[Stage, ...]
+    sampler: str
+    seed: int
+    engine: str
+    precision: str
+    quality: str
+    memory: Footprint
+    available: int | None
+    loop: Literal["host", "device"] = "host"
+    loop_reason: str = ""
+
+    @property
+    def estimated_bytes(self) -> int:
+        """Estimated peak memory."""
+        return _estimate(self.memory, self.tiles)
+
+    @property
+    def unet_runs(self) -> int:
+        """How often the UNet will run, whole or its outermost blocks: steps x tiles, over the chain."""
+        return sum(stage.steps for stage in self.chain) * len(self.tiles)
+
+    @property
+    def full_unet_runs(self) -> int:
+        """How often the whole UNet will run."""
+        return sum(len(stage.full_steps) for stage in self.chain) * len(self.tiles)
+
+    @property
+    def shallow_unet_runs(self) -> int:
+        """How often the UNet's outermost blocks will run alone."""
+        return self.unet_runs - self.full_unet_runs
+
+    @property
+    def scb_runs(self) -> int:
+        """How often an SCB will run."""
+        return sum(len(stage.scb_steps) for stage in self.chain) * len(self.tiles)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers, texts, lists and tables."""
+        counted = ("estimated_bytes", "unet_runs", "full_unet_runs", "shallow_unet_runs", "scb_runs")
+        return asdict(self) | {name: getattr(self, name) for name in counted}
+
+
+def plan_stages(
+    chosen: Sequence[str], cards: Mapping[str, PluginCard], steps: int | None, quality: Quality = EXACT
+) -> tuple[Stage, ...]:
+    """The stages of a chain, as released: all steps for the first plugin, few for those that follow.
+
+    Args:
+        chosen: plugin ids in order.
+        steps: of the first plugin; those that follow take ``min(steps, card.steps_chained)``. None: the cards', and
+            no more than ``quality.steps``.
+        quality: which steps run everything.
+
+    Raises:
+        RequestError: ``steps`` is not 1 to 1000.
+    """
+    if steps is not None and not 1 <= steps <= TRAIN_STEPS:
+        raise RequestError(f"steps is {steps}, expected 1 to {TRAIN_STEPS}")
+    stages = []
+    for i, card in enumerate(cards[plugin] for plugin in chosen):
+        own = card.steps_chained if i else card.steps_first
+        if steps is None:
+            own = min(own, quality.steps or own)
+        count = own if steps is None else min(steps, own) if i else steps
+        stages.append(
+            Stage(
+                plugin=card.id,
+                steps=count,
+                start=card.start,
+                first_t=card.first_t,
+                renoise_from_t=card.renoise_from_t,
+                output=card.output,
+                full_steps=quality.full_steps(count),
+                scb_steps=quality.scb_steps(count),
+            )
+        )
+    return tuple(stages)
+
+
+def make_plan(
+    input_size: tuple[int, int],
+    chain: tuple[Stage, ...],
+    options: Options,
+    *,
+    dims: ModelDims,
+    memory: Footprint,
+    available: int | None,
+    engine: str,
+    precision: str,
+    quality: str = EXACT.name,
+    engine_sizes: Sequence[EngineSizes] = (),
+) -> Plan:
+    """Decide sizes and tiles.
+
+    ``options.tile="auto"``: one piece where the padded picture's area is at most 1.5 x ``dims.native_size``^2 and the
+    estimate fits into ``available`` bytes; else overlapping pieces of the native side or up to that area, whichever is
+    the least work; or of the largest smaller side that fits into memory. An int is the side of a piece in pixels.
+    Neighbours overlap by at least a quarter of the side, or of the native side if that is less.
+
+    Args:
+        engine_sizes: sizes that the engines were built for, where they take no others. The picture is then grown to
+            one of them, or cut into pieces of one.
+
+    Raises:
+        RequestError: a size, tile or output size that is not understood.
+        ImageError: the working size is larger than pictures may be.
+    """
+    if options.output_size not in ("input", "working"):
+        raise RequestError(f"output size {options.output_size!r} is not understood; expected input or working")
+    working = working_size(*input_size, options.size)
+    factor = dims.factor
+    latent = (-(-working[0] // factor), -(-working[1] // factor))
+    if engine_sizes:
+        latent, side, why = _engine_side(latent, engine_sizes, dims, memory, available, options.tile)
+    else:
+        side, why = _tile_side(latent, dims, memory, available, options.tile)
+    tiles = _pieces(latent, side, dims)
+    return Plan(
+        input_size=input_size,
+        working_size=working,
+        padded_size=(latent[0] * factor, latent[1] * factor),
+        latent_size=latent,
+        output_size=input_size if options.output_size == "input" else working,
+        tiles=tiles,
+        tiling=why if len(tiles) > 1 or isinstance(options.tile, str) else "one piece: it fits into one tile",
+        chain=chain,
+        sampler=options.sampler,
+        seed=options.seed,
+        engine=engine,
+        precision=precision,
+        quality=quality,
+        memory=memory,
+        available=available,
+    )
+
+
+def _estimate(memory: Footprint, tiles: Sequence[Tile]) -> int:
+    """Bytes of a run over these pieces, of one size."""
+    return memory.total(tiles[0].height * tiles[0].width, sum(tile.height * tile.width for tile in tiles))
+
+
+def _pieces(latent: tuple[int, int], side: int, dims: ModelDims) -> tuple[Tile, ...]:
+    overlap = min(side, max(dims.native_latent, MIN_TILE)) // 4
+    return plan_tiles(latent[1], latent[0], side, overlap, multiple=MULTIPLE)
+
+
+def _tile_side(
+    latent: tuple[int, int], dims: ModelDims, memory: Footprint, available: int | None, tile: Tiling
+) -> tuple[int, str]:
+    """(longest side of a piece in latent pixels, why)."""
+    whole, factor = max(*latent, MULTIPLE), dims.factor
+    if tile == "off":
+        return whole, "one piece: tiles are off"
+    if tile != "auto":
+        side = _asked_side(tile, factor)
+        return side, f"pieces of {side * factor} px, as asked"
+    area = latent[0] * latent[1]
+    small = area <= MAX_WHOLE_AREAS * dims.native_latent**2
+    if small and (available is None or memory.total(area) <= available):
+        return whole, "one piece"
+    side = _auto_side(latent, dims, memory, available)
+    reason = "memory" if small or side < dims.native_latent else f"larger than the model's native {dims.native_size} px"
+    return side, f"pieces of {side * factor} px: {reason}"
+
+
+def _asked_side(tile: Tiling, factor: int) -> int:
+    least = MIN_TILE * factor
+    if isinstance(tile, bool) or not isinstance(tile, int) or tile < least:
+        raise RequestError(f"tile {tile!r} is not understood; expected auto, off or a side of at least {least} pixels")
+    return tile // factor // MULTIPLE * MULTIPLE
+
+
+def _engine_side(
+    latent: tuple[int, int],
+    engine_sizes: Sequence[EngineSizes],
+    dims: ModelDims,
+    memory: Footprint,
+    available: int | None,
+    tile: Tiling,
+) -> tuple[tuple[int, int], int, str]:
+    """(latent grown to what an engine takes, longest side of a piece, why)."""
+    factor, largest = dims.factor, max(max(one.h.most, one.w.most) for one in engine_sizes)
+    sides: Sequence[int] = range(MIN_TILE, largest + 1, MULTIPLE)
+    if not isinstance(tile, str):
+        sides = [_asked_side(tile, factor)]
+
+    def measure(grown: tuple[int, int], side: int) -> tuple[int, int]:
+        pieces = _pieces(grown, side, dims)
+        return _estimate(memory, pieces), sum(piece.height * piece.width for piece in pieces)
+
+    found = list(fits(latent, engine_sizes, sides, measure))
+    if tile == "off":
+        found = [fit for fit in found if fit.whole]
+    elif tile != "auto":
+        found = [fit for fit in found if fit.side == sides[0] or (fit.whole and fit.side < sides[0])]
+    native = max(dims.native_latent // MULTIPLE * MULTIPLE, MIN_TILE)
+    fit = best_fit(found, available, native=native, most=MAX_WHOLE_AREAS * dims.native_latent**2)
+    if fit is None:
+        pieces = {"off": " as one piece", "auto": ""}.get(str(tile), f" in pieces of {tile} px")
+        raise no_fit(f"a picture of {latent[1] * factor}x{latent[0] * factor} px{pieces}", engine_sizes, factor)
+    grown = "" if fit.latent == latent else f" grown to {fit.latent[1] * factor}x{fit.latent[0] * factor} px"
+    kind = "one piece" if fit.whole else f"pieces of {fit.side * factor} px"
+    return fit.latent, fit.side, f"{kind}{grown}: what engines were built for"
+
+
+def _auto_side(latent: tuple[int, int], dims: ModelDims, memory: Footprint, available: int | None) -> int:
+    """The side from the native one up to 1.5 native areas whose pieces are the least work; less if memory is short.
+
+    Few different sides, since an engine may have to be compiled for each.
+    """
+    native = max(dims.native_latent // MULTIPLE * MULTIPLE, MIN_TILE)
+    sides = range(MIN_TILE, int(MAX_WHOLE_AREAS**0.5 * native) + 1, MULTIPLE)
+    together = {side: sum(t.height * t.width for t in _pieces(latent, side, dims)) for side in sides}
+    needed = {side: memory.total(side * side, together[side]) for side in sides}
+    fitting = [side for side in sides if available is None or needed[side] <= available]
+    work = {side: together[side] for side in fitting if side >= native}
+    if work:
+        return min(work, key=lambda side: (work[side], side))
+    # nothing fits: the least of all; small pieces overlap more, so where all are kept it need not be the smallest
+    return max(fitting, default=min(sides, key=lambda side: needed[side]))

@@ -1,0 +1,1 @@
+"""A request in words, and which plugins answer it."""

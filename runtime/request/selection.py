@@ -1,0 +1,73 @@
+"""Which plugins answer a request: the released selection rule and the mapping of compound tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from diffplugin.errors import NotFinite
+from diffplugin.plugins.cards import NULL, PluginCard, find_card
+from diffplugin.plugins.compounds import Table, compounds_in, expand
+from diffplugin.spec import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What the selector decided.
+
+    Attributes:
+        chosen: plugin ids in the order of the chain; empty: the picture stays as it is.
+        reason: one line for people.
+        scores: score of every plugin and of ``null`` (last); empty where the caller named the plugins.
+        compounds: compound tasks of the mapping table that the request named.
+    """
+
+    chosen: tuple[str, ...]
+    reason: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+    compounds: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def select(scores: Array, plugins: Sequence[str], prompt: str, table: Table) -> Selection:
+    """The released rule (arXiv:2403.00644, Eq. 5, threshold 0), joined with the mapping table.
+
+    Every plugin with a score above 0 is chosen. A request that names a compound task ("a rainy night") also gets that
+    task's installed sub-tasks, whatever their scores: the selector was trained on single tasks, the table is explicit.
+    All run in registry order. Where nothing is chosen, ``null`` wins and the picture stays untouched.
+
+    Args:
+        scores: output of the selector graph, [1, p + 1], ``null`` last.
+        plugins: ids of its p plugins, in registry order.
+        prompt: the request.
+        table: mapping of compound tasks.
+
+    Raises:
+        NotFinite: a score is NaN or infinite.
+    """
+    values = scores.reshape(-1).tolist()
+    named = dict(zip((*plugins, NULL), values, strict=True))
+    if not np.isfinite(scores).all():
+        raise NotFinite(f"the selector's scores are not finite: {named}; try another precision")
+    compounds = compounds_in(prompt, table)
+    parts = expand(prompt, table, plugins)
+    chosen = tuple(plugin for plugin in plugins if named[plugin] > 0 or plugin in parts)
+    reasons = [f"request names {' and '.join(compounds)}"] if parts else []
+    if any(named[plugin] > 0 for plugin in plugins):
+        reasons.append("scores above 0")
+    reason = ", ".join(reasons) or "no plugin scores above 0"
+    return Selection(chosen=chosen, reason=reason, scores=named, compounds=tuple(compounds))
+
+
+def select_named(names: Sequence[str], cards: Mapping[str, PluginCard]) -> Selection:
+    """The caller's own chain, in the caller's order; ids and aliases are understood.
+
+    Raises:
+        RequestError: a plugin is not in ``cards``.
+    """
+    return Selection(chosen=tuple(find_card(name, cards).id for name in names), reason="named by the caller")

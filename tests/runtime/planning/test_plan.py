@@ -1,0 +1,159 @@
+"""Plans: chains, sizes, tiles, memory."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+
+from diffplugin.errors import RequestError
+from diffplugin.plugins.cards import shipped_cards
+from diffplugin.runtime.planning.memory import Footprint
+from diffplugin.runtime.planning.plan import Options, Plan, make_plan, plan_stages
+from diffplugin.runtime.planning.quality import EXACT, Quality
+from diffplugin.spec import ModelDims
+
+DIMS = ModelDims(
+    factor=8,
+    latent_channels=4,
+    residual_channels=320,
+    deep_channels=640,
+    time_features=320,
+    tokens=256,
+    token_width=768,
+    vision_width=1024,
+    vision_size=224,
+    context=77,
+    native_latent=64,
+)
+LIGHT = Footprint(weights=1000, per_latent_pixel=1)
+LESS = Quality(name="less", description="", steps=10, deep_every=2, scb_every=4)
+
+
+def _plan(width: int, height: int, available: int | None = None, memory: Footprint = LIGHT, **options: Any) -> Plan:
+    quality = options.pop("quality", EXACT)
+    chain = plan_stages(["deblur"], shipped_cards(), None, quality)
+    return make_plan(
+        (width, height), chain, Options(**options),
+        dims=DIMS, memory=memory, available=available, engine="fake", precision="fp32", quality=quality.name,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(None, [20, 3, 3]), (50, [50, 3, 3]), (3, [3, 3, 3]), (2, [2, 2, 2]), (1, [1, 1, 1])]
+)
+def test_chained_plugins_take_few_steps(steps: int | None, expected: list[int]) -> None:
+    chain = plan_stages(["derain", "lowlight", "deblur"], shipped_cards(), steps)
+    assert [stage.steps for stage in chain] == expected
+    assert [stage.start for stage in chain] == ["noised_input", "noise", "noised_input"]
+
+
+@pytest.mark.parametrize("steps", [0, -3, 1001])
+def test_impossible_steps(steps: int) -> None:
+    with pytest.raises(RequestError, match=f"steps is {steps}, expected 1 to 1000"):
+        plan_stages(["derain"], shipped_cards(), steps)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(None, [10, 3]), (50, [50, 3]), (20, [20, 3]), (2, [2, 2]), (1, [1, 1])]
+)
+def test_a_quality_limits_only_steps_that_nobody_asked_for(steps: int | None, expected: list[int]) -> None:
+    assert [stage.steps for stage in plan_stages(["derain", "deblur"], shipped_cards(), steps, LESS)] == expected
+
+
+def test_a_quality_says_which_steps_run_everything() -> None:
+    exact = plan_stages(["derain"], shipped_cards(), 4)[0]
+    assert exact.full_steps == exact.scb_steps == (0, 1, 2, 3)
+    first, second = plan_stages(["derain", "deblur"], shipped_cards(), None, LESS)
+    assert (first.full_steps, first.scb_steps) == ((0, 2, 4, 6, 8), (0, 4, 8, 9))
+    assert (second.full_steps, second.scb_steps) == ((0, 2), (0, 2))
+
+
+def test_native_size_pads_to_the_factor_and_comes_back() -> None:
+    plan = _plan(333, 500)
+    assert (plan.working_size, plan.padded_size) == ((333, 500), (336, 504))
+    assert (plan.latent_size, plan.output_size) == ((42, 63), (333, 500))
+    assert len(plan.tiles) == 1 and (plan.tiles[0].height, plan.tiles[0].width) == (63, 42)
+
+
+def test_released_size_and_outputs() -> None:
+    plan = _plan(123, 91, size="released", output_size="working")
+    assert plan.working_size == plan.padded_size == plan.output_size == (688, 512)
+    assert _plan(123, 91, size="released").output_size == (123, 91)
+    with pytest.raises(RequestError, match="output size 'big'"):
+        _plan(100, 100, output_size="big")
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "pieces"), [(512, 768, 1), (768, 512, 1), (512, 776, 2), (1024, 1024, 4), (2000, 300, 5)]
+)
+def test_auto_tiles_follow_the_area(width: int, height: int, pieces: int) -> None:
+    plan = _plan(width, height)
+    assert len(plan.tiles) == pieces, plan.tiling
+    assert ("native 512 px" in plan.tiling) == (pieces > 1)
+    assert max(max(tile.height, tile.width) for tile in plan.tiles) <= 72 or pieces == 1
+
+
+def test_tiles_overlap_by_a_quarter_and_cover() -> None:
+    plan = _plan(2000, 1500)
+    width, height = plan.latent_size
+    lefts = sorted({(tile.left, tile.width) for tile in plan.tiles})
+    tops = sorted({(tile.top, tile.height) for tile in plan.tiles})
+    for spans, length in ((lefts, width), (tops, height)):
+        assert spans[0][0] == 0 and sum(spans[-1]) == length
+        assert all(a + n - b >= 16 for (a, n), (b, _) in itertools.pairwise(spans)), spans
+        assert all(n % 8 == 0 for _, n in spans)
+
+
+def test_memory_decides_too() -> None:
+    heavy = Footprint(weights=1_000, per_latent_pixel=100)
+    assert len(_plan(512, 512, 1_000 + 64 * 64 * 100, heavy).tiles) == 1
+    less = _plan(512, 512, 1_000 + 64 * 64 * 100 - 1, heavy)
+    assert less.tiles[0].height == less.tiles[0].width == 56 and less.tiling == "pieces of 448 px: memory"
+    assert less.estimated_bytes <= 1_000 + 64 * 64 * 100 - 1
+    none = _plan(512, 512, 10, heavy)  # nothing fits: the smallest pieces, and the estimate says so
+    assert none.tiles[0].height == 16 and none.estimated_bytes > 10
+
+
+def test_what_all_pieces_keep_decides_too() -> None:
+    """Smaller pieces overlap more, so what all of them keep grows as the largest shrinks."""
+    keeping = Footprint(weights=0, per_latent_pixel=1000, kept_per_latent_pixel=100)
+    plan = _plan(1024, 1024, memory=keeping)
+    side = plan.tiles[0].height
+    assert plan.estimated_bytes == 1000 * side**2 + 100 * len(plan.tiles) * side**2
+    assert _plan(512, 512, 64 * 64 * 1100, keeping).tiling == "one piece"
+    tight = _plan(512, 512, 64 * 64 * 1100 - 1, keeping)
+    assert len(tight.tiles) > 1 and tight.estimated_bytes < 64 * 64 * 1100
+    # nothing fits, and what is kept is all that counts: no storm of the smallest pieces
+    hopeless = _plan(1024, 1024, 10, Footprint(weights=0, per_latent_pixel=0, kept_per_latent_pixel=100))
+    areas = {side: _plan(1024, 1024, tile=8 * side, memory=keeping).tiles for side in (16, 64, 72)}
+    kept = {side: sum(t.height * t.width for t in tiles) for side, tiles in areas.items()}
+    assert sum(t.height * t.width for t in hopeless.tiles) <= min(kept.values()) < kept[16]
+
+
+def test_asked_tiles() -> None:
+    assert len(_plan(4000, 4000, tile="off").tiles) == 1
+    plan = _plan(512, 512, tile=256)
+    assert plan.tiles[0].height == 32 and len(plan.tiles) == 9 and "as asked" in plan.tiling
+    assert len(_plan(200, 200, tile=256).tiles) == 1
+    for wrong in (0, 127, -5, "some", True):
+        with pytest.raises(RequestError, match=r"tile .* at least 128 pixels"):
+            _plan(100, 100, tile=wrong)
+
+
+def test_json() -> None:
+    made = json.loads(json.dumps(_plan(1024, 1024).to_json()))
+    assert made["unet_runs"] == 4 * 20
+    stage = {"plugin": "deblur", "steps": 20, "start": "noised_input", "first_t": 999, "renoise_from_t": 960}
+    stage |= {"output": "decoded"}
+    every = list(range(20))
+    assert made["chain"] == [stage | {"full_steps": every, "scb_steps": every, "scb_batch": 1}]
+    assert made["quality"] == "exact" and made["loop"] == "host"
+    assert (made["full_unet_runs"], made["shallow_unet_runs"], made["scb_runs"]) == (80, 0, 80)
+    assert made["tiles"][0] == {"top": 0, "left": 0, "height": 72, "width": 72}
+    assert made["estimated_bytes"] == 1000 + 72 * 72
+    less = json.loads(json.dumps(_plan(1024, 1024, quality=LESS).to_json()))
+    assert less["quality"] == "less" and less["chain"][0]["scb_steps"] == [0, 4, 8, 9]
+    assert [less[f"{what}_runs"] for what in ("unet", "full_unet", "shallow_unet", "scb")] == [40, 20, 20, 16]
