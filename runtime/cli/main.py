@@ -10,8 +10,8 @@ from diffplugin.command import Parser, add_common_options, execute, path
 from diffplugin.engines.choice import ENGINES
 from diffplugin.runtime.cli.session import Session
 from diffplugin.runtime.photos.pixels import Size
-from diffplugin.runtime.planning.plan import Tiling
 from diffplugin.runtime.planning.quality import QUALITIES
+from diffplugin.runtime.planning.tiles import Tiling
 from diffplugin.runtime.sampling.samplers import SAMPLERS
 
 
@@ -127,7 +127,3 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``dp-infer``; returns its exit code (``diffplugin.command``)."""
     return execute("dp-infer", parse, lambda args: Session(args).run(), argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

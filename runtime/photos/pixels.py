@@ -26,6 +26,18 @@ _RELEASED_SHORT_SIDE = 512
 _MULTIPLE = 8
 
 
+def check_size(size: object) -> None:
+    """Raises:
+    RequestError: not "native", "released", N or (width, height) with sides of at least ``MIN_SIDE``.
+    """
+    sides = size if isinstance(size, tuple) and len(size) == 2 else (size,)
+    numbers = all(isinstance(side, int) and not isinstance(side, bool) and side >= MIN_SIDE for side in sides)
+    if size not in ("native", "released") and not numbers:
+        raise RequestError(
+            f"size {size!r} is not understood; expected native, released, N or WxH with sides of at least {MIN_SIDE}"
+        )
+
+
 def working_size(width: int, height: int, size: Size) -> tuple[int, int]:
     """(width, height) in which a picture of ``width x height`` is restored.
 
@@ -39,19 +51,16 @@ def working_size(width: int, height: int, size: Size) -> tuple[int, int]:
         RequestError: ``size`` is none of these or has a side under ``MIN_SIDE``.
         ImageError: the result has more pixels than :func:`pixel_limit` (a very long picture that would be enlarged).
     """
+    check_size(size)
     if size == "native":
         return width, height
     if size == "released":
         result = tuple(side // _MULTIPLE * _MULTIPLE for side in _enlarged(width, height))
-    elif isinstance(size, int) and not isinstance(size, bool) and size >= MIN_SIDE:
+    elif isinstance(size, int):
         scale = size / min(width, height)
         result = tuple(int(side * scale / _MULTIPLE + 0.5) * _MULTIPLE for side in (width, height))
-    elif isinstance(size, tuple) and len(size) == 2 and all(isinstance(s, int) and s >= MIN_SIDE for s in size):
-        result = size
     else:
-        raise RequestError(
-            f"size {size!r} is not understood; expected native, released, N or WxH with sides of at least {MIN_SIDE}"
-        )
+        result = size
     if result[0] * result[1] > pixel_limit():
         raise ImageError(
             f"{width}x{height} pixels become {result[0]}x{result[1]} at size {size}, more than {pixel_limit():,} "

@@ -224,7 +224,7 @@ def test_what_cannot_be_served_is_refused(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "full" / "file").touch()
     with pytest.raises(BundleError, match="--triton-repo"):
         write_repository(open_bundle(default_bundle()), tmp_path / "full")
-    assert cli.main(["--bundle", str(default_bundle())]) == 1
+    assert cli.main(["--bundle", str(default_bundle())]) == 2
     assert "--triton-repo" in capsys.readouterr().err
 
 

@@ -263,7 +263,7 @@ def test_a_bundle_without_selector_asks_for_a_plugin(fake_bundle: Bundle, model:
     bare = replace(fake_bundle, manifest=replace(fake_bundle.manifest, selector=False))
     with pytest.raises(RequestError, match=r"no selector.*derain, lowlight, deblur"):
         Restorer(bare, model, "fp32").restore(_photo(), "rain")
-    assert Restorer(bare, model, "fp32").prepare(64, 64).latent_size == (8, 8)
+    assert Restorer(bare, model, "fp32").prepare((64, 64)).latent_size == (8, 8)
 
 
 # --- cost and sharing ---
@@ -279,7 +279,7 @@ def test_plan_is_what_runs(restorer: Restorer, model: FakeModel) -> None:
 
 
 def test_prepare_leaves_nothing_to_load(restorer: Restorer, model: FakeModel) -> None:
-    plan = restorer.prepare(300, 300)
+    plan = restorer.prepare((300, 300))
     assert len(plan.tiles) == 9 and model.runs("unet") == 1
     loaded = list(model.loads)
     restorer.restore(_photo(300, 300), "rain dark blur", steps=1)

@@ -21,7 +21,7 @@ from tests.runtime.conftest import device_of, smooth_photo
 
 
 def test_prepare_leaves_only_launches(on_device: Restorer, driver: FakeDriver) -> None:
-    on_device.prepare(48, 64)
+    on_device.prepare((64, 48))
     before = len(driver.calls)
     for plugin in ("derain", "lowlight", "dehaze"):
         assert on_device.restore(smooth_photo(), plugins=[plugin]).plan.loop == "device"

@@ -80,7 +80,7 @@ def test_no_shallow_engine_is_loaded_where_none_runs(restorer: Restorer, less: L
     less(2, 2).restore(_photo(), plugins=["derain"], steps=1)
     assert "unet_shallow" not in model.loads
     ready = less(2, 2)
-    ready.prepare(64, 80, plugins=["derain"])
+    ready.prepare((80, 64), plugins=["derain"])
     loaded = list(model.loads)
     ready.restore(_photo(), plugins=["derain"], steps=4)
     assert "unet_shallow" in loaded and model.loads == loaded, "prepare left something to load"
