@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -232,8 +231,7 @@ def test_version_and_help(infer: Callable[..., Run]) -> None:
 
 
 def _python(*words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
 
 
 def test_from_a_shell_no_traceback(tmp_path: Path) -> None:
