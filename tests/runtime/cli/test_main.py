@@ -215,7 +215,11 @@ def test_interrupt_leaves_nothing(infer: Callable[..., Run], model: FakeModel) -
 
 
 def test_a_broken_picture_fails_alone(infer: Callable[..., Run], model: FakeModel) -> None:
-    model.swap("unet", lambda x: {"eps": np.full_like(x["latents"], np.nan)})
+    def broken(inputs: Any) -> Any:
+        latents = inputs["latents"]
+        return {"eps": np.full_like(latents, np.nan), "deep": np.zeros((1, 6, *latents.shape[2:]), np.float32)}
+
+    model.swap("unet", broken)
     run = infer("photo.png", "rain")
     assert run.status == 1 and "NaN" in run.err and not Path("photo-restored.png").exists()
 
