@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
     from tests.runtime.conftest import FakeModel
 
-ROOT = Path(__file__).resolve().parents[3]
-
 
 class Run:
     """What one call left behind."""
