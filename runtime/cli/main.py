@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from diffplugin.command import Parser, add_common_options, execute, path
 from diffplugin.engines.choice import ENGINES
 from diffplugin.runtime.cli.session import Session
+from diffplugin.runtime.options import Tiling
 from diffplugin.runtime.photos.pixels import Size
 from diffplugin.runtime.planning.quality import QUALITIES
-from diffplugin.runtime.planning.tiles import Tiling
 from diffplugin.runtime.sampling.samplers import SAMPLERS
 
 

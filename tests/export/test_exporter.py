@@ -121,9 +121,7 @@ def test_own_cards_and_compounds_travel_with_the_bundle(
     own = Checkpoint(checkpoint.base, checkpoint.clip, {"colourise": checkpoint.plugins["deblur"]}, None)
     (tmp_path / "own" / "colourise").mkdir(parents=True)
     card = (
-        (embedded_checkpoint_folder().parent / "cards" / "deblur.toml")
-        .read_text()
-        .replace('"deblur"', '"colourise"')
+        (embedded_checkpoint_folder().parent / "cards" / "deblur.toml").read_text().replace('"deblur"', '"colourise"')
     )
     card = "\n".join(line for line in card.splitlines() if not line.startswith(("order", "aliases")))
     (tmp_path / "own" / "colourise" / "card.toml").write_text(card + '\naliases = ["colour"]\n')

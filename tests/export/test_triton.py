@@ -22,8 +22,7 @@ from diffplugin.export.triton import write_repository
 from diffplugin.manifest import EngineEntry, GraphEntry
 from diffplugin.runtime.triton import INPUTS, model_name
 from diffplugin.spec import Array
-
-from .triton_server import InferenceRequest, Server, Tensor, schema
+from tests.export.triton_server import InferenceRequest, Server, Tensor, schema
 
 LOOP = "diffplugin_embedded"
 PHOTO = Path(__file__).resolve().parents[2] / "docs" / "examples" / "moose-dark.jpg"
