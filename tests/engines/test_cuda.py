@@ -57,7 +57,8 @@ class Runtime:
         def call(*arguments: Any) -> tuple[Any, ...]:
             self.asked.append((name, *arguments))
             answer = self.answers.get(name, (0,))
-            return answer(*arguments) if callable(answer) else answer
+            given: tuple[Any, ...] = answer(*arguments) if callable(answer) else answer
+            return given
 
         return call
 
