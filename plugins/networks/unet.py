@@ -286,7 +286,7 @@ class UNet(nn.Module):
 
     def _outer(self, x: Tensor, skips: list[Tensor], embedding: Tensor, tokens: Tensor) -> Tensor:
         x = self.up_blocks[-1](x, skips, embedding, tokens)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))  # type: ignore[no-any-return]
+        return self.conv_out(self.conv_norm_out.silu(x))  # type: ignore[no-any-return]
 
     def _check_levels(self) -> None:
         if self.levels < 2:
