@@ -68,10 +68,10 @@ def choose(
     """(builder, precision, reason) for ``--engine``, ``--precision`` and ``--device``.
 
     ``auto``: TensorRT where ``bundle`` has engines of it and a GPU is here; else ONNX Runtime on an NVIDIA GPU where
-    there is one that can hold ``bundle``, in float16 where ``bundle`` has graphs for it; else the first precision of ``prefer``
-    that an engine and ``bundle`` have; else OpenVINO where it is installed
-    and another floating-point precision than fp32 is the fastest here; else fp32 with ONNX
-    Runtime, which ties with OpenVINO there, starts faster and needs half the memory.
+    there is one that can hold ``bundle``, in float16 where ``bundle`` has graphs for it; else the first precision of
+    ``prefer`` that an engine and ``bundle`` have; else OpenVINO where it is installed and another floating-point
+    precision than fp32 is the fastest here; else fp32 with ONNX Runtime, which ties with OpenVINO there, starts faster
+    and needs half the memory.
 
     Raises:
         EngineUnavailable: what was asked for cannot run here.
@@ -88,13 +88,13 @@ def choose(
     for wish in wishes:
         # of the others, where they tie, the last one is the lightest
         for builder in (*on_gpu, *(b for b in reversed(builders) if b not in on_gpu)):
-            if wish in builder.precisions() and not _lacks(builder, bundle, wish):
+            if wish in builder.precisions() and not _missing(builder, bundle, wish):
                 return builder, wish, "as asked" if precision != "auto" else f"this quality prefers {wish}"
     if precision != "auto":
         for builder in builders:
             if len(builders) == 1 or precision in builder.precisions():
                 check_precision(builder, precision)
-                if reason := _lacks(builder, bundle, precision):
+                if reason := _missing(builder, bundle, precision):
                     raise EngineUnavailable(reason)
         here = [f"{b.name}: {precision} does not run natively here, only {', '.join(b.precisions())}" for b in builders]
         remedy = NEEDS.get(precision, "unknown precision")
@@ -113,25 +113,23 @@ def choose(
 def _first(builder: EngineBuilder, bundle: Bundle | None) -> str:
     """The engine's best precision that the bundle has graphs for; its best one where it has none."""
     precisions = builder.precisions()
-    return next((p for p in precisions if not _lacks(builder, bundle, p)), precisions[0])
+    return next((p for p in precisions if not _missing(builder, bundle, p)), precisions[0])
 
 
-def _lacks(builder: EngineBuilder, bundle: Bundle | None, precision: str) -> str | None:
+def _missing(builder: EngineBuilder, bundle: Bundle | None, precision: str) -> str | None:
     if isinstance(builder, OwnGraphs):
-        return builder.lacks(bundle, precision)
+        return builder.missing_variant(bundle, precision)
     return missing_variant(bundle, precision)
 
 
-def _usable(
-    engine: str, bundle: Bundle | None, device: Device | None = None
-) -> tuple[list[EngineBuilder], list[str]]:
+def _usable(engine: str, bundle: Bundle | None, device: Device | None = None) -> tuple[list[EngineBuilder], list[str]]:
     """Builders that can run here, in the table's order, and why the others cannot."""
     builders, faults = [], []
     for name in _looked_at(bundle, device) if engine == "auto" else [engine]:
         builder = get_builder(name, device)
         reason = builder.unavailable_reason()
         if reason is None and bundle is not None and isinstance(builder, OwnGraphs):
-            reason = builder.why_too_small(bundle)
+            reason = builder.too_small_reason(bundle)
         if reason is not None:
             faults.append(f"{builder.name}: {reason}" if engine == "auto" else f"engine {builder.name}: {reason}")
         else:

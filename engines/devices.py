@@ -32,7 +32,8 @@ class Device:
         found = re.fullmatch(r"([a-z]+)(?::(\d{1,3}))?", text)
         if not found or found[1] not in KINDS or (found[2] and found[1] not in _NUMBERED):
             raise RequestError(
-                f"device {text!r} is not understood; expected auto, cpu, cuda or cuda:N (NVIDIA), gpu or gpu:N (Intel), npu"
+                f"device {text!r} is not understood; expected auto, cpu, cuda or cuda:N (NVIDIA), gpu or gpu:N "
+                "(Intel), npu"
             )
         return cls(found[1], int(found[2] or 0))
 

@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 from diffplugin.engines.base import OnnxBuilder, check_names, check_precision, one_line
 from diffplugin.engines.cuda import CudaDriver
 from diffplugin.engines.device import PlainRuns
-from diffplugin.engines.onnxruntime_install import cuda_session, why_no_cuda
+from diffplugin.engines.onnxruntime_install import cuda_session, cuda_unavailable_reason
 from diffplugin.errors import DeviceMemoryFull, EngineError, EngineUnavailable
 from diffplugin.spec import DTYPES, Array, GraphSpec
 
@@ -43,7 +43,7 @@ _FULL = ("Failed to allocate memory", "out of memory", "CUDA failure 2:", "CUDNN
 _LIBRARIES_BYTES = 600 * 2**20
 
 
-def lacks_variant(bundle: Bundle, precision: str) -> str | None:
+def missing_cuda_variant(bundle: Bundle, precision: str) -> str | None:
     """None: the bundle has graphs in this engine's form. Else what it lacks, and the remedy."""
     if bundle.manifest.variants.get(VARIANTS[precision]):
         return None
@@ -229,7 +229,7 @@ class OnnxRuntimeCudaEngine:
     def __init__(self, bundle: Bundle, key: str, driver: OneStream, precision: str) -> None:
         import onnxruntime as ort
 
-        lacking = lacks_variant(bundle, precision)
+        lacking = missing_cuda_variant(bundle, precision)
         self.spec: GraphSpec = bundle.spec(key)
         self.path = bundle.graph_file(key, _variant(bundle, precision))
         self.precision, self.driver, self.fused = precision, driver, lacking is None
@@ -293,17 +293,17 @@ class OnnxRuntimeCudaBuilder(OnnxBuilder):
 
     @cached_property
     def _unavailable(self) -> str | None:
-        return why_no_cuda(self._device, self._driver.unavailable_reason)
+        return cuda_unavailable_reason(self._device, self._driver.unavailable_reason)
 
     def unavailable_reason(self) -> str | None:
         return self._unavailable
 
-    def why_too_small(self, bundle: Bundle) -> str | None:
+    def too_small_reason(self, bundle: Bundle) -> str | None:
         """None: the GPU can hold what a photo needs of this bundle at its smallest precision. Else how much it lacks.
 
         Nothing is loaded for it.
         """
-        having = [p for p in self.precisions() if not self.lacks(bundle, p)]
+        having = [p for p in self.precisions() if not self.missing_variant(bundle, p)]
         needed = min(weights_bytes(bundle, precision) for precision in having) + _LIBRARIES_BYTES
         total = self._driver.memory()[1]
         if needed <= total:
@@ -317,7 +317,7 @@ class OnnxRuntimeCudaBuilder(OnnxBuilder):
         """Float32 runs from any bundle's graphs."""
         if bundle is None or precision == "fp32" or bundle.manifest.variants.get(precision):
             return None
-        return lacks_variant(bundle, precision)
+        return missing_cuda_variant(bundle, precision)
 
     def version(self) -> str:
         import onnxruntime  # not from the package's metadata: several packages bring this module
@@ -334,6 +334,6 @@ class OnnxRuntimeCudaBuilder(OnnxBuilder):
         self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None
     ) -> OnnxRuntimeCudaEngine:
         check_precision(self, precision)
-        if reason := self.lacks(bundle, precision):
+        if reason := self.missing_variant(bundle, precision):
             raise EngineUnavailable(reason)
         return OnnxRuntimeCudaEngine(bundle, key, self._driver, precision)

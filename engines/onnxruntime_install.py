@@ -9,7 +9,7 @@ import importlib.metadata
 import importlib.util
 import io
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 CUDA = "CUDAExecutionProvider"
@@ -32,7 +32,7 @@ def nvidia_driver() -> bool:
     return True
 
 
-def why_broken() -> str | None:
+def broken_reason() -> str | None:
     """None: ONNX Runtime can be used, at least on processors. Else what is wrong, and the commands that mend it."""
     here = _packages()
     try:
@@ -48,37 +48,47 @@ def why_broken() -> str | None:
     return f"ONNX Runtime is broken ({what}: {reason}); {_mend('gpu' if _GPU in here else 'cpu')}"
 
 
-def why_no_cuda(device: int, driver: Callable[[], str | None]) -> str | None:
+def cuda_unavailable_reason(device: int, driver: Callable[[], str | None]) -> str | None:
     """None: ONNX Runtime can run on this GPU. Else the reason and the remedy.
 
     Args:
         driver: why the GPU itself cannot be used; asked once the package is found to be the right one.
     """
-    if reason := why_broken():
+    if reason := broken_reason():
         return reason
-    here = _packages()
     ort = importlib.import_module("onnxruntime")
-    if CUDA not in ort.get_available_providers():
-        if _GPU in here and _CPU in here:
-            return f"{_CPU} and {_GPU} are both installed and {_CPU} has replaced {_GPU}; {_mend('gpu')}"
-        if _GPU in here:
-            return f"{_GPU} is broken: its module has no {CUDA}; {_mend('gpu')}"
-        return f"this ONNX Runtime has no {CUDA}; {_mend('gpu')}"
-    if reason := driver():
-        return reason
+    return _lacking_provider(ort) or driver() or _lacking_library(ort) or _refused_session(ort, device)
+
+
+def _lacking_provider(ort: Any) -> str | None:
+    """What is wrong with a module that was built without the provider."""
+    if CUDA in ort.get_available_providers():
+        return None
+    here = _packages()
+    if _GPU in here and _CPU in here:
+        what = f"{_CPU} and {_GPU} are both installed, and {_CPU} has replaced {_GPU}"
+    elif _GPU in here:
+        what = f"{_GPU} is broken: its module has no {CUDA}"
+    else:
+        what = f"this ONNX Runtime has no {CUDA}"
+    return f"{what}; {_mend('gpu')}"
+
+
+def _lacking_library(ort: Any) -> str | None:
+    """The first of CUDA's libraries that cannot be loaded. Those of NVIDIA's packages are loaded from there."""
     if hasattr(ort, "preload_dlls"):
-        with _quiet(ort):
+        with contextlib.redirect_stdout(io.StringIO()):  # what it cannot find is said below, in one line
             ort.preload_dlls()
-    for name in _LIBRARIES:
+    for name in _LIBRARIES if sys.platform == "linux" else ():
         try:
             ctypes.CDLL(name)
         except OSError as error:
             return f"{CUDA} needs {name} ({error}); pip install 'diffplugin[gpu]', or install CUDA 13 and cuDNN 9"
-    return _tried(ort, device)
+    return None
 
 
-def _tried(ort: Any, device: int) -> str | None:
-    """A session of one node: that the provider is listed does not say that it can be loaded."""
+def _refused_session(ort: Any, device: int) -> str | None:
+    """That the provider is listed does not say that it can be loaded: a session of one node tells."""
     try:
         cuda_session(ort, _SMALLEST, ort.SessionOptions(), {"device_id": str(device)})
     except Exception as error:  # the library raises a dozen kinds for one fact
@@ -93,22 +103,14 @@ def cuda_session(ort: Any, model: Any, options: Any, settings: Mapping[str, str]
         Exception: of ONNX Runtime's many kinds.
     """
     options.log_severity_level = 4
-    with _quiet(ort):
+    ort.set_default_logger_severity(4)  # what it logs beside its errors is no line of ours
+    try:
         session = ort.InferenceSession(model, options, providers=[(CUDA, dict(settings))], enable_fallback=0)
+    finally:
+        ort.set_default_logger_severity(2)  # its own default
     if session.get_providers()[0] != CUDA:
         raise RuntimeError(f"ONNX Runtime fell back to {session.get_providers()[0]}")
     return session
-
-
-@contextlib.contextmanager
-def _quiet(ort: Any) -> Iterator[None]:
-    """What the library prints and logs beside its errors is no line of ours."""
-    ort.set_default_logger_severity(4)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        ort.set_default_logger_severity(2)  # its own default
 
 
 def _packages() -> tuple[str, ...]:
@@ -125,8 +127,7 @@ def _packages() -> tuple[str, ...]:
 
 def _leftovers() -> bool:
     """A folder of the module without its files: what uninstalling one of the two packages leaves of the other."""
-    spec = importlib.util.find_spec("onnxruntime")
-    return spec is not None
+    return importlib.util.find_spec("onnxruntime") is not None
 
 
 def _mend(extra: str) -> str:

@@ -1,4 +1,4 @@
-"""The variants of a bundle for ONNX Runtime's CUDA provider: its fused operators, channels last, and the graph ``step``.
+"""Variants of a bundle for ONNX Runtime's CUDA provider: its fused operators, channels last, and the graph ``step``.
 
 Exported anywhere: no GPU is needed, nor the provider. :class:`EmulatedCuda` runs them on a processor.
 """
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from diffplugin.engines.base import thread_count
 from diffplugin.engines.onnxruntime import OnnxRuntimeEngine
-from diffplugin.engines.onnxruntime_cuda import VARIANTS, lacks_variant
+from diffplugin.engines.onnxruntime_cuda import VARIANTS, missing_cuda_variant
 from diffplugin.errors import EngineUnavailable
-from diffplugin.export.fp16.emulate import EmulatedFp16, emulated
+from diffplugin.export.fp16.convert import to_fp16
+from diffplugin.export.fp16.emulate import EmulatedFp16
 from diffplugin.export.fp16.variant import write, write_step
 from diffplugin.export.graphs import graph_keys, kind_of, module_for
-from diffplugin.export.fp16.convert import to_fp16
-from diffplugin.export.onnx import save, trace
+from diffplugin.export.onnx import trace
 from diffplugin.manifest import GraphEntry
 from diffplugin.plugins.networks.form import Form, traced_as
 from diffplugin.spec import GraphSpec, graph_specs
@@ -61,7 +61,7 @@ class EmulatedCuda(EmulatedFp16):
     def load(
         self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None
     ) -> OnnxRuntimeEngine:
-        if lacking := lacks_variant(bundle, precision):
+        if lacking := missing_cuda_variant(bundle, precision):
             raise EngineUnavailable(lacking)
         path = bundle.graph_file(key, VARIANTS[precision])
         return self.load_file(bundle.spec(key), path, threads=thread_count(threads), precision=precision)

@@ -67,7 +67,11 @@ def choose_builder(engine: str, precision: str, options: BuildOptions) -> tuple[
         if precision not in ("auto", *VARIANTS):
             raise EngineUnavailable(f"engine {engine}: has {', '.join(VARIANTS)} alone; use --precision fp16")
         builder = EmulatedCuda()
-        chosen = builder, "fp16" if precision == "auto" else precision, "graphs for the CUDA provider; it builds nothing"
+        chosen = (
+            builder,
+            "fp16" if precision == "auto" else precision,
+            "graphs for the CUDA provider",
+        )
     elif engine == "auto" or not get_builder(engine).prebuilt_only:
         chosen = choose(engine, precision)
     else:

@@ -102,11 +102,11 @@ def cuda_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("torch", reason="needs the extra [export]")
     ir = pytest.importorskip("onnx_ir", reason="needs the extra [export]")
     from diffplugin.bundle import list_files, write_manifest
-    from diffplugin.export.cuda import cuda_graph
     from diffplugin.export.checkpoints import embedded_checkpoint
+    from diffplugin.export.cuda import cuda_graph
+    from diffplugin.export.fp16.convert import to_fp16
     from diffplugin.export.fp16.variant import write, write_step
     from diffplugin.export.graphs import graph_keys, module_for
-    from diffplugin.export.fp16.convert import to_fp16
 
     out = tmp_path_factory.mktemp("cuda") / "embedded"
     shutil.copytree(default_bundle(), out)

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.4's widths without weights: graphs of kilobytes that travel, weights that are drawn where they run.
+"""Stable Diffusion 1.4's widths without weights: graphs of kilobytes that travel, weights are drawn where they run.
 
     python -m diffplugin.bench.gpu_acceptance.full_width OUT           a bundle of one plugin, for ONNX Runtime's CUDA
     python -m diffplugin.bench.gpu_acceptance.full_width --draw OUT    there: draws its weights (3 GB, seconds)
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import diffplugin.plugins
-from diffplugin.bench.full_width import SCHEDULER, UNET, VAE, VISION
 from diffplugin.bench.full_width import SCB as SCB_CONFIG
+from diffplugin.bench.full_width import SCHEDULER, UNET, VAE, VISION
 from diffplugin.bundle import default_bundle, list_files, open_bundle, sha256, write_manifest
 from diffplugin.engines.onnxruntime_cuda import VARIANTS
 from diffplugin.manifest import GraphEntry

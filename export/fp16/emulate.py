@@ -111,9 +111,7 @@ class EmulatedFp16(OnnxBuilder):
             return OnnxRuntimeEngine(spec, path, count, weights_bytes=bundle.graph(key).weights_bytes)
         return self.load_file(spec, path, threads=count)
 
-    def load_file(
-        self, spec: GraphSpec, path: Path, *, threads: int, precision: str = "fp16"
-    ) -> OnnxRuntimeEngine:
+    def load_file(self, spec: GraphSpec, path: Path, *, threads: int, precision: str = "fp16") -> OnnxRuntimeEngine:
         """The engine of a float16 graph, or of one whose fused operators are to be written out."""
         import onnx_ir as ir
 

@@ -36,8 +36,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tenso
     Returns:
         [n, q, heads * width].
 
-    In an ONNX export this becomes ``com.microsoft::MultiHeadAttention``, which engines on processors and on CUDA run fused; in a
-    portable one (:mod:`.form`) two products and a softmax.
+    In an ONNX export this becomes ``com.microsoft::MultiHeadAttention``, which engines on processors and on CUDA run
+    fused; in a portable one (:mod:`.form`) two products and a softmax.
     """
     if for_processors() or for_cuda():
         # bias and key padding mask, which we have not, stand between the value and the additive mask
@@ -132,7 +132,12 @@ def _rows(x: Tensor) -> Tensor:
 
 def _maps(rows: Tensor, size: torch.Size) -> Tensor:
     """:func:`_rows` back to maps of ``size`` (h, w)."""
-    return rows.unflatten(1, size).permute(0, 3, 1, 2) if for_cuda() else rows.transpose(1, 2).unflatten(2, size)
+    made: Tensor = (
+        rows.unflatten(1, size).permute(0, 3, 1, 2)  # type: ignore[no-untyped-call]
+        if for_cuda()
+        else rows.transpose(1, 2).unflatten(2, size)  # type: ignore[no-untyped-call]
+    )
+    return made
 
 
 class SpatialTransformer(nn.Module):
@@ -160,7 +165,7 @@ class SpatialTransformer(nn.Module):
         for block in self.transformer_blocks:
             y = block(y, tokens)
         y = _maps(self.proj_out(y), size) if self.linear_projection else self.proj_out(_maps(y, size))
-        return x + y  # type: ignore[no-any-return]
+        return x + y
 
 
 class PixelAttention(nn.Module):
@@ -175,7 +180,7 @@ class PixelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = _rows(self.group_norm(x))
         y = self.to_out[0](attention(self.to_q(y), self.to_k(y), self.to_v(y), heads=1))
-        return x + _maps(y, x.shape[-2:])  # type: ignore[no-any-return]
+        return x + _maps(y, x.shape[-2:])
 
 
 def causal_mask(length: int, device: torch.device | None = None) -> Tensor:

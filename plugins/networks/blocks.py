@@ -25,8 +25,8 @@ class TimeEmbedding(nn.Module):
 
 class GroupNorm(nn.GroupNorm):
     """Group normalisation, arXiv:1803.08494. In a portable export (:mod:`.form`) it is ONNX's operator of this name,
-    with statistics in float32, which compilers for GPUs fuse with the activation behind it. For CUDA it is ONNX Runtime's
-    ``com.microsoft::GroupNorm``, channels last, with the activation inside.
+    with statistics in float32, which compilers for GPUs fuse with the activation behind it. For CUDA it is ONNX
+    Runtime's ``com.microsoft::GroupNorm``, channels last, with the activation inside.
 
     Not with one group, where TensorRT's parser (10.16, its issue 4756) takes every channel for itself: that is an
     instance norm of one channel.
@@ -53,7 +53,12 @@ class GroupNorm(nn.GroupNorm):
 
     def _fused(self, x: Tensor, *, silu: bool) -> Tensor:
         last = x.permute(0, 2, 3, 1)
-        settings = {"groups": self.num_groups, "epsilon": self.eps, "activation": int(silu), "channels_last": 1}
+        settings: dict[str, Any] = {
+            "groups": self.num_groups,
+            "epsilon": self.eps,
+            "activation": int(silu),
+            "channels_last": 1,
+        }
         made: Tensor = torch.onnx.ops.symbolic(
             "com.microsoft::GroupNorm",
             (last, self.weight, self.bias),

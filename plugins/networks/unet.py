@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diffplugin.errors import CheckpointError
 from diffplugin.plugins.networks.attention import SpatialTransformer

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diffplugin.plugins.networks.attention import PixelAttention
 from diffplugin.plugins.networks.blocks import Downsample, PictureNorm, ResnetBlock, Upsample

@@ -23,10 +23,33 @@ Scene = Callable[..., Any]
 FULL_WIDTH = ROOT / "tests" / "data" / "step-full-width.onnx.xz"
 # (kernels and library calls, those among the kernels that move a map from one layout to another) of a run at 64x64
 # latents, as the provider itself places them: frozen.
-LAUNCHES: dict[str, dict[str, tuple[int, int]]] = {}
+LAUNCHES = {
+    "fp16": {
+        "clip_text": (46, 0),
+        "clip_vision": (80, 2),
+        "tpb/derain": (12, 0),
+        "selector": (14, 0),
+        "vae_encoder": (49, 2),
+        "scb/derain": (93, 1),
+        "unet": (388, 8),
+        "unet_shallow": (75, 6),
+        "step": (410, 8),
+        "vae_decoder": (76, 5),
+    },
+    "fp32": {
+        "clip_text": (57, 8),
+        "clip_vision": (76, 0),
+        "tpb/derain": (10, 0),
+        "selector": (14, 0),
+        "scb/derain": (87, 0),
+        "unet": (372, 0),
+        "unet_shallow": (62, 0),
+        "step": (395, 0),
+    },
+}
 LAUNCHES_FULL = (719, 10)
 MOST_LAUNCHES = {"embedded": 430, "full": 720}
-IN_A_PHOTO = 0  # of 64x64 pixels in four steps
+IN_A_PHOTO = 1868  # of 64x64 pixels in four steps
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +58,7 @@ def standin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     provider = UNPACKED / build.PROVIDER
     if not provider.is_file():
         pytest.skip(f"no onnxruntime-gpu in {UNPACKED}; python scripts/onnxruntime_gpu.py unpacks it there")
-    if reason := build.why_not():
+    if reason := build.unavailable_reason():
         pytest.skip(f"the stand-in cannot be built: {reason}")
     libraries = build.build(provider, tmp_path_factory.mktemp("standin"))
     ours = [str(UNPACKED), str(build.HERE / "python"), str(ROOT)]

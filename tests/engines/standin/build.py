@@ -18,9 +18,11 @@ _HEAD = "#include <stdint.h>\n#include <stdlib.h>\n#include <string.h>\nextern v
 _MADE = "int {0}(void** made) {{ *made = calloc(1, 4096); return 0; }}\n"
 _NOTHING = "int {0}() {{ return 0; }}\n"
 _LOGGED = 'int {0}() {{ standin_log("lib {0}"); return 0; }}\n'
-_COMPUTES = re.compile(r"[Gg]emm|scal_|LtMatmul$|MatrixTransform$|Forward(Inference)?$|Execute$|ReduceTensor$|AddTensor$")
+_COMPUTES = re.compile(
+    r"[Gg]emm|scal_|LtMatmul$|MatrixTransform$|Forward(Inference)?$|Execute$|ReduceTensor$|AddTensor$"
+)
 _SPECIAL = {
-    "cublasCreate_v2": 'int {0}(void** made) {{ *made = calloc(1, 64); return getenv("STANDIN_NO_CUBLAS") ? 1 : 0; }}\n',
+    "cublasCreate_v2": 'int {0}(void** made) {{ *made = calloc(1, 64); return getenv("STANDIN_NO_CUBLAS") != 0; }}\n',
     "cublasGetMathMode": "int {0}(void* handle, int* mode) {{ *mode = 0; return 0; }}\n",
     "cublasGetStatusName": 'const char* {0}(int status) {{ return "stand-in"; }}\n',
     "cublasGetStatusString": 'const char* {0}(int status) {{ return "stand-in"; }}\n',
@@ -36,7 +38,9 @@ _SPECIAL = {
     "cudnnGetStream": "int {0}(void** handle, void** stream) {{ *stream = *handle; return 0; }}\n",
     # cuDNN's graph interface: a descriptor remembers its kind; the heuristics (kind 4) have one result (attribute
     # 202), other lists of descriptors (type 15) are as long as asked, numbers (types 3 and 23) are 0
-    "cudnnBackendCreateDescriptor": "int {0}(int kind, int** made) {{ *made = calloc(1, 64); **made = kind; return 0; }}\n",
+    "cudnnBackendCreateDescriptor": (
+        "int {0}(int kind, int** made) {{ *made = calloc(1, 64); **made = kind; return 0; }}\n"
+    ),
     "cudnnBackendGetAttribute": (
         "int {0}(int* descriptor, int name, int type, int64_t asked, int64_t* count, void* values) {{\n"
         "    int64_t have = 0;\n"
@@ -52,7 +56,7 @@ _SIZES = ("WorkspaceSize", "IndicesSize", "StatesSize")  # the size is behind th
 _ARGUMENTS = {"cudnnGetConvolutionForwardWorkspaceSize": 6, "cudnnDropoutGetStatesSize": 1}
 
 
-def why_not() -> str | None:
+def unavailable_reason() -> str | None:
     """None: libraries can be built here."""
     lacking = [tool for tool in ("gcc", "nm") if shutil.which(tool) is None]
     return f"needs {' and '.join(lacking)}" if lacking else None
@@ -72,13 +76,17 @@ def build(provider: Path, out: Path) -> Path:
     _compile(out, "libcuda.so.1", _HEAD + "".join(map(_function, sorted(driver | {"cuInit"}))))
     # cuDNN is looked up by name at run time: its names are texts in the file
     named = {found.decode() for found in re.findall(rb"\0(cudnn[A-Z]\w+)(?=\0)", provider.read_bytes())}
-    _compile(out, "libcudnn.so.9", _HEAD + "".join(map(_function, sorted(named | {n for n in _SPECIAL if "cudnn" in n}))))
+    _compile(
+        out, "libcudnn.so.9", _HEAD + "".join(map(_function, sorted(named | {n for n in _SPECIAL if "cudnn" in n})))
+    )
     return out
 
 
 def _imported(provider: Path) -> set[tuple[str, str]]:
     """(function, library) that the file asks for."""
-    lines = subprocess.run(["nm", "-D", "--undefined-only", provider], capture_output=True, text=True, check=True).stdout
+    lines = subprocess.run(
+        ["nm", "-D", "--undefined-only", provider], capture_output=True, text=True, check=True
+    ).stdout
     return {tuple((line.split()[-1] + "@").split("@")[:2]) for line in lines.splitlines()}  # type: ignore[misc]
 
 

@@ -18,12 +18,12 @@ from cuda.bindings import runtime  # type: ignore[import-not-found]  # the stand
 
 import diffplugin
 from diffplugin.bundle import Bundle, open_bundle
-from diffplugin.engines.choice import get_builder, choose
+from diffplugin.engines.choice import choose, get_builder
 from diffplugin.engines.device import DeviceEngine
 from diffplugin.errors import DiffPluginError
 from diffplugin.manifest import GraphEntry
-from diffplugin.runtime.photos.read import photo_from
 from diffplugin.runtime.execution.clock import Clock
+from diffplugin.runtime.photos.read import photo_from
 from diffplugin.spec import DTYPES, ModelDims
 from tests.engines.standin.log import Log, Part
 
