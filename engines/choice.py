@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffplugin.engines.base import NEEDS, check_precision, missing_variant
-from diffplugin.engines.device import DeviceBuilder, OwnGraphs
+from diffplugin.engines.device import DeviceBuilder, OwnGraphs, OwnMemory
 from diffplugin.engines.devices import Device
 from diffplugin.engines.onnxruntime_install import nvidia_driver
 from diffplugin.errors import EngineUnavailable
@@ -128,7 +128,7 @@ def _usable(engine: str, bundle: Bundle | None, device: Device | None = None) ->
     for name in _looked_at(bundle, device) if engine == "auto" else [engine]:
         builder = get_builder(name, device)
         reason = builder.unavailable_reason()
-        if reason is None and bundle is not None and isinstance(builder, OwnGraphs):
+        if reason is None and bundle is not None and isinstance(builder, OwnMemory):
             reason = builder.too_small_reason(bundle)
         if reason is not None:
             faults.append(f"{builder.name}: {reason}" if engine == "auto" else f"engine {builder.name}: {reason}")

@@ -49,8 +49,11 @@ class CudaDriver:
         device: number of the GPU among those that CUDA_VISIBLE_DEVICES leaves.
     """
 
+    _several = False  # whether this process uses another device than the first, so that threads must say which
+
     def __init__(self, runtime: Any = None, device: int = 0) -> None:
         self._given, self.device = runtime, device
+        CudaDriver._several |= device > 0
 
     @property
     def _cuda(self) -> Any:
@@ -62,8 +65,10 @@ class CudaDriver:
         Raises:
             DeviceMemoryFull, EngineUnavailable, EngineError: it failed; names call, error and remedy.
         """
-        # the current device is the thread's, and libraries change it
-        for call, given in (("cudaSetDevice", (self.device,)), (name, arguments)):
+        calls = [(name, arguments)]
+        if CudaDriver._several:  # the current device is the thread's, and libraries change it
+            calls.insert(0, ("cudaSetDevice", (self.device,)))
+        for call, given in calls:
             error, *values = getattr(self._cuda, call)(*given)
             if int(error) != 0:
                 raise self._failure(call, error)
@@ -84,11 +89,11 @@ class CudaDriver:
     def unavailable_reason(self) -> str | None:
         """None: there is a GPU and a driver for it. Else what is missing, and the remedy."""
         try:
-            error, *counted = self._cuda.cudaGetDeviceCount()
+            error, count = self._cuda.cudaGetDeviceCount()  # of a device that is not here no other call can be made
             if int(error) != 0:
                 raise self._failure("cudaGetDeviceCount", error)
-            if not self.device < int(counted[0]):
-                here = f"cuda:0 to cuda:{int(counted[0]) - 1}" if counted[0] > 1 else "cuda:0"
+            if not self.device < int(count):
+                here = f"cuda:0 to cuda:{int(count) - 1}" if count > 1 else "cuda:0"
                 return f"there is no device cuda:{self.device} here, only {here}"
             self._call("cudaMemGetInfo")
         except EngineError as error:

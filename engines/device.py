@@ -138,6 +138,11 @@ class OwnGraphs(Protocol):
     def missing_variant(self, bundle: Bundle | None, precision: str) -> str | None:
         """None: the bundle, if there is one yet, has graphs for this precision. Else what it lacks, and the remedy."""
 
+
+@runtime_checkable
+class OwnMemory(Protocol):
+    """An engine builder whose device has memory of its own."""
+
     def too_small_reason(self, bundle: Bundle) -> str | None:
         """None: the device can hold what a photo needs of the bundle. Else the reason and the remedy. Loads nothing."""
 

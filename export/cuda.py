@@ -58,6 +58,9 @@ class EmulatedCuda(EmulatedFp16):
     """Engines of a bundle's graphs for the CUDA provider on this processor: its operators that a processor lacks are
     written out, and float16 rounds as ``export.fp16.emulate`` says."""
 
+    def variant(self, precision: str) -> str:
+        return VARIANTS[precision]
+
     def load(
         self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None
     ) -> OnnxRuntimeEngine:

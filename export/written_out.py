@@ -24,7 +24,7 @@ def write_out(model: ir.Model) -> set[int]:
             continue
         made = parts(node)
         result, last = node.outputs[0], made[-1].outputs[0]
-        result.replace_all_uses_with(last)
+        result.replace_all_uses_with(last, replace_graph_outputs=True)
         last.dtype, last.shape, name = result.dtype, result.shape, result.name
         model.graph.insert_before(node, made)
         model.graph.remove(node, safe=True)

@@ -102,6 +102,10 @@ class EmulatedFp16(OnnxBuilder):
     def precisions(self) -> tuple[str, ...]:
         return ("fp16", "fp32")
 
+    def variant(self, precision: str) -> str:
+        """The bundle's graphs for a precision."""
+        return precision
+
     def load(
         self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None
     ) -> OnnxRuntimeEngine:

@@ -2,7 +2,8 @@
 // call that matters is a line of the log that STANDIN_LOG names. It shows placement, launches, allocations, copies and
 // what a capture may not hold; neither arithmetic nor speed.
 //
-// STANDIN_DEVICES: how many GPUs (1). STANDIN_MEMORY: bytes of each (80 GiB). Both are read once.
+// STANDIN_DEVICES: how many GPUs (1). STANDIN_MEMORY: bytes of each (80 GiB). STANDIN_EMPTY=1: memory stays untouched,
+// so that gigabytes of weights take none. All are read once.
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdarg.h>
@@ -43,6 +44,15 @@ void standin_log(const char* format, ...) {
 static Size number(const char* name, Size otherwise) {
     const char* text = getenv(name);
     return text ? strtoull(text, 0, 10) : otherwise;
+}
+
+static int empty(void) {
+    static int is = -1;
+    if (is < 0) is = (int)number("STANDIN_EMPTY", 0);
+    return is;
+}
+static void move(void* to, const void* from, Size size) {
+    if (!empty()) memmove(to, from, size);
 }
 
 // devices
@@ -167,7 +177,7 @@ static Error allocate(Pointer* at, Size size) {
     pthread_mutex_unlock(&block_lock);
     standin_log(error ? "NOMEMORY %zu" : "MALLOC %zu device=%d", size, current);
     // finite and not constant, so that what no kernel has written is no broken picture
-    Size filled = size < (4 << 20) ? size : 4 << 20;
+    Size filled = empty() ? 0 : size < (4 << 20) ? size : 4 << 20;
     for (Size i = 0; !error && i < filled / 4; ++i) ((float*)*at)[i] = (float)(i * 2654435761u % 2001) / 1000 - 1;
     return error ? fail(error) : kOk;
 }
@@ -216,14 +226,14 @@ Error cudaMemcpy(Pointer to, const void* from, Size size, int kind) {
     if (refused("cudaMemcpy")) return fail(kUnsupported);
     standin_log("MEMCPYSYNC %s %zu", kinds[kind], size);
     inside("destination", to, size), inside("source", from, size);
-    memmove(to, from, size);
+    move(to, from, size);
     return kOk;
 }
 Error cudaMemcpyAsync(Pointer to, const void* from, Size size, int kind, Pointer stream) {
     given("memcpy", stream);
     standin_log("memcpy %s %zu stream=%p", kinds[kind], size, stream);
     inside("destination", to, size), inside("source", from, size);
-    memmove(to, from, size);
+    move(to, from, size);
     return kOk;
 }
 Error cudaMemcpy2DAsync(Pointer to, Size to_pitch, const void* from, Size from_pitch, Size width, Size height, int kind, Pointer stream) {

@@ -151,7 +151,7 @@ def eviction(bundle: str) -> Any:
 def threads(bundle: str) -> Any:
     """Two threads with sizes of their own, several requests each."""
     faults: list[str] = []
-    with diffplugin.load(bundle, engine=ENGINE, precision="fp16", jobs=1) as made:
+    with diffplugin.load(bundle, engine=ENGINE, precision="fp16") as made:
         log = Log()
 
         def work(side: int) -> None:
