@@ -1,5 +1,5 @@
-"""OpenVINO on the CPU: fp32, bf16 where the processor computes it natively, and int8 where the bundle has it; on Intel's
-graphics and NPUs fp16, and fp32 where they compute it."""
+"""OpenVINO on the CPU: fp32, bf16 where the processor computes it natively, and int8 where the bundle has it; on the
+graphics and NPUs of Intel fp16, and fp32 where they compute it."""
 
 from __future__ import annotations
 
