@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -289,3 +291,33 @@ def test_distributions_are_what_is_installed() -> None:
     for name in sorted(names & set(installed)):
         holders = {holder.lower().replace("_", "-") for holder in installed[name]}
         assert distribution(name) in holders or name == "cuda", (name, holders)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "extra"),
+    [
+        ("dp-bench", ("run", "--out", "out"), "bench"),
+        ("dp-eval", ("restore", "--work", "work", "--out", "out"), "train"),
+        ("dp-export", ("--out", "out"), "export"),
+        ("dp-train", ("base", "--work", "work"), "train"),
+    ],
+)
+def test_a_command_without_its_extra_names_it(
+    command: str, arguments: tuple[str, ...], extra: str, tmp_path: Path
+) -> None:
+    """Here by packages that cannot be imported; tests/test_installs.py does so in an environment without them."""
+    runtime, extras = declared()
+    optional = set().union(*extras.values()) - runtime - extras.get("cpu", set())
+    names = {i.name.partition(".")[0] for found in graph().values() for i in found if distribution(i.name) in optional}
+    blocked = "import sys\nsys.modules |= dict.fromkeys(" + repr(sorted(names)) + ")\n"
+    (tmp_path / "sitecustomize.py").write_text(blocked)
+    search = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH", ""))))
+    entry = f"from diffplugin.command import enter; import sys; sys.exit(enter({command!r}, sys.argv[1:]))"
+    for given, code in ((("--help",), 0), (arguments, 1)):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", entry, *given],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": search}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(f"{command}: ") and done.stderr.count("\n") == 1, done.stderr
+    assert f"pip install 'diffplugin[{extra}]'" in done.stderr
