@@ -12,7 +12,6 @@ import numpy as np
 
 from diffplugin.engines.base import thread_count
 from diffplugin.errors import RequestError
-from diffplugin.plugins.compounds import compound_table
 from diffplugin.runtime.execution.clock import Clock
 from diffplugin.runtime.execution.device_loop import DeviceLoop, device_loop
 from diffplugin.runtime.execution.engine_pool import EnginePool
@@ -91,7 +90,7 @@ class Restorer:
         self.cards = bundle.cards()
         self.dims = bundle.manifest.dims
         self._schedule = NoiseSchedule.from_config(bundle.manifest.scheduler)
-        self._table = compound_table(bundle.path / "plugins")
+        self._table = bundle.compounds()
         cores = thread_count(threads)
         self.concurrency = restorations_at_once(
             concurrency,
