@@ -319,7 +319,8 @@ def quantized(tiny: Any) -> Any:
     from diffplugin.export.quantize import quantize_bundle
 
     items = [tiny.inputs(seed=seed) for seed in range(3)]
-    entries = quantize_bundle(tiny.bundle, OpenVinoBuilder(), {"unet": items}, budget=1.0)
+    being_written = replace(tiny.bundle, manifest=replace(tiny.bundle.manifest, files={}))
+    entries = quantize_bundle(being_written, OpenVinoBuilder(), {"unet": items}, budget=1.0)
     manifest = replace(tiny.bundle.manifest, variants={"int8": entries}, files=list_files(tiny.bundle.path))
     return replace(tiny, bundle=replace(tiny.bundle, manifest=manifest))
 
