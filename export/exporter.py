@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import diffplugin
-from diffplugin.bundle import Bundle, graph_files, list_files, sha256, write_manifest
+from diffplugin.bundle import Bundle, graph_files, list_files, write_manifest
 from diffplugin.engines.base import BuildOptions
 from diffplugin.engines.choice import get_builder
 from diffplugin.engines.onnxruntime_cuda import VARIANTS
@@ -35,6 +35,7 @@ from diffplugin.export.quantize import (
 from diffplugin.export.reference import ReferenceBuilder
 from diffplugin.export.tokenizer import write_tokenizer
 from diffplugin.export.writing import writing
+from diffplugin.integrity import sha256
 from diffplugin.manifest import GraphEntry, Manifest
 from diffplugin.plugins.cards import PluginCard, card_to_toml, registry
 from diffplugin.plugins.compounds import FILE as COMPOUNDS

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from diffplugin.errors import CheckpointError, RequestError
+from diffplugin.integrity import read_text
 
 Start = Literal["noised_input", "input", "noise"]
 Output = Literal["decoded", "residual"]
 TRAIN_STEPS = 1000  # Stable Diffusion's training schedule
+MAX_BYTES = 2**16  # of a card; the shipped ones have less than 1 kB
 LAST = 1000  # order of a card that names none: after the shipped ones
 NULL = "null"  # the selector's name for "no plugin"; no plugin may take it
 _LARGEST = {"first_t": TRAIN_STEPS - 1} | dict.fromkeys(("renoise_from_t", "steps_first", "steps_chained"), TRAIN_STEPS)
@@ -81,6 +83,7 @@ def parse_card(text: str, *, where: str, expected_id: str | None = None) -> Plug
     except tomllib.TOMLDecodeError as error:
         raise CheckpointError(f"{where}: not a TOML file ({error}); see the shipped cards for an example") from None
     faults = _faults(values)
+    faults += [f"{name} has characters that cannot be printed" for name, value in values.items() if hides(value)]
     if expected_id is not None and not faults and values["id"] != expected_id:
         faults.append(f"id is {values['id']!r}, but its folder or file is named {expected_id!r}: make them the same")
     if faults:
@@ -96,12 +99,18 @@ def load_card(path: str | Path, *, expected_id: str | None = None) -> PluginCard
         CheckpointError: the file cannot be read, is not TOML, or all faults of the card in one line.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(Path(path), limit=MAX_BYTES)
     except OSError as error:
         raise CheckpointError(f"{path}: the plugin card cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError:
         raise CheckpointError(f"{path}: the plugin card is not UTF-8 text") from None
     return parse_card(text, where=str(path), expected_id=expected_id)
+
+
+def hides(value: Any) -> bool:
+    """A text, or a text of a list, could send commands to a terminal that shows it."""
+    texts = value if isinstance(value, list) else [value]
+    return any(isinstance(text, str) and not text.isprintable() for text in texts)
 
 
 def _faults(values: Mapping[str, Any]) -> list[str]:

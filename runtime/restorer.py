@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Self, Unpack
 import numpy as np
 
 from diffplugin.engines.base import thread_count
-from diffplugin.plugins.compounds import compound_table
 from diffplugin.runtime.execution.clock import Clock
 from diffplugin.runtime.execution.device_loop import DeviceLoop, device_loop
 from diffplugin.runtime.execution.engine_pool import EnginePool
@@ -95,7 +94,7 @@ class Restorer:
         self.cards = bundle.cards()
         self.dims = bundle.manifest.dims
         self._schedule = NoiseSchedule.from_config(bundle.manifest.scheduler)
-        self._compounds = compound_table(bundle.path / "plugins")
+        self._compounds = bundle.compounds()
         cores = thread_count(threads)
         self.concurrency = restorations_at_once(
             concurrency,

@@ -16,10 +16,10 @@ from diffplugin.bundle import (
     default_bundle,
     graph_files,
     open_bundle,
-    sha256,
 )
 from diffplugin.engines.onnxruntime import OnnxRuntimeBuilder
 from diffplugin.errors import BundleDamaged, BundleError, ForeignEngine
+from diffplugin.integrity import sha256
 from diffplugin.manifest import MANIFEST, EngineEntry, Manifest, fingerprint
 from diffplugin.plugins.cards import shipped_cards
 

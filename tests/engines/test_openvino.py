@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("openvino", reason="needs the extra [openvino]")
 
-from diffplugin.bundle import ENGINES, Bundle
+from diffplugin.bundle import ENGINES, Bundle, list_files
 from diffplugin.engines import openvino as module
 from diffplugin.engines.base import BuildOptions
 from diffplugin.engines.choice import choose
@@ -337,7 +337,8 @@ def built(tiny: Any, **changes: str) -> Any:
         version=about["version"],
         devices=(about["device"],),
     )
-    return replace(tiny, bundle=Bundle(bundle.path, replace(bundle.manifest, engines=(entry,))))
+    files = list_files(bundle.path)
+    return replace(tiny, bundle=Bundle(bundle.path, replace(bundle.manifest, engines=(entry,), files=files)))
 
 
 def test_an_engine_built_ahead_is_used(tiny: Any, worst: Worst, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,10 +368,17 @@ def test_a_foreign_engine_is_named_once_and_not_used(
 
 @pytest.mark.parametrize("content", [b"", b"no graph"])
 def test_an_unreadable_graph_is_one_line(tiny: Any, content: bytes) -> None:
-    (tiny.bundle.path / "onnx" / "unet.onnx").write_bytes(content)
-    with pytest.raises(EngineError, match="OpenVINO cannot load it") as caught:
+    path = tiny.bundle.path / "onnx" / "unet.onnx"
+    path.write_bytes(content)
+    with pytest.raises(BundleDamaged, match="contents changed") as caught:
         load(tiny).run(tiny.inputs())
     assert "\n" not in str(caught.value) and "unet.onnx" in str(caught.value)
+    graphs = {"unet": replace(tiny.bundle.manifest.graphs["unet"], file="onnx/unet.xml")}
+    path.rename(path.with_suffix(".xml"))
+    bundle = Bundle(tiny.bundle.path, replace(tiny.bundle.manifest, graphs=graphs, files=list_files(tiny.bundle.path)))
+    with pytest.raises(EngineError, match="OpenVINO cannot load it") as caught:
+        load(replace(tiny, bundle=bundle)).run(tiny.inputs())
+    assert "\n" not in str(caught.value) and "unet.xml" in str(caught.value)
 
 
 def test_another_graph_in_the_file_is_refused(tiny: Any) -> None:
@@ -395,10 +403,10 @@ def quantized(tiny: Any) -> Any:
     from diffplugin.export.quantize import quantize_bundle
 
     items = [tiny.inputs(seed=seed) for seed in range(3)]
-    entries = quantize_bundle(tiny.bundle, OpenVinoBuilder(), {"unet": items}, budget=1.0)
-    return replace(
-        tiny, bundle=replace(tiny.bundle, manifest=replace(tiny.bundle.manifest, variants={"int8": entries}))
-    )
+    being_written = replace(tiny.bundle, manifest=replace(tiny.bundle.manifest, files={}))
+    entries = quantize_bundle(being_written, OpenVinoBuilder(), {"unet": items}, budget=1.0)
+    manifest = replace(tiny.bundle.manifest, variants={"int8": entries}, files=list_files(tiny.bundle.path))
+    return replace(tiny, bundle=replace(tiny.bundle, manifest=manifest))
 
 
 def test_int8_runs_the_quantised_graph_and_is_close(tiny: Any, tmp_path: Path) -> None:
