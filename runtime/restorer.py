@@ -41,7 +41,7 @@ from diffplugin.runtime.restoration import Restoration
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
 from diffplugin.runtime.sampling.samplers import StepTable, step_table
 from diffplugin.runtime.sampling.start_noise import normal
-from diffplugin.runtime.sampling.time_features import sinusoidal
+from diffplugin.runtime.sampling.time_features import sinusoidal, time_settings
 from diffplugin.spec import Array
 
 if TYPE_CHECKING:
@@ -331,9 +331,7 @@ class Restorer:
 
     def _time(self, table: StepTable) -> Array:
         """Sinusoidal features [n, F] of a sampler's steps."""
-        settings = self.bundle.manifest.time_embedding
-        flip, shift = bool(settings["flip_sin_to_cos"]), float(settings["freq_shift"])
-        return sinusoidal(table.t, self.dims.time_features, flip_sin_to_cos=flip, freq_shift=shift)
+        return sinusoidal(table.t, self.dims.time_features, **time_settings(self.bundle.manifest.time_embedding))
 
 
 class _Ticks:
