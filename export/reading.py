@@ -35,12 +35,17 @@ def check_file(path: Path, *, max_bytes: int | None = None) -> None:
         raise CheckpointError(f"{path}: has {found.st_size} bytes, expected at most {max_bytes}")
 
 
-def is_file(path: Path) -> bool:
-    """Whether something that is no folder stands at ``path``: :func:`check_file` then tells what is wrong with it."""
+def exists(path: Path) -> bool:
+    """Whether anything stands at ``path``: :func:`check_file` then tells what is wrong with it."""
     try:
-        return path.is_symlink() or (path.exists() and not path.is_dir())
+        return path.is_symlink() or path.exists()
     except (OSError, ValueError):
         return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether something that is no folder stands at ``path``."""
+    return exists(path) and not is_folder(path)
 
 
 def is_folder(path: Path) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffplugin.errors import CheckpointError
-from diffplugin.export.reading import MAX_TOKENIZER_BYTES, check_file, is_file, is_folder, read_json
+from diffplugin.export.reading import MAX_TOKENIZER_BYTES, check_file, exists, is_file, is_folder, read_json
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -85,30 +85,21 @@ def write_tokenizer(folder: str | Path, out: str | Path, context: int = 77) -> N
     Path(out).write_text(build_tokenizer(folder, context).to_str(pretty=True) + "\n", encoding="utf-8")
 
 
-def end_of_text(folder: Path) -> int:
-    """The id that ends a text.
+def end_and_largest(folder: Path) -> tuple[int, int]:
+    """(the id that ends a text, the largest id) of a tokenizer's folder.
 
     Raises:
         CheckpointError: the folder holds no usable tokenizer.
     """
     parts = _read(folder)
-    return parts.vocab[parts.tokens["eos"].content]
-
-
-def largest_id(folder: Path) -> int:
-    """The largest id that the tokenizer makes.
-
-    Raises:
-        CheckpointError: the folder holds no usable tokenizer.
-    """
-    return max(_read(folder).vocab.values())
+    return parts.vocab[parts.tokens["eos"].content], max(parts.vocab.values())
 
 
 def _read(folder: Path) -> _Parts:
     if not is_folder(folder):
         raise CheckpointError(f"{folder}: missing; expected a CLIP tokenizer's folder")
     parts = _Parts()
-    settings = [_json(folder / name, parts.faults) for name in _SETTINGS if is_file(folder / name)]
+    settings = [_json(folder / name, parts.faults) for name in _SETTINGS if exists(folder / name)]
     if is_file(folder / "tokenizer.json") and not (is_file(folder / "vocab.json") and is_file(folder / "merges.txt")):
         settings.append(_read_single(folder / "tokenizer.json", parts))
     else:
@@ -117,13 +108,13 @@ def _read(folder: Path) -> _Parts:
     parts.tokens = {role: _special(role, settings, parts.faults) for role in _ROLES}
     if parts.vocab:
         parts.faults += [
-            f"{name} token {token.content!r} is not in the vocabulary"
+            f"{name} token {token.content!r:.60} is not in the vocabulary"
             for name, token in parts.tokens.items()
             if token.content not in parts.vocab
         ]
         unknown = {part for pair in parts.merges for part in (*pair, "".join(pair)) if part not in parts.vocab}
         if unknown:
-            parts.faults.append(f"{len(unknown)} merged tokens are not in the vocabulary, first {min(unknown)!r}")
+            parts.faults.append(f"{len(unknown)} merged tokens are not in the vocabulary, first {min(unknown)!r:.60}")
     if parts.faults:
         raise CheckpointError(f"{folder}: not a CLIP tokenizer: {'; '.join(dict.fromkeys(parts.faults))}")
     return parts

@@ -9,7 +9,7 @@ from typing import Any
 from diffplugin.errors import CheckpointError
 from diffplugin.export.checkpoints import configs, weights
 from diffplugin.export.checkpoints.checkpoint import BASE_PARTS, Checkpoint
-from diffplugin.export.tokenizer import build_tokenizer, end_of_text, largest_id
+from diffplugin.export.tokenizer import build_tokenizer, end_and_largest
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule, defaulted_settings, sampler_settings
 
 OLD_EOS = 2  # configs written before the ids were fixed say so; the text ends at the highest id then
@@ -68,9 +68,9 @@ def _tokenizer(checkpoint: Checkpoint) -> None:
     """The tokenizer by itself and against the text encoder's config."""
     folder = checkpoint.tokenizer
     build_tokenizer(folder)
+    end, largest = end_and_largest(folder)
     config = checkpoint.config("text_encoder")
-    build_tokenizer(folder, config["max_position_embeddings"])
-    end, largest, eos = end_of_text(folder), largest_id(folder), config["eos_token_id"]
+    eos = config["eos_token_id"]
     if largest >= config["vocab_size"]:
         raise CheckpointError(
             f"{folder}: has ids up to {largest}, the text encoder's vocab_size is {config['vocab_size']}"
@@ -118,6 +118,8 @@ def _notes(checkpoint: Checkpoint) -> Iterator[str]:
         )
     if checkpoint.single:
         yield f"{checkpoint.base}: holds no tokenizer; taken from {checkpoint.tokenizer}"
+    if checkpoint.averaged:
+        yield f"{checkpoint.base}: holds the unet twice; taking the moving averages, as the published folders do"
 
 
 def _listed(settings: Mapping[str, Any]) -> str:

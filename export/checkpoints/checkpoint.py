@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from diffplugin.errors import CheckpointError
 from diffplugin.export.checkpoints import configs, single_file, weights
 from diffplugin.export.checkpoints.weights import Tensors, WeightFiles, find_weights, read_tensors, read_weights
-from diffplugin.export.reading import is_file, read_json
-from diffplugin.export.tokenizer import end_of_text, has_tokenizer
+from diffplugin.export.reading import exists, is_file, read_json
+from diffplugin.export.tokenizer import end_and_largest, has_tokenizer
 from diffplugin.plugins.networks.clip import TextEncoder, VisionEncoder
 from diffplugin.plugins.networks.taskplugin import SelectorHeads, SpatialComplementBranch, TaskPromptBranch
 from diffplugin.plugins.networks.unet import UNet
@@ -110,6 +110,11 @@ class Checkpoint:
                 return {module + name if bare.match(name) else name: value for name, value in found.items()}
         return found
 
+    @property
+    def averaged(self) -> bool:
+        """The base is a file with two sets of the UNet's weights, of which the averages are taken."""
+        return self.single and single_file.has_average(self._single)
+
     @cached_property
     def _single(self) -> Tensors:
         return read_tensors(self.base)
@@ -120,7 +125,7 @@ class Checkpoint:
         if kind == "preprocessor":
             combined = self.clip / "processor_config.json"  # transformers 5 may write this alone
             apart = self.clip / "preprocessor_config.json"
-            return combined if is_file(combined) and not is_file(apart) else apart
+            return combined if exists(combined) and not exists(apart) else apart
         if kind in ("clip_vision", "scb"):
             return (self.clip if kind == "clip_vision" else self.plugins[plugin] / "scb") / "config.json"
         if self.single:
@@ -135,7 +140,7 @@ class Checkpoint:
         """
         kind, path = part.partition("/")[0], self.config_file(part)
         if kind == "preprocessor":
-            if not is_file(path):  # transformers' defaults are CLIP's own settings
+            if not exists(path):  # transformers' defaults are CLIP's own settings
                 return {}
             found = read_json(path)
             inner = found.get("image_processor", found)
@@ -159,7 +164,7 @@ class Checkpoint:
         if faults:
             raise CheckpointError("; ".join(faults))
         if part == "text_encoder" and made["eos_token_id"] is None:
-            made["eos_token_id"] = end_of_text(self.tokenizer)
+            made["eos_token_id"], _ = end_and_largest(self.tokenizer)
         return made
 
     @property

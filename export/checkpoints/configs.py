@@ -23,6 +23,7 @@ from diffplugin.export.checkpoints.settings import (
     MAX_WIDTH,
     Setting,
     blocks,
+    fixed,
     flag,
     flags,
     heads,
@@ -55,58 +56,58 @@ _DENOISER = {
     "attention_head_dim": Setting(8, heads),
     "use_linear_projection": Setting(False, flag),
     "upcast_attention": Setting(False, flag),  # a precision, not another network: the graphs are float32
-    "act_fn": Setting("silu", one_of("silu")),
-    "downsample_padding": Setting(1, one_of(1)),
-    "mid_block_scale_factor": Setting(1, one_of(1)),
-    "class_embed_type": Setting(None, one_of(None)),
-    "num_class_embeds": Setting(None, one_of(None)),
-    "resnet_time_scale_shift": Setting("default", one_of("default")),
-    "transformer_layers_per_block": Setting(1, one_of(1)),
-    "num_attention_heads": Setting(None, one_of(None)),  # diffusers refuses it too: attention_head_dim is the number
+    "act_fn": fixed("silu"),
+    "downsample_padding": fixed(1),
+    "mid_block_scale_factor": fixed(1),
+    "class_embed_type": fixed(None),
+    "num_class_embeds": fixed(None),
+    "resnet_time_scale_shift": fixed("default"),
+    "transformer_layers_per_block": fixed(1),
+    "num_attention_heads": fixed(None),  # diffusers refuses it too: attention_head_dim is the number
 }
 _UNET = {
     **_DENOISER,
     "out_channels": Setting(4, whole(1, 64)),
     "sample_size": Setting(NATIVE_LATENT, lambda value: NATIVE_LATENT if value is None else whole(1, 4096)(value)),
     "down_block_types": Setting([_DOWN[0]] * 3 + [_DOWN[1]], blocks(*_DOWN)),
-    "mid_block_type": Setting("UNetMidBlock2DCrossAttn", one_of("UNetMidBlock2DCrossAttn")),
+    "mid_block_type": fixed("UNetMidBlock2DCrossAttn"),
     "up_block_types": Setting([_UP[0]] + [_UP[1]] * 3, blocks(*_UP)),
     "center_input_sample": Setting(False, off),
     "dual_cross_attention": Setting(False, off),
-    "reverse_transformer_layers_per_block": Setting(None, one_of(None)),
-    "encoder_hid_dim": Setting(None, one_of(None)),
-    "encoder_hid_dim_type": Setting(None, one_of(None)),
-    "addition_embed_type": Setting(None, one_of(None)),
+    "reverse_transformer_layers_per_block": fixed(None),
+    "encoder_hid_dim": fixed(None),
+    "encoder_hid_dim_type": fixed(None),
+    "addition_embed_type": fixed(None),
     "resnet_skip_time_act": Setting(False, off),
-    "resnet_out_scale_factor": Setting(1.0, one_of(1)),
-    "time_embedding_type": Setting("positional", one_of("positional")),
-    "time_embedding_dim": Setting(None, one_of(None)),
-    "time_embedding_act_fn": Setting(None, one_of(None)),
-    "timestep_post_act": Setting(None, one_of(None)),
-    "time_cond_proj_dim": Setting(None, one_of(None)),
-    "conv_in_kernel": Setting(3, one_of(3)),
-    "conv_out_kernel": Setting(3, one_of(3)),
-    "attention_type": Setting("default", one_of("default")),
-    "cross_attention_norm": Setting(None, one_of(None)),
+    "resnet_out_scale_factor": fixed(1),
+    "time_embedding_type": fixed("positional"),
+    "time_embedding_dim": fixed(None),
+    "time_embedding_act_fn": fixed(None),
+    "timestep_post_act": fixed(None),
+    "time_cond_proj_dim": fixed(None),
+    "conv_in_kernel": fixed(3),
+    "conv_out_kernel": fixed(3),
+    "attention_type": fixed("default"),
+    "cross_attention_norm": fixed(None),
     "class_embeddings_concat": Setting(False, off),
 }
 _SCB = {**_DENOISER, "down_block_types": Setting([_DOWN[0]] * 3 + [_DOWN[1]], blocks(_DOWN[0]))}
 _VAE = {
-    "in_channels": Setting(3, one_of(3)),
-    "out_channels": Setting(3, one_of(3)),
+    "in_channels": fixed(3),
+    "out_channels": fixed(3),
     "down_block_types": Setting(["DownEncoderBlock2D"], blocks("DownEncoderBlock2D")),
     "up_block_types": Setting(["UpDecoderBlock2D"], blocks("UpDecoderBlock2D")),
     "block_out_channels": Setting([64], widths),
     "layers_per_block": Setting(1, whole(1, 16)),
-    "act_fn": Setting("silu", one_of("silu")),
+    "act_fn": fixed("silu"),
     "latent_channels": Setting(4, whole(1, 64)),
     "norm_num_groups": Setting(32, whole(1, MAX_WIDTH)),
     "scaling_factor": Setting(0.18215, number(0, 1e6)),
     "shift_factor": Setting(None, one_of(None, 0)),
-    "latents_mean": Setting(None, one_of(None)),
-    "latents_std": Setting(None, one_of(None)),
-    "use_quant_conv": Setting(True, one_of(True)),
-    "use_post_quant_conv": Setting(True, one_of(True)),
+    "latents_mean": fixed(None),
+    "latents_std": fixed(None),
+    "use_quant_conv": fixed(True),
+    "use_post_quant_conv": fixed(True),
     "mid_block_add_attention": Setting(True, flag),
 }
 _CLIP = {
@@ -130,17 +131,17 @@ _VISION = {
     "hidden_size": Setting(768, whole(1, MAX_WIDTH)),
     "intermediate_size": Setting(3072, whole(1, MAX_WIDTH)),
     "num_attention_heads": Setting(12, whole(1, MAX_WIDTH)),
-    "num_channels": Setting(3, one_of(3)),
+    "num_channels": fixed(3),
     "image_size": Setting(224, whole(1, 4096)),
     "patch_size": Setting(32, whole(1, 4096)),
 }
 # What the runtime does to CLIP's view of a photo; size and crop_size follow the encoder where they are absent.
 _PREPROCESSOR = {
-    "do_resize": Setting(True, one_of(True)),
-    "do_center_crop": Setting(True, one_of(True)),
-    "do_rescale": Setting(True, one_of(True)),
-    "do_normalize": Setting(True, one_of(True)),
-    "resample": Setting(3, one_of(3)),  # Pillow's number of the bicubic filter
+    "do_resize": fixed(True),
+    "do_center_crop": fixed(True),
+    "do_rescale": fixed(True),
+    "do_normalize": fixed(True),
+    "resample": fixed(3),  # Pillow's number of the bicubic filter
     "rescale_factor": Setting(1 / 255, number(0.9999 / 255, 1.0001 / 255)),
     "image_mean": Setting([0.48145466, 0.4578275, 0.40821073], triple(-100, 100)),
     "image_std": Setting([0.26862954, 0.26130258, 0.27577711], triple(0, 100)),
@@ -186,7 +187,11 @@ def defaulted(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Widths and counts that ``config`` lacks, with the defaults that stand in: weights that do not fit are
     explained by them."""
     table = TABLES[kind]
-    return {k: s.default for k, s in table.items() if k not in config and type(s.default) in (int, list)}
+    return {
+        key: setting.default
+        for key, setting in table.items()
+        if key not in config and not setting.fixed and type(setting.default) in (int, list)
+    }
 
 
 def _denoiser(config: Config, types: tuple[str, ...]) -> list[str]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from diffplugin.errors import CheckpointError, MissingDependency
 from diffplugin.export.checkpoints.single_file import SUFFIXES
@@ -81,7 +81,7 @@ def _weights(names: Collection[str], folder: str) -> list[str]:
 
 
 def _only_single_file(names: Collection[str]) -> str:
-    found = [name for name in names if "/" not in name and name.endswith(".safetensors")]
+    found = sorted(name for name in names if "/" not in name and name.endswith(".safetensors"))
     if len(found) != 1:
         listed = f"it has {', '.join(found[:6])}: name one as OWNER/NAME/FILE" if found else "and no single file"
         raise CheckpointError(f"no unet/ folder, {listed}")
@@ -101,9 +101,9 @@ def base_path(name: str, *, offline: bool, log: Callable[[str], None] = lambda l
         return path
     owner, file = _hub_id(name, f"neither a folder, a {' or '.join(SUFFIXES)} file")
     if file is not None:
-        folder = _snapshot(owner, lambda names: _named(file, names), offline=offline, log=log)
+        folder = _snapshot(owner, lambda names: _named(file, names), file, offline=offline, log=log)
         return folder / file
-    folder = _snapshot(owner, base_files, offline=offline, log=log)
+    folder = _snapshot(owner, base_files, "unet/config.json", offline=offline, log=log)
     if not is_folder(folder / "unet"):
         return folder / _only_single_file([entry.name for entry in folder.iterdir()])
     return folder
@@ -123,7 +123,8 @@ def clip_path(
     owner, file = _hub_id(name, "neither a folder")
     if file is not None:
         raise CheckpointError(f"{name}: neither a folder nor a hub id such as {_EXAMPLE}")
-    return _snapshot(owner, lambda names: clip_files(names, tokenizer=tokenizer), offline=offline, log=log)
+    choose = partial(clip_files, tokenizer=tokenizer)
+    return _snapshot(owner, choose, "config.json", offline=offline, log=log)
 
 
 def _hub_id(name: str, what: str) -> tuple[str, str | None]:
@@ -139,8 +140,8 @@ def _named(file: str, names: Collection[str]) -> list[str]:
     return [file]
 
 
-def _snapshot(name: str, choose: Choose, *, offline: bool, log: Callable[[str], None]) -> Path:
-    """The folder of a repository's chosen files."""
+def _snapshot(name: str, choose: Choose, anchor: str, *, offline: bool, log: Callable[[str], None]) -> Path:
+    """The folder of a repository's chosen files; ``anchor``: one that is always among them."""
     try:
         from huggingface_hub import HfApi, snapshot_download
     except ImportError:
@@ -148,11 +149,11 @@ def _snapshot(name: str, choose: Choose, *, offline: bool, log: Callable[[str], 
             f"the hub id {name} needs the package huggingface-hub: pip install 'diffplugin[export]'"
         ) from None
     if offline:
-        return _cached(snapshot_download, name, "")
+        return _cached(name, anchor, "")
     try:
         info = HfApi().model_info(name, files_metadata=True)
     except Exception as error:  # the hub client has a dozen kinds for "not there" and "no network"
-        return _cached(snapshot_download, name, f"; the hub does not answer ({_reason(error)})")
+        return _cached(name, anchor, f"; the hub does not answer ({_reason(error)})")
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     try:
         wanted = choose(sizes.keys())
@@ -161,17 +162,27 @@ def _snapshot(name: str, choose: Choose, *, offline: bool, log: Callable[[str], 
     log(f"{name}: {len(wanted)} of {len(sizes)} files, {sum(sizes[file] for file in wanted) / 1e9:.1f} GB")
     try:
         patterns = [glob.escape(file) for file in wanted]
-        return Path(snapshot_download(name, revision=info.sha, allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:
         raise CheckpointError(f"{name}: could not be downloaded: {_reason(error)}") from None
 
 
-def _cached(snapshot_download: Callable[..., Any], name: str, why: str) -> Path:
+def _cached(name: str, anchor: str, why: str) -> Path:
+    """The folder that an earlier download made. The client's own search refuses one without every file of the
+    repository; what is missing of those that matter is told later."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+
     try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except Exception as error:
-        told = why or f" (offline): {_reason(error)}"
-        raise CheckpointError(f"{name}: not found in the local hub cache{told}") from None
+        found = Path(hf_hub_download(name, anchor, local_files_only=True))
+        return found.parents[anchor.count("/")]
+    except Exception:  # a repository of one file, whose name is not known here
+        try:
+            return Path(snapshot_download(name, local_files_only=True))
+        except Exception:  # the client's own words name its parameters, not ours
+            told = why or " (offline)"
+            raise CheckpointError(
+                f"{name}: not found in the local hub cache{told}; go online without --offline once, or name a folder"
+            ) from None
 
 
 def _reason(error: Exception) -> str:

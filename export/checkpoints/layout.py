@@ -8,7 +8,7 @@ from pathlib import Path
 from diffplugin.errors import CheckpointError
 from diffplugin.export.checkpoints.checkpoint import SELECTOR_FILE, SELECTOR_FOLDER, Checkpoint
 from diffplugin.export.checkpoints.single_file import SUFFIXES
-from diffplugin.export.reading import is_file, is_folder, names_in
+from diffplugin.export.reading import exists, is_file, is_folder, names_in
 
 _FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
@@ -25,10 +25,10 @@ def find(base: Path, clip: Path, plugins: Path, wanted: Iterable[str] = ()) -> C
         CheckpointError: naming every folder or file that is missing, at once.
     """
     faults = _base_faults(base)
-    if not is_file(clip / "config.json"):
+    if not exists(clip / "config.json"):
         faults.append(f"{clip / 'config.json'}: missing")
     try:
-        there = {name: plugins / name for name in names_in(plugins) if is_file(plugins / name / "tpb.pt")}
+        there = {name: plugins / name for name in names_in(plugins) if exists(plugins / name / "tpb.pt")}
     except CheckpointError as error:
         there = {}
         faults.append(str(error))
@@ -41,7 +41,7 @@ def find(base: Path, clip: Path, plugins: Path, wanted: Iterable[str] = ()) -> C
     if faults:
         raise CheckpointError("; ".join(faults))
     selector = plugins / SELECTOR_FOLDER / SELECTOR_FILE
-    return Checkpoint(base, clip, chosen, selector if is_file(selector) else None)
+    return Checkpoint(base, clip, chosen, selector if exists(selector) else None)
 
 
 def _base_faults(base: Path) -> list[str]:

@@ -13,10 +13,17 @@ MAX_WIDTH, MAX_LEVELS, MAX_LAYERS = 2**16, 8, 128  # far beyond any published mo
 
 @dataclass(frozen=True)
 class Setting:
-    """``default``: the library's, where the key is absent. ``read``: checks and normalises a value."""
+    """``default``: the library's, where the key is absent. ``read``: checks and normalises a value. ``fixed``: only the
+    default is allowed, so that its absence says nothing."""
 
     default: Any
     read: Read
+    fixed: bool = False
+
+
+def fixed(value: Any) -> Setting:
+    """A setting that Stable Diffusion 1.x fixes."""
+    return Setting(value, one_of(value), fixed=True)
 
 
 def whole(low: int, high: int) -> Read:

@@ -83,12 +83,14 @@ def averaged(unet: Tensors, tensors: Tensors) -> Tensors:
     """The exponential moving averages of the UNet where the file has them all: those are what the published folders
     hold (their other copy is named ``non_ema``)."""
     flat = {name: f"{_EMA}diffusion_model{name.replace('.', '')}" for name in unet}
-    return {name: tensors[flat[name]] for name in unet} if has_average(unet, tensors) else unet
+    return {name: tensors[flat[name]] for name in unet} if all(n in tensors for n in flat.values()) else unet
 
 
-def has_average(unet: Iterable[str], tensors: Tensors) -> bool:
-    """Whether the file holds averages beside the weights of the UNet."""
-    return all(f"{_EMA}diffusion_model{name.replace('.', '')}" in tensors for name in unet)
+def has_average(tensors: Tensors) -> bool:
+    """Whether :func:`averaged` takes the averages."""
+    prefix = _PREFIXES["unet"]
+    names = [name.removeprefix(prefix).replace(".", "") for name in tensors if name.startswith(prefix)]
+    return bool(names) and all(f"{_EMA}diffusion_model{name}" in tensors for name in names)
 
 
 def convert_unet(tensors: Tensors) -> Tensors:

@@ -151,7 +151,7 @@ def test_a_unet_of_one_level_is_refused(copy: Path) -> None:
 
 
 def test_hub_ids_are_looked_up_offline_in_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CheckpointError, match="neither a folder, a .safetensors or .ckpt file nor a hub id"):
+    with pytest.raises(CheckpointError, match=r"neither a folder, a \.safetensors or \.ckpt file nor a hub id"):
         base_path("no such folder", offline=True)
     with pytest.raises(CheckpointError, match="not found in the local hub cache"):
         base_path("somebody/never-downloaded", offline=True)
