@@ -12,19 +12,6 @@ from diffplugin.command import Parser, add_common_options, execute, path
 from diffplugin.errors import MissingDependency, RequestError
 
 CALIBRATION_PICTURES = 8
-BASE_FILES = (
-    "model_index.json",
-    "unet/config.json",
-    "unet/diffusion_pytorch_model.*",
-    "vae/config.json",
-    "vae/diffusion_pytorch_model.*",
-    "text_encoder/config.json",
-    "text_encoder/model.safetensors",
-    "text_encoder/pytorch_model.bin",
-    "tokenizer/*",
-    "scheduler/*",
-)
-CLIP_FILES = ("config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,7 +22,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     model = parser.add_argument_group("checkpoints")
     model.add_argument("--plugin", action="append", default=[], metavar="ID", help="Task-Plugin to export; repeatable")
-    model.add_argument("--base", metavar="DIR|HUB-ID", help="diffusers Stable Diffusion 1.x")
+    model.add_argument(
+        "--base",
+        metavar="DIR|FILE|HUB-ID",
+        help="Stable Diffusion 1.x: a diffusers folder, or one .safetensors file in the original layout",
+    )
     model.add_argument("--clip", metavar="DIR|HUB-ID", help="CLIP with its vision encoder")
     model.add_argument("--plugins", type=path, metavar="DIR", help="the released pre-trained/ tree")
     model.add_argument(
@@ -149,7 +140,8 @@ def _export(args: argparse.Namespace) -> int:
 
     try:
         from diffplugin.engines.base import BuildOptions
-        from diffplugin.export.checkpoints import embedded_checkpoint, find, local_folder
+        from diffplugin.export.checkpoints import embedded_checkpoint, find
+        from diffplugin.export.checkpoints.hub import base_path, clip_path
         from diffplugin.export.exporter import export_bundle
         from diffplugin.export.prebuild import parse_size
     except ModuleNotFoundError as error:
@@ -162,8 +154,8 @@ def _export(args: argparse.Namespace) -> int:
             f"--{', --'.join(given)} given without {missing}: a model needs all three, or none for the embedded one"
         )
     if given:
-        base = local_folder(args.base, offline=args.offline, patterns=BASE_FILES)
-        clip = local_folder(args.clip, offline=args.offline, patterns=CLIP_FILES)
+        base = base_path(args.base, offline=args.offline, log=_say)
+        clip = clip_path(args.clip, offline=args.offline, tokenizer=not base.is_dir(), log=_say)
         checkpoint, cards, name = (
             find(base, clip, args.plugins, args.plugin),
             args.cards or args.plugins,
@@ -187,10 +179,14 @@ def _export(args: argparse.Namespace) -> int:
             workspace=None if args.workspace is None else args.workspace * 2**20,
             weight_streaming=args.weight_streaming,
         ),
-        log=lambda line: print(line, flush=True),
+        log=_say,
     )
     print(f"{path}: written in {time.monotonic() - started:.0f} s")
     return _triton(path, args.triton_repo) if args.triton_repo else 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _triton(bundle: Path, out: Path) -> int:
