@@ -18,7 +18,7 @@ from diffplugin.engines.device import DeviceEngine, Driver
 from diffplugin.engines.tensorrt.kernel_cache import KernelCache
 from diffplugin.errors import BundleDamaged, DeviceMemoryFull, EngineError, EngineUnavailable
 from diffplugin.manifest import EngineEntry
-from diffplugin.spec import Array, GraphSpec
+from diffplugin.spec import GraphSpec
 
 if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
