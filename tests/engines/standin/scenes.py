@@ -110,13 +110,13 @@ def photo(bundle: str, precision: str = "fp16", device: str = "") -> Any:
             parts[f"request {i}"] = log.part()
         loop = made.device
         assert loop is not None
-        pictures = [(p.captured, p.plain_reason) for p in loop._pictures.values()]
+        stages = [(p.captured, p.plain_reason) for p in loop._stages.values()]
     parts["closed"] = log.part()
     left = [runtime.library.standin_used(i) for i in range(2)]
     return {
         "loop": plan.loop,
         "reason": plan.loop_reason,
-        "pictures": pictures,
+        "stages": stages,
         "left": left,
         "parts": {name: _told(part) for name, part in parts.items()},
     }
@@ -143,7 +143,7 @@ def eviction(bundle: str) -> Any:
             made.restore(_photo(side, side), plugins=["derain"], steps=2)
             made.restore(_photo(side, side), plugins=["derain"], steps=2)
             used.append(runtime.library.standin_used(0))
-        kept = len(made.device._pictures)
+        kept = len(made.device._stages)
         part = log.part()
     return {"used": used, "kept": kept, "left": runtime.library.standin_used(0), "part": _told(part)}
 
@@ -167,9 +167,9 @@ def threads(bundle: str) -> Any:
         for thread in running:
             thread.join()
         assert made.device is not None
-        pictures = [(p.captured, p.plain_reason) for p in made.device._pictures.values()]
+        stages = [(p.captured, p.plain_reason) for p in made.device._stages.values()]
         part = log.part()
-    return {"faults": faults, "pictures": pictures, "part": _told(part)}
+    return {"faults": faults, "stages": stages, "part": _told(part)}
 
 
 def memory(bundle: str) -> Any:
@@ -185,7 +185,7 @@ def memory(bundle: str) -> Any:
         two = runtime.library.standin_used(0)
         limit(two + (two - one) // 2)
         made.restore(_photo(80, 80), plugins=["derain"], steps=2)
-        said["evicted"] = sorted(key.h for key in made.device._pictures)
+        said["evicted"] = sorted(key.h for key in made.device._stages)
         limit(1)
         try:
             made.restore(_photo(112, 112), plugins=["derain"], steps=2)
@@ -195,7 +195,7 @@ def memory(bundle: str) -> Any:
         limit(0)
         made.restore(_photo(), plugins=["derain"], steps=2)
         made.restore(_photo(), plugins=["derain"], steps=2)
-        said["after"] = [(p.captured, p.plain_reason) for k, p in made.device._pictures.items() if k.h == 16]
+        said["after"] = [(p.captured, p.plain_reason) for k, p in made.device._stages.items() if k.h == 16]
     said["left"] = runtime.library.standin_used(0)
     return said
 
