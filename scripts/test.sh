@@ -9,6 +9,8 @@ PYTHON=${PYTHON:-python3}
 # Pinned before the rest: any newer release would be fetched with gigabytes of CUDA libraries.
 python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
 python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+# ONNX Runtime's GPU build in a folder of its own, for the tests on the stand-in for CUDA.
+if [ "$(uname -sm)" = "Linux x86_64" ]; then python scripts/onnxruntime_gpu.py; fi
 ruff check .
 ruff format --check .
 mypy
