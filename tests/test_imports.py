@@ -74,7 +74,17 @@ PART_OF = {f"diffplugin.{name}": "contracts" for name in CONTRACTS} | {
     # What the parts of export are made of: files, graphs, traces, measures.
     **{
         f"diffplugin.export.{name}": "export.tools"
-        for name in ("checkpoints", "embedded", "graphs", "measures", "onnx", "step", "tokenizer", "writing", "written_out")
+        for name in (
+            "checkpoints",
+            "embedded",
+            "graphs",
+            "measures",
+            "onnx",
+            "step",
+            "tokenizer",
+            "writing",
+            "written_out",
+        )
     },
 }
 

@@ -1,6 +1,6 @@
 """What runs on the stand-in, in a process of its own: ``python -m tests.engines.standin.scenes NAME BUNDLE …``.
 
-Prints one JSON object. The product is used as it is: ``onnxruntime`` is the GPU build, ``cuda.bindings`` the stand-in's.
+Prints one JSON object. The product is used as it is: ``onnxruntime`` is the GPU build, ``cuda.bindings`` ours.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def photo(bundle: str, precision: str = "fp16", device: str = "") -> Any:
             parts[f"request {i}"] = log.part()
         loop = made.device
         assert loop is not None
-        stages = [(p.captured, p.plain_reason) for p in loop._stages.values()]
+        stages = [(p.replays, p.plain_reason) for p in loop._stages.values()]
     parts["closed"] = log.part()
     left = [STANDIN.standin_used(i) for i in range(2)]
     return {
@@ -169,7 +169,7 @@ def threads(bundle: str) -> Any:
         for thread in running:
             thread.join()
         assert made.device is not None
-        stages = [(p.captured, p.plain_reason) for p in made.device._stages.values()]
+        stages = [(p.replays, p.plain_reason) for p in made.device._stages.values()]
         part = log.part()
     return {"faults": faults, "stages": stages, "part": _told(part)}
 
@@ -197,7 +197,7 @@ def memory(bundle: str) -> Any:
         limit(0)
         made.restore(_photo(), plugins=["derain"], steps=2)
         made.restore(_photo(), plugins=["derain"], steps=2)
-        said["after"] = [(p.captured, p.plain_reason) for k, p in made.device._stages.items() if k.h == 16]
+        said["after"] = [(p.replays, p.plain_reason) for k, p in made.device._stages.items() if k.h == 16]
     said["left"] = STANDIN.standin_used(0)
     return said
 
