@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 Result = dict[str, Any]
 GOLDEN_SIZE = (512, 688)  # height and width that the released rule makes of its photo
-# Most that a value of a picture in [-1, 1] may differ between two runs where the library sums in no fixed order. Not yet
-# seen on a GPU: two plain runs of the same request are told beside it.
+# Most that a value in [-1, 1] may differ between two runs where the library sums in no fixed order. Not yet seen on a
+# GPU.
 UNORDERED = {"onnxruntime-cuda": {"fp16": 2e-2, "fp32": 1e-3}}
 STEPS_OF_FULL = 4  # of the comparison with float32 on the processor, which takes seconds a step
 
@@ -74,6 +74,14 @@ def build(job: Job) -> Result:
         for entry in manifest.engines
     ]
     return result
+
+
+def draw(job: Job) -> Result:
+    """Weights of the prepared full-width bundle."""
+    from diffplugin.bench.gpu_acceptance import full_width
+
+    began = time.monotonic()
+    return {"bytes": full_width.draw(job.bundle), "seconds": time.monotonic() - began}
 
 
 def start(job: Job) -> Result:
@@ -208,7 +216,25 @@ def measure(job: Job) -> Result:
             "steps": job.steps,
         }
         result |= _stages(job, restorer, photo, plugin)
+        if restorer.device is not None:
+            result |= _loop_seconds(job, restorer, photo, plugin)
     return result | {"device_bytes": peak.bytes, "host_bytes": memory()["peak"]}
+
+
+def _loop_seconds(job: Job, restorer: Restorer, photo: Any, plugin: str) -> Result:
+    """Seconds of the captured loop alone, from upload to download, and of a step in it: what more steps add."""
+    found: dict[int, list[float]] = {}
+    half = max(1, job.steps // 2)
+    for steps in {job.steps, half}:
+        for turn in range(job.rounds + 2):  # the first runs plainly, the second is the first launch
+            made = restorer.restore(photo, plugins=[plugin], seed=SEED, steps=steps)
+            if turn >= 2 and "device" in made.timings:
+                found.setdefault(steps, []).append(made.timings["device"])
+    medians = {steps: float(np.median(seconds)) for steps, seconds in found.items()}
+    told: Result = {"loop_s": found.get(job.steps, [])}
+    if len(medians) == 2:
+        told["step_in_loop_s"] = (medians[job.steps] - medians[half]) / (job.steps - half)
+    return told
 
 
 def _ways(restorer: Restorer, once: Callable[[], float]) -> dict[str, Callable[[], float]]:

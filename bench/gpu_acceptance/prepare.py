@@ -1,12 +1,12 @@
 """Everything that a GPU machine without network needs, made on a machine without a GPU.
 
-    python -m diffplugin.bench.gpu_acceptance.prepare DIR
-    python -m diffplugin.bench.gpu_acceptance --prepared DIR --engine onnxruntime-cuda --out RESULTS      # on the GPU
+python -m diffplugin.bench.gpu_acceptance.prepare DIR
+python -m diffplugin.bench.gpu_acceptance --prepared DIR --engine onnxruntime-cuda --out RESULTS      # on the GPU
 
-    DIR/oracle, DIR/embedded, DIR/full    bundles for ONNX Runtime's CUDA provider; the last one without weights
-    DIR/goldens                           what the released scripts computed from the oracle's checkpoint
-    DIR/photos, DIR/expected              degraded photographs, and what float32 on the processor makes of them
-    DIR/native                            the native kernels and their check, to be compiled there
+DIR/oracle, DIR/embedded, DIR/full    bundles for ONNX Runtime's CUDA provider; the last one without weights
+DIR/goldens                           what the released scripts computed from the oracle's checkpoint
+DIR/photos, DIR/expected              degraded photographs, and what float32 on the processor makes of them
+DIR/native                            the native kernels and their check, to be compiled there
 """
 
 from __future__ import annotations
@@ -21,9 +21,20 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffplugin.bench.gpu_acceptance import full_width
-from diffplugin.bench.gpu_acceptance.job import EMBEDDED, EXPECTED, FULL, GOLDEN, GOLDENS, NATIVE, ORACLE, PHOTOS, PREPARED, Job
 from diffplugin.bench.goldens import unpack
+from diffplugin.bench.gpu_acceptance import full_width
+from diffplugin.bench.gpu_acceptance.job import (
+    EMBEDDED,
+    EXPECTED,
+    FULL,
+    GOLDEN,
+    GOLDENS,
+    NATIVE,
+    ORACLE,
+    PHOTOS,
+    PREPARED,
+    Job,
+)
 from diffplugin.bench.work import parse_work
 from diffplugin.bundle import list_files, open_bundle, write_manifest
 from diffplugin.engines.onnxruntime_cuda import NAME, VARIANTS
@@ -56,7 +67,10 @@ def prepare(out: Path, *, width: int, height: int, steps: int, log: Log = print)
     full_width.write_bundle(out / FULL, log)
     _photographs(replace(job, model=FULL), [full_width.PLUGIN], out, log)
     (out / NATIVE).mkdir()
-    for file in (*(ROOT / "plugins" / "native" / name for name in _NATIVE), ROOT / "bench/gpu_acceptance/native_gpu.cu"):
+    for file in (
+        *(ROOT / "plugins" / "native" / name for name in _NATIVE),
+        ROOT / "bench/gpu_acceptance/native_gpu.cu",
+    ):
         shutil.copy(file, out / NATIVE)
     told = {"format": FORMAT, "engine": NAME, "width": width, "height": height, "steps": steps}
     (out / PREPARED).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
@@ -109,9 +123,7 @@ def _photographs(job: Job, plugins: Sequence[str], out: Path, log: Log) -> dict[
     return made
 
 
-def _export(
-    checkpoint: object, out: Path, name: str, cards: Path | None, precisions: Sequence[str], log: Log
-) -> None:
+def _export(checkpoint: object, out: Path, name: str, cards: Path | None, precisions: Sequence[str], log: Log) -> None:
     """A bundle with the variants for these precisions; the float32 graphs for processors stay behind."""
     from diffplugin.export.cuda import export_cuda
     from diffplugin.export.exporter import export_bundle
