@@ -78,23 +78,33 @@ PART_OF = {f"diffplugin.{name}": "contracts" for name in CONTRACTS} | {
     # What the parts of export are made of: files, graphs, traces, measures.
     **{
         f"diffplugin.export.{name}": "export.tools"
-        for name in ("checkpoints", "embedded", "graphs", "measures", "onnx", "step", "tokenizer", "writing")
+        for name in (
+            "checkpoints",
+            "embedded",
+            "graphs",
+            "measures",
+            "onnx",
+            "step",
+            "tokenizer",
+            "writing",
+            "written_out",
+        )
     },
 }
 
 # Extras that a room's code may need, beside the runtime's dependencies. Nothing in the other rooms may need one.
 EXTRAS = {
     "command": {"completion"},
-    "engines": {"openvino", "cuda"},
+    "engines": {"cpu", "openvino", "cuda"},
     "engines.tensorrt": {"tensorrt", "tensorrt-rtx"},
     "plugins.networks": {"export"},
     "plugins.native": {"export"},
     "plugins.train": {"train"},
     "runtime.serve": {"serve"},
     "export": {"export", "quantize"},
-    "export.fp16": {"export"},
+    "export.fp16": {"cpu", "export"},
     "export.tools": {"export"},
-    "bench": {"bench"},
+    "bench": {"bench", "cpu"},
 }
 # Import names whose distribution is called otherwise; none of them is guessed.
 DISTRIBUTIONS = {"PIL": "pillow", "cuda": "cuda-python", "google": "protobuf", "skimage": "scikit-image"}

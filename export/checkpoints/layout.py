@@ -8,6 +8,7 @@ from pathlib import Path
 from diffplugin.errors import CheckpointError
 from diffplugin.export.checkpoints.checkpoint import SELECTOR_FILE, SELECTOR_FOLDER, Checkpoint
 from diffplugin.export.checkpoints.single_file import SUFFIXES
+from diffplugin.export.embedded import embedded_checkpoint_folder
 from diffplugin.export.reading import exists, is_file, is_folder, names_in
 
 _FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
