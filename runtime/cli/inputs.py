@@ -123,7 +123,10 @@ def find_photos(words: Sequence[str], *, recursive: bool = False) -> Inputs:
             found.photos.append(Input(path=Path(path)))
         if len(found.photos) == count and _unsupported(found) == unread:
             found.faults.append(f"{printable(word)}: {nothing}")
-    found.photos = list({photo.path: photo for photo in reversed(found.photos)}.values())[::-1]
+    own = {photo.path for photo in found.photos if photo.root is None}
+    once = {photo.path: photo for photo in reversed(found.photos)}
+    order = dict.fromkeys(photo.path for photo in found.photos)
+    found.photos = [Input(path=path, root=None if path in own else once[path].root) for path in order]
     found.left_out = list({left.path: left for left in found.left_out}.values())
     return found
 

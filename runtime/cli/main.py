@@ -127,8 +127,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--overwrite",
         default="made",
         choices=get_args(Overwrite),
-        help="made: replace results of the same photo, number the others (default); always: replace any file but "
-        "inputs; never: none",
+        help="made: replace results of the same photo, number the others (default); always: replace files "
+        "of others, too; never: no file",
     )
     many.add_argument(
         "--keep-untouched",

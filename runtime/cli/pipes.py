@@ -61,8 +61,12 @@ def photo_from_bytes(content: bytes) -> Photo:
     try:
         with Image.open(io.BytesIO(content), formats=_known_formats()) as image:
             return photo_from(image)
+    except ImageError:
+        raise
     except UnidentifiedImageError:
         raise ImageError("stdin: not a picture, or a kind that is not read here") from None
+    except Exception as error:  # decoders raise errors of any type on hostile bytes
+        raise ImageError(f"stdin: truncated or damaged ({error}); expected a complete picture") from None
 
 
 def photo_bytes(photo: Photo, suffix: str) -> bytes:

@@ -40,8 +40,8 @@ class Naming:
     Attributes:
         output: a file, a folder, ``-`` for the standard output, or None: beside each input.
         suffix: of every result, with the dot; None: the input's own, or .png where that kind is only read.
-        overwrite: "made": replace what was made from the same photo; "always"; "never". ``output`` as a file is
-            replaced by the first two.
+        overwrite: "made": replace what was made from the same photo; "always": files of others, too, but neither
+            inputs nor results of other photos; "never". ``output`` as a file is replaced by the first two.
     """
 
     output: str | None = None
@@ -155,7 +155,7 @@ class _Names:
         """``natural``, or the like of it with a number; the one that this photo's result has already, if it has."""
         numbered = re.compile(re.escape(natural.stem) + r"(-\d+)?" + re.escape(natural.suffix))
         parent = _key(natural.parent)
-        for made in self._record.targets_of(photo.path):
+        for made in self._record.targets_of(photo.path) if self._naming.overwrite == "made" else ():
             if _key(made.parent) == parent and numbered.fullmatch(made.name) and os.path.lexists(made):
                 before = natural.with_name(made.name)
                 if self._is_free(photo, before):
@@ -169,17 +169,22 @@ class _Names:
     def _is_free(self, photo: Input, target: Path) -> bool:
         if _key(target) in self._taken | self._sources:
             return False
-        if self._naming.overwrite == "always" or not os.path.lexists(target):
+        if not os.path.lexists(target):
             return True
         if self._naming.overwrite == "never":
             return False
         made = self._record.made(target)
-        return made is not None and made.source == os.path.realpath(photo.path)
+        if made is None:
+            return self._naming.overwrite == "always"
+        return made.source == os.path.realpath(photo.path)
 
 
 def _key(path: Path) -> str:
     """What a path is to the file system: links resolved; on those that ignore case, without it."""
-    real = os.path.realpath(path)
+    try:
+        real = os.path.realpath(path)
+    except OSError:  # the working folder was deleted
+        real = str(path)
     if sys.platform in ("darwin", "win32"):
         return unicodedata.normalize("NFC", real).casefold()
     return real

@@ -59,7 +59,8 @@ def test_a_missing_request_is_named(photos: Path, words: list[str], part: str) -
 
 def test_files_folders_and_patterns(photos: Path) -> None:
     found = find_photos([".", "sub", "a.png", "*.JPG", "**/a.png", "gone.png"])
-    assert [str(one.path) for one in found.photos] == ["a-restored.png", "b.JPG", "sub/a.png", "a.png", "gone.png"]
+    assert [str(one.path) for one in found.photos] == ["a-restored.png", "a.png", "b.JPG", "sub/a.png", "gone.png"]
+    assert [one.root is None for one in found.photos] == [False, True, True, True, True], "named itself, it is meant"
     assert found.faults == []
     (photos / "empty").mkdir()
     found = find_photos(["empty", "*.tif"])
