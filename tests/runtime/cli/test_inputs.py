@@ -75,7 +75,7 @@ def test_every_file_of_a_folder_is_accounted_for(photos: Path) -> None:
     Path("broken.png").symlink_to("nowhere")
     found = find_photos(["."])
     met = {str(one.path) for one in (*found.photos, *found.left_out)}
-    assert met == {name for name in os.listdir() if name}
+    assert met == {path.name for path in Path().iterdir()}
     left = {str(one.path): (one.reason, one.kind) for one in found.left_out}
     assert left["c.psd"] == left["e.PSD"] == ("unsupported", "Photoshop") and left["d.exr"][0] == "unsupported"
     assert left["note.txt"] == ("no photo", ".txt") and left["g"] == ("no photo", "without suffix")
@@ -90,7 +90,13 @@ def test_folders_below_folders(photos: Path) -> None:
     Path("sub/deep/er/x.png").write_bytes(b"x")
     Path("sub/loop").symlink_to("..")
     found = find_photos(["."], recursive=True)
-    assert [str(one.path) for one in found.photos] == ["a-restored.png", "a.png", "b.JPG", "sub/a.png", "sub/deep/er/x.png"]
+    assert [str(one.path) for one in found.photos] == [
+        "a-restored.png",
+        "a.png",
+        "b.JPG",
+        "sub/a.png",
+        "sub/deep/er/x.png",
+    ]
     assert all(one.root == Path() for one in found.photos)
     assert [(str(one.path), one.reason) for one in found.left_out if one.reason == "folder"] == [("sub/loop", "folder")]
 

@@ -23,8 +23,10 @@ def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedPr
     """Run a line of shell, ``dp-infer`` in it, in a folder with photo.jpg."""
     PHOTO.save(folder / "photo.jpg")
     variables = {**os.environ, "DIFFPLUGIN_CACHE": str(folder.parent / "cache"), **environment}
-    line = f"dp-infer() {{ {COMMAND} \"$@\"; }}; {line}"
-    done = subprocess.run(["bash", "-c", line], cwd=folder, env=variables, capture_output=True, check=False, timeout=120)
+    line = f'dp-infer() {{ {COMMAND} "$@"; }}; {line}'
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=folder, env=variables, capture_output=True, check=False, timeout=120
+    )
     assert b"Traceback" not in done.stderr + done.stdout, done.stderr.decode()
     assert not list(folder.rglob(".diffplugin-*")), "something half-written was left"
     return done
@@ -38,7 +40,9 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_picture_in_and_a_picture_out(folder: Path) -> None:
     """The words for people are on stderr, the bytes alone on stdout: also what libraries print."""
-    done = shell(f"cat photo.jpg | dp-infer - {FEW} -o - > b.png; echo $? >&2; dp-infer photo.jpg {FEW} -o c.png", folder)
+    done = shell(
+        f"cat photo.jpg | dp-infer - {FEW} -o - > b.png; echo $? >&2; dp-infer photo.jpg {FEW} -o c.png", folder
+    )
     lines = done.stderr.decode().splitlines()
     assert lines[-1] == "0" and any(line.startswith("stdout: 48x40 px in") for line in lines), lines
     assert (folder / "b.png").read_bytes() == (folder / "c.png").read_bytes()
@@ -86,7 +90,11 @@ def test_a_deleted_working_folder(folder: Path) -> None:
 
 
 def test_what_is_no_photo_is_one_line(folder: Path) -> None:
-    for feed, part in (("true", "empty (0 bytes)"), ("echo hello", "not a picture"), ("head -c 300 photo.jpg", "damaged")):
+    for feed, part in (
+        ("true", "empty (0 bytes)"),
+        ("echo hello", "not a picture"),
+        ("head -c 300 photo.jpg", "damaged"),
+    ):
         done = shell(f"{feed} | dp-infer - {FEW} -o a.png", folder)
         assert done.returncode == 1 and done.stderr.count(b"\n") == 1 and part in done.stderr.decode(), done.stderr
     assert not (folder / "a.png").exists()

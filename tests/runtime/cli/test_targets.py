@@ -53,7 +53,11 @@ def test_a_photo_that_keeps_its_suffix_keeps_its_name(record: Record) -> None:
     """Whatever is in the run and in whatever order: a name is always the same photo's."""
     for name in ("a.jp2", "a.ppm"):
         Path(name).write_bytes(name.encode())
-    assert targets(record, ["a.jp2", "a.png", "a.ppm"]) == ["a-jp2-restored.png", "a-restored.png", "a-ppm-restored.png"]
+    assert targets(record, ["a.jp2", "a.png", "a.ppm"]) == [
+        "a-jp2-restored.png",
+        "a-restored.png",
+        "a-ppm-restored.png",
+    ]
     for name, target in (("a.jp2", "out/a-jp2.png"), ("a.png", "out/a.png"), ("a.ppm", "out/a-ppm.png")):
         assert targets(record, [name], "out") == [target]
 
@@ -78,7 +82,7 @@ def test_files_of_others_stay_and_own_results_are_replaced(record: Record) -> No
     assert targets(record, ["a.png"], overwrite="never") == ["a-restored-3.png"]
     Path("a-restored-2.png").write_bytes(b"edited by the user")
     assert targets(record, ["a.png"]) == ["a-restored-3.png"], "what was edited is the user's"
-    with pytest.raises(ImageError, match="a-restored.png: exists, and --overwrite never keeps it"):
+    with pytest.raises(ImageError, match=r"a-restored\.png: exists, and --overwrite never keeps it"):
         targets(record, ["a.png"], "a-restored.png", overwrite="never")
 
 
