@@ -15,6 +15,7 @@ from diffplugin.bench.models import EMBEDDED, parse_model
 from diffplugin.bench.work import parse_work
 from diffplugin.command import DONE, FAILED, Parser, add_common_options, execute, path, say
 from diffplugin.errors import MissingDependency, RequestError
+from diffplugin.files import write_text
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -143,12 +144,12 @@ def _run(args: argparse.Namespace) -> int:
 def _keep_fidelity(trained: dict[str, Any], out: Path) -> None:
     import json
 
-    (out / fidelity.FIDELITY).write_text(json.dumps(trained, indent=1) + "\n", encoding="utf-8")
+    write_text(out / fidelity.FIDELITY, json.dumps(trained, indent=1) + "\n")
 
 
 def _render(result: dict[str, Any], out: Path) -> int:
     trained = fidelity.summary(fidelity.read_fidelity(out)) if (out / fidelity.FIDELITY).is_file() else None
-    (out / "results.md").write_text(report.markdown(result, trained), encoding="utf-8")
+    write_text(out / "results.md", report.markdown(result, trained))
     files = plots.draw(result, out, trained)
     say(f"{out / 'results.md'}" + "".join(f", {file.name}" for file in files))
     return DONE if report.rows(result) else FAILED
@@ -166,7 +167,7 @@ def _fidelity(args: argparse.Namespace) -> int:
         timeout=args.timeout,
         log=say,
     )
-    (args.out / "fidelity.md").write_text(report.fidelity_markdown(result), encoding="utf-8")
+    write_text(args.out / "fidelity.md", report.fidelity_markdown(result))
     say(f"{args.out / 'fidelity.md'}")
     return DONE
 

@@ -55,7 +55,7 @@ def choose_bundle(asked: str | os.PathLike[str] | None = None) -> BundleChoice:
     if asked is not None:
         embedded = os.fspath(asked) == EMBEDDED
         return BundleChoice(path=default_bundle() if embedded else Path(asked).expanduser(), reason="as asked")
-    latest = _latest()
+    latest = latest_bundle()
     if latest is None:
         return BundleChoice(path=default_bundle(), reason="the model in the package")
     try:
@@ -67,7 +67,7 @@ def choose_bundle(asked: str | os.PathLike[str] | None = None) -> BundleChoice:
     )
 
 
-def _latest() -> Path | None:
+def latest_bundle() -> Path | None:
     """The bundle of the last export into the cache folder that is still there."""
     try:
         folder = bundles_folder()
