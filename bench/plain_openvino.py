@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffplugin.bench.peers import PeerBuilder, TimeTable, plain_axes, plain_inputs, plain_outputs, require
 from diffplugin.engines.base import thread_count
+from diffplugin.files import unfinished
 from diffplugin.spec import Array, GraphSpec
 
 if TYPE_CHECKING:
@@ -85,10 +86,11 @@ class PlainBuilder(PeerBuilder):
         free = [[-1 if isinstance(axis, str) else axis for axis in plain_axes(t.name, t.axes)] for t in spec.inputs]
         model.reshape(dict(zip(model.inputs, free, strict=True)))
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f"{file.stem}.part.xml")
-        openvino.save_model(model, part, compress_to_fp16=False)
-        part.with_suffix(".bin").replace(file.with_suffix(".bin"))
-        part.replace(file)
+        part = file.with_name(f"{file.stem}.part.xml")  # OpenVINO derives the name of the weights' file from it
+        with unfinished(part), unfinished(part.with_suffix(".bin")):
+            openvino.save_model(model, part, compress_to_fp16=False)
+            part.with_suffix(".bin").replace(file.with_suffix(".bin"))
+            part.replace(file)  # last: it stands for the whole
 
     def load(self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None) -> PlainEngine:
         file = self.exported(self._file(key), key)

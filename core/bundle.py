@@ -22,6 +22,7 @@ from pathlib import Path
 
 from diffplugin.errors import BundleDamaged, BundleError, ForeignEngine
 from diffplugin.external_data import locations
+from diffplugin.files import write_text
 from diffplugin.integrity import cached_sha256, identity, sha256
 from diffplugin.manifest import MANIFEST, EngineEntry, FileEntry, GraphEntry, Manifest
 from diffplugin.plugins.cards import PluginCard, load_card
@@ -234,6 +235,4 @@ def list_files(folder: Path) -> dict[str, FileEntry]:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Atomically: a reader sees the old manifest or the new one."""
-    temporary = folder / f"{MANIFEST}.tmp"
-    temporary.write_text(manifest.to_json(), encoding="utf-8")
-    temporary.replace(folder / MANIFEST)
+    write_text(folder / MANIFEST, manifest.to_json())

@@ -339,7 +339,7 @@ class OpenVinoBuilder:
         self.check_options(options)
         shapes = shapes_text(bundle.spec(key), profile)
         if ":" in shapes:
-            raise RequestError(f"engine {self.name}: builds {key} for one size, not for {shapes}; use --size N or HxW")
+            raise RequestError(f"engine {self.name}: builds {key} for one size, not for {shapes}; use --size N or WxH")
         sizes = {axis: size.best for axis, size in profile.items()}
         path = bundle.graph_file(key, self.variant(precision))
         properties = _properties(path, self.hint(precision), thread_count(None), self.target)

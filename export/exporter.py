@@ -197,7 +197,7 @@ def export_bundle(
         name: the bundle's name, kept in its manifest.
         cards: folder whose ``<id>/card.toml`` or ``cards/<id>.toml`` replace or add to the shipped cards.
         engine, precision: what to prepare and to validate with (``diffplugin.engines.choice.choose``).
-        sizes: (height, width) in pixels that engines are built for, one engine per pair and graph; none: 512 x 512.
+        sizes: (width, height) in pixels that engines are built for, one engine per pair and graph; none: 512 x 512.
         options: how engines are built.
         calibration: pictures for int8, best degraded as the plugins expect; none: synthetic ones.
         validate: compare every graph and one picture with the reference.

@@ -44,7 +44,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     from diffplugin.export.prebuild import parse_size
 
     checkpoint, cards, name = embedded_checkpoint([])
-    sizes = (parse_size("256"), parse_size("192x256"))
+    sizes = (parse_size("256"), parse_size("256x192"))
     out = tmp_path_factory.mktemp(request.param) / "embedded"
     export_bundle(
         checkpoint, out, name=name, cards=cards, engine=request.param, precision="fp16", sizes=sizes, validate=False

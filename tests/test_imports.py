@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime.triton": {"contracts", "bundle", "engines", "package", "runtime.options", "runtime", "runtime.planning"},
     "command": {"contracts", "package"},
     "runtime.serve": {"contracts", "bundle", "plugins", "engines", "package", "command", "runtime", "runtime.*"},
-    "runtime.cli": {"contracts", "plugins", "engines", "package", "command", "runtime", "runtime.*"},
+    "runtime.cli": {"contracts", "bundle", "plugins", "engines", "package", "command", "runtime", "runtime.*"},
     "plugins.networks": {"contracts"},
     "plugins.native": {"contracts"},
     "export.tools": {"contracts", "plugins.networks"},
@@ -74,7 +74,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 DOOR_ROOMS = {"runtime.cli", "runtime.serve", "runtime.triton"}  # side by side: none imports another
 PART_OF = {f"diffplugin.{name}": "contracts" for name in CONTRACTS} | {
     "diffplugin": "package",
-    **{f"diffplugin.{name}": "command" for name in ("__main__", "completion", "entry")},
+    **{f"diffplugin.{name}": "command" for name in ("__main__", "completion", "entry", "signals", "streams")},
+    "diffplugin.default_bundle": "bundle",
     # What the parts of export are made of: files, graphs, traces, measures.
     **{
         f"diffplugin.export.{name}": "export.tools"

@@ -20,6 +20,7 @@ from diffplugin.bench.work import parse_work
 from diffplugin.engines.choice import get_builder
 from diffplugin.engines.device import DeviceBuilder
 from diffplugin.errors import DiffPluginError, EngineUnavailable, RequestError
+from diffplugin.files import write_text
 
 FORMAT = 1
 MIN_SECONDS = 10  # of a budget that are worth a part
@@ -217,10 +218,10 @@ def run(
             ready[job.kind] = "error" not in made
         parts.append({"part": job.part, "model": job.kind, "engine": job.engine, "precision": job.precision} | made)
         print(f"{job.kind}, {job.part}: {_told(made)}", flush=True)
-        _write(out / RESULTS, json.dumps(result, indent=1) + "\n")
-        _write(out / REPORT, markdown(result))
+        write_text(out / RESULTS, json.dumps(result, indent=1) + "\n")
+        write_text(out / REPORT, markdown(result))
         if job.prepared:
-            _write(out / ROW, card_row(result))
+            write_text(out / ROW, card_row(result))
     return result
 
 
@@ -231,12 +232,6 @@ def _told(made: dict[str, Any]) -> str:
         return f"not applicable: {made['skipped']}"
     failed = [f"{c['name']}: {c['found']}" for c in made.get("checks", ()) if not c["ok"]]
     return "; ".join(f"FAILED {text}" for text in failed) or "done"
-
-
-def _write(file: Path, text: str) -> None:
-    part = file.with_suffix(file.suffix + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
 
 
 if __name__ == "__main__":

@@ -287,8 +287,8 @@ def _engine_side(
     fit = best_fit(found, available, native=native, most=MAX_WHOLE_AREAS * dims.native_latent**2)
     if fit is None:
         pieces = {"off": " as one piece", "auto": ""}.get(str(tile), f" in pieces of {tile} px")
-        raise no_fit(f"a picture of {latent[1] * factor}x{latent[0] * factor} px{pieces}", engine_sizes, factor)
-    grown = "" if fit.latent == latent else f" grown to {fit.latent[1] * factor}x{fit.latent[0] * factor} px"
+        raise no_fit(f"a picture of {latent[0] * factor}x{latent[1] * factor} px{pieces}", engine_sizes, factor)
+    grown = "" if fit.latent == latent else f" grown to {fit.latent[0] * factor}x{fit.latent[1] * factor} px"
     kind = "one piece" if fit.whole else f"pieces of {fit.side * factor} px"
     return fit.latent, fit.side, f"{kind}{grown}: what engines were built for"
 

@@ -124,12 +124,12 @@ def test_pruning_removes_left_overs_but_no_living_export(folder: Path, write: Wr
         left.mkdir(parents=True)
     (dead / "onnx/unet.onnx").write_bytes(bytes(1000))
     (folder / ENGINES / "file").write_bytes(bytes(10))
-    (folder / f"{MANIFEST}.tmp").write_bytes(bytes(1))
+    (folder / ".diffplugin-a.tmp").write_bytes(bytes(1))
     with writing(folder) as living:
         gone, freed = prune(folder)
         assert living.is_dir()
         write(living)
-    assert set(gone) == {str(p) for p in (dead, stray, folder / ENGINES / "file", folder / f"{MANIFEST}.tmp")}
+    assert set(gone) == {str(p) for p in (dead, stray, folder / ENGINES / "file", folder / ".diffplugin-a.tmp")}
     assert freed == 1011
     assert other.is_dir() and not dead.exists() and verify(folder) == []
 
