@@ -21,6 +21,7 @@ from diffplugin.runtime.options import OptionFields, RestoreOptions, complete_op
 from diffplugin.runtime.photos.pixels import (
     crop,
     from_tensor,
+    from_tensor_deep,
     grow,
     resize,
     to_tensor,
@@ -169,13 +170,16 @@ class Restorer:
         with clock("prepare"):
             image = grow(to_tensor(working_photo(photo, complete.size)), plan.padded_size)
         device = self.device if plan.loop == "device" and observe is None else None
+        levels = from_tensor if photo.deep is None else from_tensor_deep
         for i, stage in enumerate(plan.chain):
             ticks.begin(stage.plugin)
             if i:  # the release hands an 8-bit picture from plugin to plugin
-                image = to_tensor(from_tensor(image))
+                image = to_tensor(levels(image))
             image = self._restore_stage(run, stage, image, plan.sampler, tokens, device)
         with clock("finish"):
-            photo = with_rgb(photo, resize(from_tensor(crop(image, plan.working_size[::-1])), plan.output_size))
+            made = resize(levels(crop(image, plan.working_size[::-1])), plan.output_size)
+            colour = any(self.cards[stage.plugin].colour for stage in plan.chain)
+            photo = with_rgb(photo, made, colour=colour)
         return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=False)
 
     def plan(
