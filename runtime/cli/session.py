@@ -26,7 +26,7 @@ from diffplugin.runtime.cli.messages import (
 )
 from diffplugin.runtime.photos.pixels import side_by_side
 from diffplugin.runtime.photos.read import Photo, printable, read_photo
-from diffplugin.runtime.photos.write import check_writable, write_photo
+from diffplugin.runtime.photos.write import check_writable, not_kept, write_photo
 from diffplugin.runtime.planning.plan import Plan
 from diffplugin.runtime.request.selection import Selection
 from diffplugin.runtime.restorer import Restorer
@@ -110,7 +110,7 @@ class Session:
 
     def _one(self, restorer: Restorer, paths: PhotoPaths) -> None:
         args, began = self.args, time.perf_counter()
-        photo = read_photo(paths.source)
+        photo = read_photo(paths.source, first_frame=args.first_frame)
         for note in photo.notes:
             self._say(f"{printable(paths.source)}: {note}")
         options = {name: getattr(args, name) for name in ("seed", "steps", "sampler", "size", "tile", "output_size")}
@@ -123,8 +123,9 @@ class Session:
             self._say(f"  output:  {printable(paths.target)} (dry run: not written)")
             self._record(paths, plan=plan.to_json(), selection=selection.to_json())
             return
-        for path in filter(None, (paths.target, paths.compare)):
-            check_writable(path)
+        check_writable(paths.target, photo)
+        if paths.compare:
+            check_writable(paths.compare)
 
         def on_plan(plan: Plan, selection: Selection) -> None:
             self._say(f"{printable(paths.source)}: {selection_line(selection)}")
@@ -142,17 +143,21 @@ class Session:
             cancelled=self._stopped.is_set,
             **options,
         )
+        lost: tuple[str, ...] = ()
         if made.untouched:
             self._say(*example_lines(restorer.cards.values()))
             _keep(paths, photo)
         else:
             write_photo(paths.target, made.photo)
+            lost = not_kept(paths.target, made.photo)
+            self._say(*(f"{printable(paths.target)}: {note}" for note in lost))
         if paths.compare:
             write_photo(paths.compare, side_by_side(photo.rgb, made.photo.rgb))
         seconds = time.perf_counter() - began
         if not made.untouched:
             self._say(done_line(made, printable(paths.target), seconds))
-        self._record(paths, seconds=round(seconds, 3), **made.to_json())
+        facts = made.to_json()
+        self._record(paths, seconds=round(seconds, 3), **facts | {"notes": [*facts["notes"], *lost]})
 
     def _record(self, paths: PhotoPaths, **facts: Any) -> None:
         compare = {"compare": str(paths.compare)} if paths.compare else {}

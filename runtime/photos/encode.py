@@ -255,7 +255,7 @@ def _deep_png(photo: Photo, file: IO[bytes]) -> None:
 def _heif(photo: Photo, file: IO[bytes]) -> None:
     import pillow_heif
 
-    made: Any = pillow_heif.HeifFile()  # type: ignore[no-untyped-call]
+    made: Any = pillow_heif.HeifFile()
     for one in (photo, *photo.frames):
         image = _image(one, HEIF)
         if one.icc and one.mode != "L":

@@ -126,7 +126,7 @@ def resize(pixels: NDArray[_Any], size: tuple[int, int], resample: Image.Resampl
     return rounded
 
 
-def with_rgb(photo: Photo, rgb: Pixels | Deep, *, colour: bool = False) -> Photo:
+def with_rgb(photo: Photo, rgb: NDArray[Any], *, colour: bool = False) -> Photo:
     """``photo`` with new pixels [H', W', 3], uint8 or (a deep photo's) uint16.
 
     Alpha follows in size (Lanczos), metadata stay. A grey photo stays grey (luma) unless its restoration brought

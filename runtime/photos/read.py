@@ -231,7 +231,7 @@ def _open_heif(file: IO[bytes], name: str) -> Image.Image:
             f"{name}: an HEIC picture, which needs the extra [heif]: pip install 'diffplugin[heif]'"
         ) from None
     file.seek(0)
-    made: Image.Image = HeifImageFile(io.BytesIO(file.read()), "")  # type: ignore[no-untyped-call]
+    made: Image.Image = HeifImageFile(io.BytesIO(file.read()), "")
     return made
 
 

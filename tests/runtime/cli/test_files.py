@@ -66,7 +66,7 @@ def _targets(names: list[str], output: str | None) -> list[str]:
 
 def test_targets(photos: Path) -> None:
     assert _targets(["sub/a.png"], None) == ["sub/a-restored.png"]
-    assert _targets(["x.gif"], None) == ["x-restored.png"], "a format that is only read becomes PNG"
+    assert _targets(["x.jp2"], None) == ["x-restored.png"], "a format that is only read becomes PNG"
     assert _targets(["a.png"], "out.webp") == ["out.webp"]
     assert _targets(["a.png"], "out/") == _targets(["a.png"], "out") == ["out/a.png"]
     assert _targets(["b.JPG"], "sub") == ["sub/b.JPG"]
