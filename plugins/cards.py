@@ -32,6 +32,7 @@ _TYPES: dict[str, type] = {
     **dict.fromkeys(("id", "title", "start", "output", "licence"), str),
     **dict.fromkeys(("aliases", "examples"), list),
     **dict.fromkeys(("order", "first_t", "renoise_from_t", "steps_first", "steps_chained"), int),
+    "colour": bool,
 }
 
 
@@ -54,6 +55,7 @@ class PluginCard:
         steps_chained: steps where it follows another plugin.
         output: "decoded": what the decoder makes of the final latent z, as released. "residual": x + D(z) - D(E(x)),
             the input x changed by what the plugin changed, so that the detail that the autoencoder cannot carry stays.
+        colour: it brings colour into grey pictures. The result of a grey file is written in grey otherwise.
         licence: note on the weights.
         order: place in the registry and so in a chain.
     """
@@ -68,6 +70,7 @@ class PluginCard:
     steps_first: int = 20
     steps_chained: int = 3
     output: Output = "decoded"
+    colour: bool = False
     licence: str = ""
     order: int = LAST
 
@@ -123,7 +126,7 @@ def _faults(values: Mapping[str, Any]) -> list[str]:
         if kind is None:
             continue
         if type(value) is not kind or (isinstance(value, list) and not all(isinstance(item, str) for item in value)):
-            wanted = {str: "text", int: "a whole number", list: "a list of texts"}[kind]
+            wanted = {str: "text", int: "a whole number", list: "a list of texts", bool: "true or false"}[kind]
             faults.append(f"{name} is {value!r}, expected {wanted}")
         else:
             faults += _value_faults(name, value)
@@ -152,7 +155,7 @@ def card_to_toml(card: PluginCard) -> str:
     """``card`` as TOML text that :func:`parse_card` reads back as the same card."""
     lines = []
     for name, value in asdict(card).items():
-        if name == "renoise_from_t" and card.start != "noised_input":
+        if (name == "renoise_from_t" and card.start != "noised_input") or value is False:
             continue
         text = f"[{', '.join(map(_toml, value))}]" if isinstance(value, tuple) else _toml(value)
         lines.append(f"{name} = {text}")

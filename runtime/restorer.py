@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import IO, TYPE_CHECKING, Self, Unpack
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from diffplugin.runtime.options import OptionFields, RestoreOptions, complete_op
 from diffplugin.runtime.photos.pixels import (
     crop,
     from_tensor,
+    from_tensor_deep,
     grow,
     resize,
     to_tensor,
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
     from diffplugin.engines.base import EngineBuilder
 
-    PhotoLike = Photo | Image.Image | Pixels | str | os.PathLike[str]
+    PhotoLike = Photo | Image.Image | Pixels | str | os.PathLike[str] | bytes | IO[bytes]
 
 Progress = Callable[[int, int, str], None]  # (UNet runs done, in all, the plugin at work)
 
@@ -133,10 +134,11 @@ class Restorer:
         observe: Observer | None = None,
         **options: Unpack[OptionFields],
     ) -> Restoration:
-        """Restore a photo as ``request`` says.
+        """Restore a photo as ``request`` says, with all its frames: the first one decides which plugins run.
 
         Args:
-            photo: a path, Pillow image, uint8 array [H,W], [H,W,3] or [H,W,4], or Photo.
+            photo: a path, the bytes of a file, a file object, Pillow image, uint8 array [H,W], [H,W,3] or [H,W,4], or
+                Photo.
             request: the words, or complete options.
             on_plan: called once with the plan and the selection, before the work begins.
             progress: called before the first and after every UNet run.
@@ -162,20 +164,40 @@ class Restorer:
             on_plan(plan, selection)
         if not plan.chain:
             return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=True)
-        ticks = _Ticks(plan.unet_runs, progress)
-        run = self._run(clock, plan.tiles, plan.latent_size, plan.seed)
-        run = replace(run, tick=ticks.tick, cancelled=cancelled, observe=observe)
-        with clock("prepare"):
-            image = grow(to_tensor(working_photo(photo, complete.size)), plan.padded_size)
-        device = self.device if plan.loop == "device" and observe is None else None
+        plans = [plan, *(self._plan(frame, complete, selection.chosen) for frame in photo.frames)]
+        ticks = _Ticks(sum(each.unet_runs for each in plans), progress)
+        frames = []
+        for frame, its_plan in zip((photo, *photo.frames), plans, strict=True):
+            seen = tokens if frame is photo else self._encoders.tokens(frame, selection.chosen, clock)
+            run = self._run(clock, its_plan.tiles, its_plan.latent_size, plan.seed)
+            run = replace(run, tick=ticks.tick, cancelled=cancelled, observe=observe)
+            frames.append(self._restore_frame(frame, complete, its_plan, run, seen, ticks))
+        photo = replace(frames[0], frames=tuple(frames[1:]))
+        return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=False)
+
+    def _restore_frame(
+        self,
+        photo: Photo,
+        options: RestoreOptions,
+        plan: Plan,
+        run: Run,
+        tokens: Mapping[str, Array],
+        ticks: _Ticks,
+    ) -> Photo:
+        """One frame or page through the chain of ``plan``."""
+        with run.clock("prepare"):
+            image = grow(to_tensor(working_photo(photo, options.size)), plan.padded_size)
+        device = self.device if plan.loop == "device" and run.observe is None else None
+        levels = from_tensor if photo.deep is None else from_tensor_deep
         for i, stage in enumerate(plan.chain):
             ticks.begin(stage.plugin)
-            if i:  # the release hands an 8-bit picture from plugin to plugin
-                image = to_tensor(from_tensor(image))
+            if i:  # the release hands an 8-bit picture from plugin to plugin; a deep one keeps its 16
+                image = to_tensor(levels(image))
             image = self._restore_stage(run, stage, image, plan.sampler, tokens, device)
-        with clock("finish"):
-            photo = with_rgb(photo, resize(from_tensor(crop(image, plan.working_size[::-1])), plan.output_size))
-        return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=False)
+        with run.clock("finish"):
+            made = resize(levels(crop(image, plan.working_size[::-1])), plan.output_size)
+            colour = any(self.cards[stage.plugin].colour for stage in plan.chain)
+            return with_rgb(photo, made, colour=colour)
 
     def plan(
         self, photo: PhotoLike, request: str | RestoreOptions | None = None, **options: Unpack[OptionFields]

@@ -95,6 +95,7 @@ PART_OF = {f"diffplugin.{name}": "contracts" for name in CONTRACTS} | {
 
 # Extras that a room's code may need, beside the runtime's dependencies. Nothing in the other rooms may need one.
 EXTRAS = {
+    "runtime.photos": {"heif", "raw"},
     "command": {"completion"},
     "engines": {"cpu", "openvino", "cuda"},
     "engines.tensorrt": {"tensorrt", "tensorrt-rtx"},

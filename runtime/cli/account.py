@@ -30,8 +30,14 @@ class Account:
         self._results: dict[Path, dict[str, Any]] = {}
         self._lock = Lock()
 
-    def made(self, paths: PhotoPaths, made: Restoration, seconds: float, *, copied: bool) -> None:
-        """A photo that went through: restored, or untouched since nothing was selected."""
+    def made(
+        self, paths: PhotoPaths, made: Restoration, seconds: float, *, copied: bool, notes: Sequence[str] = ()
+    ) -> None:
+        """A photo that went through: restored, or untouched since nothing was selected.
+
+        Args:
+            notes: what the result's file could not hold.
+        """
         if not made.untouched or copied:
             facts: dict[str, Any] = {"output": str(paths.target)}
             if paths.compare:
@@ -39,7 +45,9 @@ class Account:
         else:
             facts = {"output": None}
         status = "restored" if not made.untouched else "copied" if copied else "nothing selected"
-        self._put(paths, status, **facts, seconds=round(seconds, 3), **made.to_json())
+        told = made.to_json()
+        told["notes"] = [*told["notes"], *notes]
+        self._put(paths, status, **facts, seconds=round(seconds, 3), **told)
 
     def planned(self, paths: PhotoPaths, plan: Plan, selection: Selection) -> None:
         """A dry run's photo."""

@@ -142,6 +142,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="of the results (default: the input's; png for -o - and for kinds that are only read)",
     )
     show = parser.add_argument_group("output")
+    show.add_argument(
+        "--first-frame", action="store_true", help="of several frames or pages the first alone (default: all of them)"
+    )
     show.add_argument("--compare", action="store_true", help="also write <result>-compare: before beside after")
     show.add_argument("--json", action="store_true", help="print plan, scores and timings as one JSON object")
     show.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")

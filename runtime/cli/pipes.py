@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import tempfile
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import BinaryIO
 
 from diffplugin.errors import ImageError, RequestError
 from diffplugin.files import TEMPORARY, unfinished
-from diffplugin.runtime.photos.read import Photo, photo_from
+from diffplugin.runtime.photos.read import Photo
 from diffplugin.runtime.photos.write import write_photo
 
 MAX_BYTES = 2**31  # of a file that is piped in; pixels are counted when its header is read
@@ -46,27 +45,6 @@ def read_stdin() -> bytes:
     if len(content) > MAX_BYTES:
         raise ImageError(f"stdin: more than {MAX_BYTES:,} bytes came, expected one photo")
     return content
-
-
-def photo_from_bytes(content: bytes) -> Photo:
-    """The photo in a file's bytes.
-
-    Raises:
-        ImageError: as ``read_photo``.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    from diffplugin.runtime.photos.read import _known_formats
-
-    try:
-        with Image.open(io.BytesIO(content), formats=_known_formats()) as image:
-            return photo_from(image)
-    except ImageError:
-        raise
-    except UnidentifiedImageError:
-        raise ImageError("stdin: not a picture, or a kind that is not read here") from None
-    except Exception as error:  # decoders raise errors of any type on hostile bytes
-        raise ImageError(f"stdin: truncated or damaged ({error}); expected a complete picture") from None
 
 
 def photo_bytes(photo: Photo, suffix: str) -> bytes:

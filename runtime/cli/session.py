@@ -29,13 +29,13 @@ from diffplugin.runtime.cli.messages import (
     plan_lines,
     selection_line,
 )
-from diffplugin.runtime.cli.pipes import check_pipes, photo_bytes, photo_from_bytes, read_stdin, write_all
+from diffplugin.runtime.cli.pipes import check_pipes, photo_bytes, read_stdin, write_all
 from diffplugin.runtime.cli.record import Record, fingerprint
 from diffplugin.runtime.cli.targets import STDOUT, Naming, PhotoPaths, plan_targets
 from diffplugin.runtime.options import RestoreOptions
 from diffplugin.runtime.photos.pixels import side_by_side
 from diffplugin.runtime.photos.read import Photo, printable, read_photo
-from diffplugin.runtime.photos.write import check_writable, write_photo
+from diffplugin.runtime.photos.write import check_writable, not_kept, write_photo
 from diffplugin.runtime.planning.plan import Plan
 from diffplugin.runtime.request.selection import Selection, select_named
 from diffplugin.runtime.restoration import Restoration
@@ -188,7 +188,8 @@ class Session:
             self.account.skipped(paths)
             return
         content = read_stdin() if paths.source == STDIN else None
-        photo = read_photo(paths.source) if content is None else photo_from_bytes(content)
+        source = paths.source if content is None else content
+        photo = read_photo(source, first_frame=args.first_frame, name=None if content is None else "stdin")
         for note in photo.notes:
             self._say(f"{_name(paths)}: {note}")
         if args.dry_run:
@@ -198,19 +199,23 @@ class Session:
             self.account.planned(paths, plan, selection)
             return
         if paths.target != STDOUT:
-            for path in filter(None, (paths.target, paths.compare)):
-                check_writable(path)
+            check_writable(paths.target, photo)
+            if paths.compare:
+                check_writable(paths.compare)
         made = self._restore(restorer, paths, photo)
         if made.untouched and self._bundle.fallback and restorer is not self._packaged:
             made = self._restore(self._embedded(f"{restorer.bundle.path} has nothing for this request"), paths, photo)
+        notes: tuple[str, ...] = ()
         if made.untouched:
             self._leave_untouched(restorer, paths, photo, content)
         else:
             self._write(paths, made, photo)
+            notes = not_kept(paths.target, made.photo) if paths.target != STDOUT else ()
+            self._say(*(f"{_target_name(paths)}: {note}" for note in notes))
         seconds = time.perf_counter() - began
         if not made.untouched:
             self._say(done_line(made, _target_name(paths), seconds))
-        self.account.made(paths, made, seconds, copied=made.untouched and args.keep_untouched == "copies")
+        self.account.made(paths, made, seconds, copied=made.untouched and args.keep_untouched == "copies", notes=notes)
 
     def _restore(self, restorer: Restorer, paths: PhotoPaths, photo: Photo) -> Restoration:
         return restorer.restore(
