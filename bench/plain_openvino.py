@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffplugin.bench.peers import PeerBuilder, TimeTable, plain_axes, plain_inputs, plain_outputs, require
-from diffplugin.engines.base import thread_count
+from diffplugin.engines.base import Engine, thread_count
 from diffplugin.files import unfinished
 from diffplugin.spec import Array, GraphSpec
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
-class PlainEngine:
+class PlainEngine(Engine):
     """One converted graph, compiled for the shapes that come; those of one picture at a time."""
 
     name = "openvino plain"
 
     def __init__(self, spec: GraphSpec, file: Path, times: TimeTable, precision: str, properties: dict[str, Any]):
-        self.spec, self.precision = spec, precision
+        super().__init__(spec, precision)
         self._file, self._times, self._properties = file, times, properties
         self._shapes: list[tuple[int, ...]] = []
         self._request: Any = None
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def _run(self, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         import openvino
 
         arrays = plain_inputs(self.spec, inputs, self._times)
@@ -47,7 +47,7 @@ class PlainEngine:
         names = plain_outputs(self.spec)
         return {name: self._request.get_output_tensor(i).data.copy() for i, name in enumerate(names)}
 
-    def close(self) -> None:
+    def _release(self) -> None:
         self._request, self._shapes = None, []
 
 

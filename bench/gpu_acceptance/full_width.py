@@ -23,8 +23,9 @@ import numpy as np
 
 from diffplugin.bench.full_width import SCB as SCB_CONFIG
 from diffplugin.bench.full_width import SCHEDULER, UNET, VAE, VISION
-from diffplugin.bundle import default_bundle, list_files, open_bundle, sha256, write_manifest
+from diffplugin.bundle import default_bundle, list_files, open_bundle, write_manifest
 from diffplugin.engines.onnxruntime_cuda import VARIANTS
+from diffplugin.integrity import sha256
 from diffplugin.manifest import GraphEntry
 from diffplugin.plugins.cards import card_to_toml, registry
 from diffplugin.spec import ModelDims, graph_specs

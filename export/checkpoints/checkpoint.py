@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diffplugin.errors import CheckpointError
 from diffplugin.export.checkpoints import configs, single_file, weights
+from diffplugin.export.checkpoints.settings import MAX_WIDTH
 from diffplugin.export.checkpoints.weights import Tensors, WeightFiles, find_weights, read_tensors, read_weights
 from diffplugin.export.reading import exists, is_file, read_json
 from diffplugin.export.tokenizer import end_and_largest, has_tokenizer
@@ -238,7 +239,7 @@ class Checkpoint:
     def _projected(self) -> int:
         """Width of the selector's common space, as its file has it."""
         found = self.tensors("selector").get("proj_t.weight")
-        usable = found is not None and found.ndim == 2 and 1 <= found.shape[0] <= configs.MAX_WIDTH
+        usable = found is not None and found.ndim == 2 and 1 <= found.shape[0] <= MAX_WIDTH
         return found.shape[0] if found is not None and usable else self.config("unet")["cross_attention_dim"]
 
     def misfits(self, part: str) -> tuple[nn.Module, Tensors, list[str]]:

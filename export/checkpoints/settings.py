@@ -127,7 +127,7 @@ def side(*keys: str) -> Read:
         found = list(value.values()) if isinstance(value, dict) and set(value) <= set(keys) else [value]
         if not found or any(type(v) is not int or v != found[0] or not 1 <= v <= 4096 for v in found):
             raise ValueError(f"one side in pixels, up to 4096 (or an object with {', '.join(keys)})")
-        return found[0]
+        return int(found[0])
 
     return read
 

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
-from diffplugin.bundle import sha256
 from diffplugin.files import write_text
+from diffplugin.integrity import sha256
 
 RECORD = "results.jsonl"
 MAX_LINES = 50_000  # half of them stay when there are more

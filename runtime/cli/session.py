@@ -12,11 +12,12 @@ from threading import Event, RLock
 from typing import Any, BinaryIO
 
 from diffplugin import load
-from diffplugin.bundle import cache_folder, default_bundle, sha256
+from diffplugin.bundle import cache_folder, default_bundle
 from diffplugin.command import print_error, say
 from diffplugin.default_bundle import choose_bundle
 from diffplugin.errors import Cancelled, ImageError, NotFinite, RequestError
 from diffplugin.files import copy_file
+from diffplugin.integrity import sha256
 from diffplugin.manifest import MANIFEST
 from diffplugin.runtime.cli.account import Account
 from diffplugin.runtime.cli.inputs import STDIN, Inputs, LeftOut, find_photos, split_request
