@@ -18,6 +18,7 @@ from diffplugin.runtime.execution.device_loop import DeviceLoop, device_loop
 from diffplugin.runtime.execution.engine_pool import EnginePool
 from diffplugin.runtime.execution.run import Observer, Run
 from diffplugin.runtime.execution.stage import restore_stage
+from diffplugin.runtime.photos.mask import Mask, compose
 from diffplugin.runtime.photos.pixels import Size, crop, from_tensor, grow, resize, to_tensor, with_rgb, working_photo
 from diffplugin.runtime.photos.read import Photo, Pixels, photo_from
 from diffplugin.runtime.planning.concurrency import memory_share, restorations_at_once
@@ -131,6 +132,7 @@ class Restorer:
         size: Size = "native",
         tile: Tiling = "auto",
         output_size: OutputSize = "input",
+        mask: Mask | None = None,
         on_plan: Callable[[Plan, Selection], None] | None = None,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -149,6 +151,8 @@ class Restorer:
             size: working size: "native", "released", N or (width, height) (``runtime.photos.pixels.working_size``).
             tile: "auto", "off" or the side of a piece in pixels (``runtime.planning.plan.make_plan``).
             output_size: "input": the input's size; "working": the size in which it was restored.
+            mask: where to restore (``runtime.photos.mask.read_mask``, ``region_mask``); the rest stays bit for bit. The
+                plugins see the whole picture, and what the mask does not touch is not run.
             on_plan: called once with the plan and the selection, before the work begins.
             progress: called before the first and after every UNet run.
             cancelled: asked before every graph of the loop, or before every plugin where the plan's loop is "device";
@@ -176,7 +180,7 @@ class Restorer:
         clock = Clock()
         with clock("prepare"):
             photo = photo_from(image)
-            plan, selection, tokens = self._decide(photo, options, clock)
+            plan, selection, tokens = self._decide(photo, options, clock, mask)
         if on_plan is not None:
             on_plan(plan, selection)
         if not plan.chain:
@@ -187,30 +191,58 @@ class Restorer:
             clock=clock,
             tiles=plan.tiles,
             factor=self.dims.factor,
-            noise=self._noise(plan.seed, plan.latent_size),
+            grid=plan.grid or None,
+            noise=self._noise(plan.seed, plan.latent_size) if mask is None else self._noise_of_area(plan),
             tick=ticks.tick,
             cancelled=cancelled,
             observe=observe,
         )
         device = self.device if plan.loop == "device" and observe is None else None
         with clock("prepare"):
-            picture = grow(to_tensor(working_photo(photo, options.size)), plan.padded_size)
+            working = working_photo(photo, options.size)
+            area = plan.area.cut(working.transpose(2, 0, 1)).transpose(1, 2, 0)
+            picture = grow(to_tensor(area), plan.padded_size)
         for i, stage in enumerate(plan.chain):
             ticks.begin(stage.plugin)
             if i:  # the release hands an 8-bit picture from plugin to plugin
                 picture = to_tensor(from_tensor(picture))
             picture = self._stage(run, stage, picture, plan.sampler, tokens, device)
         with clock("finish"):
-            photo = with_rgb(photo, resize(from_tensor(crop(picture, plan.working_size[::-1])), plan.output_size))
+            made = from_tensor(crop(picture, area.shape[:2]))
+            if mask is None:
+                made = resize(made, plan.output_size)
+            else:
+                before = resize(photo.rgb, plan.output_size)
+                made = compose(before, made, (plan.area.top, plan.area.left), working, mask)
+            photo = with_rgb(photo, made)
         return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=False)
 
     def plan(
-        self, image: Picture, prompt: str | None = None, *, plugins: Sequence[str] | None = None, **options: Any
+        self,
+        image: Picture,
+        prompt: str | None = None,
+        *,
+        plugins: Sequence[str] | None = None,
+        mask: Mask | None = None,
+        **options: Any,
     ) -> tuple[Plan, Selection]:
         """What :meth:`restore` would run with the same arguments. Runs the selector if it is needed, and no more."""
         complete = Options(prompt=prompt, plugins=_names(plugins), **options)
-        plan, selection, _ = self._decide(photo_from(image), complete, Clock())
+        plan, selection, _ = self._decide(photo_from(image), complete, Clock(), mask)
         return plan, selection
+
+    def plan_for_size(self, photo_size: tuple[int, int], *, plugins: Sequence[str] | None = None, **options: Any) -> Plan:
+        """The most that :meth:`restore` may run for any photo of ``photo_size`` (width, height): with ``plugins``, else
+        with all of the bundle's. Reads no photo and runs no graph.
+
+        Raises:
+            RequestError, ImageError: such a request cannot run.
+        """
+        complete = Options(plugins=_names(plugins), **options)
+        chosen = select_named(complete.plugins or list(self.cards), self.cards).chosen
+        step_table(complete.sampler, self._schedule, complete.steps or 1)
+        normal(complete.seed, (0,))
+        return self._plan(photo_size, complete, chosen)
 
     def prepare(self, height: int, width: int, *, plugins: Sequence[str] | None = None) -> Plan:
         """Load the engines and run them once as for a picture of ``height`` x ``width`` pixels, so that the first
@@ -253,28 +285,30 @@ class Restorer:
             self._pool.get(f"scb/{plugin}")
         if device is not None:  # a graph is captured for a plugin, too
             for plugin in chosen[1 : device.kept]:
-                stage = self._plan(photo, Options(plugins=(plugin,)), (plugin,)).chain[0]
+                stage = self._plan(photo.size, Options(plugins=(plugin,)), (plugin,)).chain[0]
                 self._stage(run, stage, picture, plan.sampler, tokens, device)
         return plan
 
-    def _decide(self, photo: Photo, options: Options, clock: Clock) -> tuple[Plan, Selection, dict[str, Array]]:
+    def _decide(
+        self, photo: Photo, options: Options, clock: Clock, mask: Mask | None = None
+    ) -> tuple[Plan, Selection, dict[str, Array]]:
         """(plan, selection, prompt tokens by plugin). Every fault of the request shows up here, before any work."""
         known = list(self.cards)
         named = select_named(options.plugins, self.cards) if options.plugins else None
         prompt = "" if named else validate_prompt(options.prompt or "")
         step_table(options.sampler, self._schedule, options.steps or 1)
         normal(options.seed, (0,))
-        self._plan(photo, options, named.chosen if named else known)
+        self._plan(photo.size, options, named.chosen if named else known, mask)
         if named:
             tokens = self._encoders.tokens(photo, named.chosen, clock)
-            return self._checked(self._plan(photo, options, named.chosen)), named, tokens
+            return self._checked(self._plan(photo.size, options, named.chosen, mask)), named, tokens
         tokens = self._encoders.tokens(photo, known, clock)
         scores = self._encoders.scores(prompt, tokens, known, clock)
         selection = select(scores, known, prompt, self._table)
         if not self._encoders.fits_context(prompt):
             late = f"; only the first {self.dims.context - 2} word pieces of the request were read"
             selection = replace(selection, reason=selection.reason + late)
-        return self._checked(self._plan(photo, options, selection.chosen)), selection, tokens
+        return self._checked(self._plan(photo.size, options, selection.chosen, mask)), selection, tokens
 
     def _checked(self, plan: Plan) -> Plan:
         """The plan, if each of its stages has so many steps."""
@@ -285,11 +319,13 @@ class Restorer:
                 raise RequestError(f"{stage.plugin}, which starts at t = {stage.first_t}: {error}") from None
         return plan
 
-    def _plan(self, photo: Photo, options: Options, chosen: Sequence[str]) -> Plan:
+    def _plan(
+        self, size: tuple[int, int], options: Options, chosen: Sequence[str], mask: Mask | None = None
+    ) -> Plan:
         chain = plan_stages(chosen, self.cards, options.steps, self.quality)
         memory = self._footprint(chain)
         plan = make_plan(
-            photo.size,
+            size,
             chain,
             options,
             dims=self.dims,
@@ -299,6 +335,7 @@ class Restorer:
             precision=self.precision,
             quality=self.quality.name,
             engine_sizes=() if self.device is None else self.device.engine_sizes,
+            mask=mask,
         )
         return plan if self.device is None else self.device.planned(plan)
 
@@ -315,6 +352,14 @@ class Restorer:
 
     def _noise(self, seed: int, latent_size: tuple[int, int]) -> Array:
         return normal(seed, (1, self.dims.latent_channels, latent_size[1], latent_size[0]))
+
+    def _noise_of_area(self, plan: Plan) -> Array:
+        """The whole picture's noise, cut to the area: a mask does not change what is restored inside it."""
+        factor, (width, height) = self.dims.factor, plan.working_size
+        place = Tile(plan.area.top // factor, plan.area.left // factor, plan.latent_size[1], plan.latent_size[0])
+        rows = max(-(-height // factor), place.top + place.height)
+        columns = max(-(-width // factor), place.left + place.width)
+        return np.ascontiguousarray(place.cut(self._noise(plan.seed, (columns, rows))))
 
     def _stage(
         self,

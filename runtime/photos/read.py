@@ -72,12 +72,13 @@ class Photo:
         return self.rgb.shape[1], self.rgb.shape[0]
 
 
-def read_photo(path: str | os.PathLike[str], *, max_pixels: int | None = None) -> Photo:
+def read_photo(path: str | os.PathLike[str], *, max_pixels: int | None = None, name: str | None = None) -> Photo:
     """The picture in a file.
 
     Args:
         path: a PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000 or AVIF file; the content decides, not the suffix.
         max_pixels: most pixels to decode; None: ``DIFFPLUGIN_MAX_PIXELS`` or ``MAX_PIXELS``.
+        name: of the file in messages; None: its path.
 
     Raises:
         ImageError: one line naming the file, what it is and what was expected: it is missing, a folder, empty, not a
@@ -85,14 +86,32 @@ def read_photo(path: str | os.PathLike[str], *, max_pixels: int | None = None) -
         RequestError: ``DIFFPLUGIN_MAX_PIXELS`` is not a positive whole number.
     """
     limit = pixel_limit(max_pixels)
-    name = printable(path)
+    with _opened(path, name) as (image, shown):
+        _check_size(image.size, shown, limit)
+        photo = _decode(image, shown)
+    return replace(photo, path=Path(path))
+
+
+def read_header(path: str | os.PathLike[str], *, name: str | None = None) -> tuple[str, tuple[int, int]]:
+    """(Pillow's name of the format, (width, height) as stored) of a file; no pixel is decoded.
+
+    Raises:
+        ImageError: as :func:`read_photo`, as far as the header tells; there is no upper limit of pixels here.
+    """
+    with _opened(path, name) as (image, shown):
+        _check_size(image.size, shown, None)
+        return image.format or "", image.size
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str], name: str | None) -> Iterator[tuple[Image.Image, str]]:
+    """(the file's image, its header read; its name in messages). Every fault becomes an ImageError."""
+    name = printable(path if name is None else name)
     _check_is_file(path, name)
     # decoders raise errors of any type on hostile bytes, hence the last handler
     try:
         with Path(path).open("rb") as file, _quiet_pillow():
-            image = Image.open(file, formats=_known_formats())
-            _check_size(image.size, name, limit)
-            photo = _decode(image, name)
+            yield Image.open(file, formats=_known_formats()), name
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -103,7 +122,6 @@ def read_photo(path: str | os.PathLike[str], *, max_pixels: int | None = None) -
         raise ImageError(f"{name}: does not fit into memory; make the picture smaller") from None
     except Exception as error:
         raise ImageError(f"{name}: truncated or damaged ({_one_line(error)}); expected a complete picture") from None
-    return replace(photo, path=Path(path))
 
 
 def photo_from(image: Photo | Image.Image | Pixels | str | os.PathLike[str]) -> Photo:

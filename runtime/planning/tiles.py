@@ -31,6 +31,10 @@ class Tile:
         """The same rectangle where every pixel has become ``factor x factor`` (latent -> picture)."""
         return Tile(self.top * factor, self.left * factor, self.height * factor, self.width * factor)
 
+    def clipped(self, h: int, w: int) -> Tile:
+        """The part of it that lies in ``h x w``."""
+        return Tile(self.top, self.left, min(self.height, h - self.top), min(self.width, w - self.left))
+
     def cut(self, array: NDArray[Any]) -> NDArray[Any]:
         """This rectangle of [..., h, w], as a view."""
         return array[..., self.top : self.top + self.height, self.left : self.left + self.width]
@@ -77,16 +81,21 @@ def _spans(length: int, tile: int, side: int, overlap: int, shrink_to: int | Non
     return [(i * (length - side) // (count - 1), side) for i in range(count)]
 
 
-def blend_weights(tiles: Sequence[Tile], h: int, w: int) -> list[Tensor]:
-    """One float32 [height, width] per tile: their sum over ``h x w`` is 1 at every pixel.
+def blend_weights(tiles: Sequence[Tile], h: int, w: int, grid: Sequence[Tile] | None = None) -> list[Tensor]:
+    """One float32 [height, width] per tile: their sum over ``h x w`` is 1 at every pixel that a tile covers.
 
     Along an overlap the weight rises from 0 to 1 as a raised cosine, which is 1 minus its neighbour's; where nothing
     overlaps, and so at the picture's borders, it is 1.
+
+    Args:
+        grid: all tiles of the plan, where ``tiles`` are some of them; None: they are all.
 
     Raises:
         ShapeMismatch: the tiles are not a grid that covers ``h x w``, as :func:`plan_tiles` makes it, or its
             multiple (:meth:`Tile.scaled`).
     """
+    if grid is not None and len(grid) > len(tiles):
+        return _partial(tiles, h, w, dict(zip(grid, blend_weights(grid, h, w), strict=True)))
     rows = sorted({(tile.top, tile.height) for tile in tiles})
     columns = sorted({(tile.left, tile.width) for tile in tiles})
     grid = {Tile(top, left, height, width) for top, height in rows for left, width in columns}
@@ -97,6 +106,15 @@ def blend_weights(tiles: Sequence[Tile], h: int, w: int) -> list[Tensor]:
         np.outer(vertical[tile.top, tile.height], horizontal[tile.left, tile.width]).astype(np.float32)
         for tile in tiles
     ]
+
+
+def _partial(tiles: Sequence[Tile], h: int, w: int, weights: dict[Tile, Tensor]) -> list[Tensor]:
+    """Weights of some tiles of a grid, made to sum to 1 where the others are missing."""
+    total = np.zeros((h, w), np.float32)
+    for tile in tiles:
+        place = tile.cut(total)
+        place += weights[tile]
+    return [weights[tile] / tile.cut(total) for tile in tiles]
 
 
 def _axis_weights(spans: list[tuple[int, int]], length: int, what: str) -> dict[tuple[int, int], NDArray[np.float64]]:

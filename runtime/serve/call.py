@@ -1,0 +1,96 @@
+"""The one place where a job becomes a call of the restorer, and its result a file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffplugin.runtime.image import resize, with_rgb, write_photo
+from diffplugin.runtime.photo import Photo, read_header, read_photo
+from diffplugin.runtime.photos.mask import Mask, blend, read_mask, region_mask
+from diffplugin.runtime.serve.fields import suffix_of
+
+if TYPE_CHECKING:
+    from diffplugin.runtime.plan import Plan
+    from diffplugin.runtime.restoration import Restoration
+    from diffplugin.runtime.restorer import Restorer
+    from diffplugin.runtime.select import Selection
+    from diffplugin.runtime.serve.job import Job, JobRequest
+
+
+def arguments(request: JobRequest, photo: Photo, mask_file: Path | None) -> dict[str, Any]:
+    """Keyword arguments of ``Restorer.restore`` and ``Restorer.plan``."""
+    mask: Mask | None = None
+    if mask_file is not None:
+        mask = read_mask(mask_file, photo.size, feather=request.feather, name="mask")
+    elif request.region is not None:
+        mask = region_mask(request.region, photo.size, feather=request.feather)
+    return {
+        "prompt": request.prompt,
+        "plugins": request.plugins or None,
+        "seed": request.seed,
+        "steps": request.steps,
+        "sampler": request.sampler,
+        "size": request.size,
+        "tile": request.tile,
+        "mask": mask,
+    }
+
+
+def restore_job(
+    restorer: Restorer,
+    job: Job,
+    files: Mapping[str, Path],
+    results: Path,
+    *,
+    max_pixels: int,
+    decided: Callable[[Plan, Selection], None],
+    progress: Callable[[int, int, str], None],
+    cancelled: Callable[[], bool],
+) -> tuple[Restoration, str]:
+    """Restore a job's photo and write the result below ``results``, on the disk when this returns.
+
+    Args:
+        files: "inputs" and, with a mask, "masks".
+
+    Returns:
+        (the restoration, name of the result's file).
+    """
+    photo = read_photo(files["inputs"], max_pixels=max_pixels, name=job.name)
+    given = arguments(job.request, photo, files.get("masks"))
+    made = restorer.restore(photo, decided=decided, progress=progress, cancelled=cancelled, **given)
+    result = results / f"{job.id}{job.request.suffix}"
+    target = fitting(made.photo.size, job.request.fit)
+    same_format = suffix_of(read_header(files["inputs"])[0]) == result.suffix
+    if made.untouched and target == photo.size and same_format:
+        shutil.copyfile(files["inputs"], result)  # the very bytes
+    else:
+        write_photo(result, with_rgb(made.photo, resize(blended(photo, made.photo, job.request.strength), target)))
+    _to_disk(result)
+    return made, result.name
+
+
+def blended(before: Photo, after: Photo, strength: float) -> Any:
+    """Pixels uint8 [H, W, 3]: before + strength x (after - before)."""
+    if strength == 1:
+        return after.rgb
+    return blend(resize(before.rgb, after.size), after.rgb, strength)
+
+
+def fitting(size: tuple[int, int], fit: tuple[int, int] | None) -> tuple[int, int]:
+    """The largest (width, height) of the ratio of ``size`` that fits into ``fit``."""
+    if fit is None:
+        return size
+    scale = min(fit[0] / size[0], fit[1] / size[1])
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,112 @@
+"""Form fields -> a validated request."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from diffplugin.errors import RequestError
+
+MAX_PROMPT = 4000
+_SUFFIXES = {"png": ".png", "jpeg": ".jpg", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif", "avif": ".avif"}
+# Pillow's format of the input -> suffix of the result
+_OF_FORMATS = {
+    "JPEG": ".jpg",
+    "MPO": ".jpg",
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "TIFF": ".tif",
+    "AVIF": ".avif",
+    "BMP": ".bmp",
+}
+
+
+def read_size(text: str) -> str | int | tuple[int, int]:
+    """``native``, ``released``, ``512`` or ``640x480``.
+
+    Raises:
+        RequestError: none of these.
+    """
+    if text in ("native", "released"):
+        return text
+    match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text.strip().lower())
+    if not match:
+        raise RequestError(f"size {text!r} is not understood; expected native, released, N or WxH")
+    return int(match[1]) if match[2] is None else (int(match[1]), int(match[2]))
+
+
+def read_tile(text: str) -> str | int:
+    """``auto``, ``off`` or a number of pixels.
+
+    Raises:
+        RequestError: none of these.
+    """
+    if text in ("auto", "off"):
+        return text
+    if not text.isascii() or not text.isdecimal() or len(text) > 6:
+        raise RequestError(f"tile {text!r} is not understood; expected auto, off or a number of pixels")
+    return int(text)
+
+
+def read_prompt(text: str | None, plugins: Sequence[str]) -> str | None:
+    """The words of a request.
+
+    Raises:
+        RequestError: neither words nor plugins came, or the words are very long.
+    """
+    words = (text or "").strip()
+    if not words and not plugins:
+        raise RequestError('say what to do in the field prompt, for example "remove the blur", or name plugins')
+    if len(words) > MAX_PROMPT:
+        raise RequestError(f"prompt has {len(words)} characters, expected at most {MAX_PROMPT}")
+    return words or None
+
+
+def read_plugins(values: Sequence[str]) -> tuple[str, ...]:
+    """Plugins of a field that may come several times or hold names with commas between."""
+    return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
+
+
+def read_strength(value: float) -> float:
+    """0 to 1.
+
+    Raises:
+        RequestError: not in there.
+    """
+    if not math.isfinite(value) or not 0 <= value <= 1:
+        raise RequestError(f"strength is {value}, expected 0 to 1")
+    return value
+
+
+def read_region(text: str | None) -> tuple[int, int, int, int] | None:
+    """``x,y,width,height``.
+
+    Raises:
+        RequestError: not four whole numbers.
+    """
+    if not text:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 4 or not all(part.isascii() and part.isdecimal() and len(part) < 7 for part in parts):
+        raise RequestError(f"region {text!r} is not understood; expected x,y,width,height in pixels")
+    x, y, width, height = map(int, parts)
+    return x, y, width, height
+
+
+def read_format(text: str | None) -> str:
+    """Suffix of the result's format; "": the input's.
+
+    Raises:
+        RequestError: no format that is written here.
+    """
+    if text in (None, "", "input"):
+        return ""
+    if text not in _SUFFIXES:
+        raise RequestError(f"format {text!r} is not written here; expected input, {', '.join(_SUFFIXES)}")
+    return _SUFFIXES[text]
+
+
+def suffix_of(format_name: str) -> str:
+    """Suffix of the result for an input of Pillow's ``format_name``; PNG where that is only read."""
+    return _OF_FORMATS.get(format_name, ".png")
