@@ -251,4 +251,5 @@ def short_plan(plan: Plan) -> dict[str, Any]:
     """A plan as JSON, with the number of its pieces instead of all of them."""
     facts = plan.to_json()
     facts["pieces"] = len(facts.pop("tiles"))
+    facts["pieces_in_all"] = len(facts.pop("grid")) or facts["pieces"]
     return facts
