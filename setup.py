@@ -26,6 +26,7 @@ setup(
     package_data={
         "diffplugin": ["py.typed", "embedded/**/*"],
         "diffplugin.plugins": ["cards/*.toml"],
+        "diffplugin.runtime.serve": ["page/**/*"],
         "diffplugin.plugins.train": ["requests/*.csv"],
     },
     options={"build": {"build_base": build}},

@@ -231,7 +231,9 @@ class Restorer:
         plan, selection, _ = self._decide(photo_from(image), complete, Clock(), mask)
         return plan, selection
 
-    def plan_for_size(self, photo_size: tuple[int, int], *, plugins: Sequence[str] | None = None, **options: Any) -> Plan:
+    def plan_for_size(
+        self, photo_size: tuple[int, int], *, plugins: Sequence[str] | None = None, **options: Any
+    ) -> Plan:
         """The most that :meth:`restore` may run for any photo of ``photo_size`` (width, height): with ``plugins``, else
         with all of the bundle's. Reads no photo and runs no graph.
 
@@ -319,9 +321,7 @@ class Restorer:
                 raise RequestError(f"{stage.plugin}, which starts at t = {stage.first_t}: {error}") from None
         return plan
 
-    def _plan(
-        self, size: tuple[int, int], options: Options, chosen: Sequence[str], mask: Mask | None = None
-    ) -> Plan:
+    def _plan(self, size: tuple[int, int], options: Options, chosen: Sequence[str], mask: Mask | None = None) -> Plan:
         chain = plan_stages(chosen, self.cards, options.steps, self.quality)
         memory = self._footprint(chain)
         plan = make_plan(

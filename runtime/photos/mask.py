@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffplugin.errors import ImageError, RequestError
-from diffplugin.runtime.photo import Photo, Pixels, photo_from, read_photo
+from diffplugin.runtime.photos.read import Photo, Pixels, photo_from, read_photo
 
 MAX_FEATHER = 512
 _AUTO_RADII = (8, 4, 2, 1)  # of the feather, pixels: the first one that leaves most of the mask
@@ -38,7 +38,9 @@ class Mask:
     def touched(self, width: int, height: int) -> NDArray[np.bool_]:
         """The mask on a grid of ``width x height`` cells, bool [height, width]: cells with a pixel above 0, and their
         neighbours."""
-        rows, columns = (np.arange(n) * length // n for n, length in zip((height, width), self.alpha.shape, strict=True))
+        rows, columns = (
+            np.arange(n) * length // n for n, length in zip((height, width), self.alpha.shape, strict=True)
+        )
         inside: NDArray[np.bool_] = np.logical_or.reduceat(self.alpha > 0, rows, axis=0)
         inside = np.logical_or.reduceat(inside, columns, axis=1)
         padded = np.pad(inside, 1)

@@ -14,8 +14,8 @@ from fastapi.responses import FileResponse
 from diffplugin.runtime.serve.job import Job
 
 if TYPE_CHECKING:
-    from diffplugin.runtime.plan import Plan
-    from diffplugin.runtime.select import Selection
+    from diffplugin.runtime.planning.plan import Plan
+    from diffplugin.runtime.request.selection import Selection
     from diffplugin.runtime.serve.service import Service
 
 MEDIA_TYPES = {

@@ -92,7 +92,7 @@ async def _http(request: Request, error: Exception) -> Response:
     details_of = {
         "not-found": f"no {request.url.path[:200]} here; /openapi.json lists what there is",
         "method": f"{request.method} is not understood at {request.url.path[:200]}",
-        "malformed": f"the form cannot be read ({error.detail}); expected multipart/form-data with a file in the field image",
+        "malformed": f"the form cannot be read ({error.detail}); expected multipart/form-data with a photo in image",
     }
     return _answer(request, Problem(kind, details_of.get(kind, str(error.detail)), headers=error.headers))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from diffplugin.errors import Cancelled
-from diffplugin.runtime.memory import available_memory
+from diffplugin.runtime.planning.memory import available_memory
 
 USABLE = 0.9  # of what the system calls available
 PIXEL_BYTES = 90  # peak of arrays of the photo's size, bytes a pixel: measured 60 to 85 from 1 to 24 megapixels

@@ -8,16 +8,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffplugin.runtime.image import resize, with_rgb, write_photo
-from diffplugin.runtime.photo import Photo, read_header, read_photo
 from diffplugin.runtime.photos.mask import Mask, blend, read_mask, region_mask
+from diffplugin.runtime.photos.pixels import resize, with_rgb
+from diffplugin.runtime.photos.read import Photo, read_header, read_photo
+from diffplugin.runtime.photos.write import write_photo
 from diffplugin.runtime.serve.fields import suffix_of
 
 if TYPE_CHECKING:
-    from diffplugin.runtime.plan import Plan
+    from diffplugin.runtime.planning.plan import Plan
+    from diffplugin.runtime.request.selection import Selection
     from diffplugin.runtime.restoration import Restoration
     from diffplugin.runtime.restorer import Restorer
-    from diffplugin.runtime.select import Selection
     from diffplugin.runtime.serve.job import Job, JobRequest
 
 
@@ -47,7 +48,7 @@ def restore_job(
     results: Path,
     *,
     max_pixels: int,
-    decided: Callable[[Plan, Selection], None],
+    on_plan: Callable[[Plan, Selection], None],
     progress: Callable[[int, int, str], None],
     cancelled: Callable[[], bool],
 ) -> tuple[Restoration, str]:
@@ -61,7 +62,7 @@ def restore_job(
     """
     photo = read_photo(files["inputs"], max_pixels=max_pixels, name=job.name)
     given = arguments(job.request, photo, files.get("masks"))
-    made = restorer.restore(photo, decided=decided, progress=progress, cancelled=cancelled, **given)
+    made = restorer.restore(photo, on_plan=on_plan, progress=progress, cancelled=cancelled, **given)
     result = results / f"{job.id}{job.request.suffix}"
     target = fitting(made.photo.size, job.request.fit)
     same_format = suffix_of(read_header(files["inputs"])[0]) == result.suffix

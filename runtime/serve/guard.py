@@ -52,7 +52,9 @@ class Guard:
         try:
             problem = self._refusal(scope)
             if problem is None:
-                body = _Body(receive, self._service.settings.max_upload_bytes + _FORM_BYTES, self._service.settings.read_seconds)
+                body = _Body(
+                    receive, self._service.settings.max_upload_bytes + _FORM_BYTES, self._service.settings.read_seconds
+                )
                 scope["diffplugin.body"] = body
                 await self._app(scope, body.receive, sending)
             else:
@@ -114,14 +116,20 @@ class _Body:
         try:
             message = await asyncio.wait_for(self._receive(), min(self._silence, max(allowed, 0)))
         except TimeoutError:
-            self.problem = Problem("slow", f"the upload stopped after {self._bytes:,} bytes; send it again", headers={"Connection": "close"})
+            self.problem = Problem(
+                "slow",
+                f"the upload stopped after {self._bytes:,} bytes; send it again",
+                headers={"Connection": "close"},
+            )
             raise self.problem from None
         if message["type"] == "http.request":
             self._bytes += len(message.get("body", b""))
             self._complete = not message.get("more_body", False)
             if self._bytes > self._most:
                 self.problem = Problem(
-                    "too-large", f"the upload has more than the {self._most:,} bytes that are allowed", headers={"Connection": "close"}
+                    "too-large",
+                    f"the upload has more than the {self._most:,} bytes that are allowed",
+                    headers={"Connection": "close"},
                 )
                 raise self.problem
         return message

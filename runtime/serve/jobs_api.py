@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from diffplugin.errors import Cancelled
-from diffplugin.runtime.photo import read_photo
+from diffplugin.runtime.photos.read import read_photo
 from diffplugin.runtime.serve.answers import job_document, plan_document, result_response
 from diffplugin.runtime.serve.call import arguments
 from diffplugin.runtime.serve.events import finished, job_events
@@ -38,7 +38,9 @@ def _refusals(*kinds: str) -> dict[int | str, dict[str, Any]]:
     return found
 
 
-_SENT = _refusals("malformed", "unauthorized", "slow", "too-large", "unsupported", "request", "queue-full", "unavailable")
+_SENT = _refusals(
+    "malformed", "unauthorized", "slow", "too-large", "unsupported", "request", "queue-full", "unavailable"
+)
 _JOB = {
     "id": "3f0c8d1e5a7b4c2d9e6f1a0b3c5d7e9f",
     "state": "running",
@@ -117,8 +119,8 @@ async def _left(request: Request) -> None:
 @router.post(
     "/restore",
     summary="Restore a photo and wait for it",
-    description="Answers with the photo, plan and timings in headers; with `Accept: application/json`, as JSON with the "
-    "photo in base64. Without an Idempotency-Key the work ends with the connection.",
+    description="Answers with the photo, plan and timings in headers; with `Accept: application/json`, as JSON with "
+    "the photo in base64. Without an Idempotency-Key the work ends with the connection.",
     responses={200: {"description": "The photo", "content": {"image/*": {}}}, **_SENT},
     response_class=Response,
 )

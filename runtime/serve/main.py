@@ -9,54 +9,54 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from diffplugin import __version__
-from diffplugin.errors import DiffPluginError, MissingDependency, RequestError
+from diffplugin.command import DONE, Parser, add_common_options, execute, path, positive
+from diffplugin.engines.choice import ENGINES
+from diffplugin.errors import DiffPluginError, RequestError
+from diffplugin.runtime.planning.quality import QUALITIES
 from diffplugin.runtime.serve.settings import Settings, count, is_loopback, pixels, read_tokens, seconds, size_bytes
 
 if TYPE_CHECKING:
     from diffplugin.runtime.serve.service import Service
 
-DONE, FAILED, USAGE = 0, 1, 2
+EPILOG = (
+    "Exit status: 0 stopped by SIGTERM or Ctrl-C, 1 cannot run, 2 the options cannot be understood, "
+    "143 terminated before it served."
+)
 _log = logging.getLogger("diffplugin.serve")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of ``dp-serve``."""
-    parser = _Parser(
+    parser = Parser(
         prog="dp-serve",
         description="Serve restoration over HTTP: an API with jobs, OpenAI's image edits, and a page at /.",
-        epilog="Exit status: 0 stopped by SIGTERM or Ctrl-C, 1 cannot run, 2 the options cannot be understood.",
+        epilog=EPILOG,
     )
-    parser.add_argument("--bundle", action="append", default=[], metavar="FOLDER", help="repeatable; default: the small model in the package")
-    parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone")
-    parser.add_argument("--port", type=_port, default=8000, help="default: 8000; 0: any free one")
-    run = parser.add_argument_group("how it runs")
-    run.add_argument("--engine", default="auto", metavar="NAME")
-    run.add_argument("--precision", default="auto", metavar="NAME")
-    run.add_argument("--quality", default="exact", metavar="NAME")
-    run.add_argument("--threads", type=count, metavar="N", help="default: all cores this process may use")
-    run.add_argument("--workers", type=_workers, metavar="N|auto", help="photos at the same time (default: auto)")
-    run.add_argument("--warm", type=pixels, default=(256, 256), metavar="WxH", help="prepare for photos of this size (default: 256x256)")
-    jobs = parser.add_argument_group("jobs")
-    jobs.add_argument("--queue", type=count, default=256, metavar="N", help="jobs that may wait (default: 256)")
-    jobs.add_argument("--state", type=Path, metavar="DIR", help="queue and results; default: serve/ in the cache folder")
-    jobs.add_argument("--keep", type=seconds, default=3600.0, metavar="TIME", help="finished jobs are kept so long (default: 1h)")
-    jobs.add_argument("--grace", type=seconds, default=30.0, metavar="TIME", help="that running jobs have to finish when the server is stopped (default: 30s)")
-    limits = parser.add_argument_group("who and how much")
-    limits.add_argument("--token-file", type=Path, metavar="FILE", help="TOKEN or NAME TOKEN a line; requests then need one of them")
-    limits.add_argument("--insecure", action="store_true", help="serve beyond this machine without tokens")
-    limits.add_argument("--max-pixels", type=count, default=50_000_000, metavar="N", help="of one photo (default: 50 million)")
-    limits.add_argument("--max-upload", type=size_bytes, default=64 * 2**20, metavar="SIZE", help="of one request (default: 64M)")
-    limits.add_argument("--read-timeout", type=seconds, default=30.0, metavar="TIME", help="that a client may be silent while it sends (default: 30s)")
-    parser.add_argument("--version", action="version", version=f"diffplugin {__version__}")
+    add = parser.add_argument
+    add("--bundle", action="append", default=[], metavar="FOLDER", help="repeatable; default: the model in the package")
+    add("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone")
+    add("--port", type=_port, default=8000, help="default: 8000; 0: any free one")
+    add = parser.add_argument_group("how it runs").add_argument
+    add("--engine", default="auto", metavar="NAME", help=f"auto or one of {', '.join(ENGINES)}")
+    add("--precision", default="auto", metavar="NAME", help="auto, fp32, bf16, fp16 or int8")
+    add("--quality", default="exact", choices=tuple(QUALITIES), help="default: exact")
+    add("--threads", type=positive, metavar="N", help="default: all cores this process may use")
+    add("--workers", type=_workers, metavar="N|auto", help="photos at the same time (default: auto)")
+    add("--warm", type=pixels, default=(256, 256), metavar="WxH", help="prepare for this size (default: 256x256)")
+    add = parser.add_argument_group("jobs").add_argument
+    add("--queue", type=count, default=256, metavar="N", help="jobs that may wait (default: 256)")
+    add("--state", type=path, metavar="DIR", help="queue and results; default: serve/ in the cache folder")
+    add("--keep", type=seconds, default=3600.0, metavar="TIME", help="finished jobs are kept so long (default: 1h)")
+    add("--grace", type=seconds, default=30.0, metavar="TIME", help="running jobs may finish at a stop (default: 30s)")
+    add = parser.add_argument_group("who and how much").add_argument
+    add("--token-file", type=path, metavar="FILE", help="TOKEN or NAME TOKEN a line; requests then need one of them")
+    add("--insecure", action="store_true", help="serve beyond this machine without tokens")
+    add("--max-pixels", type=count, default=50_000_000, metavar="N", help="of one photo (default: 50 million)")
+    add("--max-upload", type=size_bytes, default=64 * 2**20, metavar="SIZE", help="of one request (default: 64M)")
+    add("--read-timeout", type=seconds, default=30.0, metavar="TIME", help="silence of a client (default: 30s)")
+    add_common_options(parser)
     return parser
 
 
@@ -74,10 +74,11 @@ def read_settings(args: argparse.Namespace) -> Settings:
     """Raises:
     RequestError: the token file is no such, or the server would be open to everybody.
     """
-    tokens = {} if args.token_file is None else read_tokens(args.token_file.expanduser())
+    tokens = {} if args.token_file is None else read_tokens(args.token_file)
     if not tokens and not args.insecure and not is_loopback(args.host):
         raise RequestError(
-            f"host {args.host} can be reached from other machines: give a --token-file, or --insecure if everybody there may use it"
+            f"host {args.host} can be reached from other machines: give a --token-file, "
+            "or --insecure if everybody there may use it"
         )
     from diffplugin.bundle import cache_folder
 
@@ -95,7 +96,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
         keep_seconds=args.keep,
         max_upload_bytes=args.max_upload,
         max_pixels=args.max_pixels,
-        state=(args.state or cache_folder() / "serve").expanduser(),
+        state=args.state or cache_folder() / "serve",
         warm=args.warm,
         grace_seconds=args.grace,
         read_seconds=args.read_timeout,
@@ -103,13 +104,8 @@ def read_settings(args: argparse.Namespace) -> Settings:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``dp-serve`` until it is stopped; returns its exit status. Errors are one line on stderr."""
-    args = build_parser().parse_args(argv)
-    try:
-        return serve(read_settings(args))
-    except DiffPluginError as error:
-        print(f"dp-serve: {error}", file=sys.stderr)
-        return USAGE if isinstance(error, RequestError) else FAILED
+    """Run ``dp-serve`` until it is stopped; returns its exit code (``diffplugin.command``)."""
+    return execute("dp-serve", build_parser().parse_args, lambda args: serve(read_settings(args)), argv)
 
 
 def serve(settings: Settings) -> int:
@@ -118,20 +114,15 @@ def serve(settings: Settings) -> int:
     Raises:
         DiffPluginError: it cannot begin.
     """
-    try:
-        import uvicorn
+    import uvicorn
 
-        from diffplugin.runtime.serve.app import make_app
-        from diffplugin.runtime.serve.connections import PatientServer, patient_protocol
-        from diffplugin.runtime.serve.metrics import Metrics
-        from diffplugin.runtime.serve.models import Models
-        from diffplugin.runtime.serve.service import Service
-        from diffplugin.runtime.serve.store import JobStore
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("diffplugin"):
-            raise
-        raise MissingDependency(f"dp-serve needs {error.name}: pip install 'diffplugin[serve]'") from None
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    from diffplugin.runtime.serve.app import make_app
+    from diffplugin.runtime.serve.connections import PatientServer, patient_protocol
+    from diffplugin.runtime.serve.metrics import Metrics
+    from diffplugin.runtime.serve.models import Models
+    from diffplugin.runtime.serve.service import Service
+    from diffplugin.runtime.serve.store import JobStore
+
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # errors are logged once, by the application
     listener = listen(settings.host, settings.port)
     with listener, JobStore(settings.state) as store:
@@ -179,5 +170,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise DiffPluginError(f"{host} port {port}: cannot listen ({reason}); choose another --port") from None
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__":  # python -m diffplugin.runtime.serve.main
+    from diffplugin.command import enter
+
+    sys.exit(enter("dp-serve"))

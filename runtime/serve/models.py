@@ -14,7 +14,7 @@ from diffplugin.runtime.serve.budget import PIXEL_BYTES
 from diffplugin.runtime.serve.problems import Problem
 
 if TYPE_CHECKING:
-    from diffplugin.runtime.plan import Plan
+    from diffplugin.runtime.planning.plan import Plan
     from diffplugin.runtime.restorer import Restorer
     from diffplugin.runtime.serve.job import JobRequest
     from diffplugin.runtime.serve.settings import Settings
@@ -39,7 +39,7 @@ class Models:
                 raise RequestError(f"two bundles are named {name!r}; export one of them under another name")
             self.restorers[name] = restorer
         self.default = next(iter(self.restorers))
-        self.workers = min(restorer.jobs for restorer in restorers)
+        self.workers = min(restorer.concurrency for restorer in restorers)
         self.unready: str | None = "the engines are being prepared"
         self.failed: str | None = None
         self._paces: dict[str, deque[tuple[float, float]]] = {name: deque(maxlen=32) for name in self.restorers}
@@ -59,7 +59,7 @@ class Models:
                     precision=settings.precision,
                     quality=settings.quality,
                     threads=settings.threads,
-                    jobs=settings.workers,
+                    concurrency=settings.workers,
                 )
                 for bundle in (settings.bundles or (None,))
             ]

@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile as Part
 
 from diffplugin.errors import RequestError
-from diffplugin.runtime.photo import read_photo
+from diffplugin.runtime.photos.read import read_photo
 from diffplugin.runtime.serve.answers import result_response
 from diffplugin.runtime.serve.fields import read_format, read_prompt, read_size
 from diffplugin.runtime.serve.job import JobRequest
@@ -40,8 +40,8 @@ _SAME_MODEL = ("", "diffplugin", "default")
 @router.post(
     "/images/edits",
     summary="Restore a photo, as OpenAI's clients ask for an edit",
-    description="`mask` is OpenAI's: its transparent pixels are restored. `size` WxH: the result fits into it, its ratio "
-    "kept. `n` results have the seeds `seed`, `seed`+1, …. `model` is the name of a bundle, or diffplugin.",
+    description="`mask` is OpenAI's: its transparent pixels are restored. `size` WxH: the result fits into it, its "
+    "ratio kept. `n` results have the seeds `seed`, `seed`+1, …. `model` is the name of a bundle, or diffplugin.",
 )
 async def edits(
     request: Request,

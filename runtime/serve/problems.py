@@ -106,7 +106,9 @@ def details(problem: Problem, instance: str | None = None) -> dict[str, Any]:
     return found
 
 
-def respond(document: Mapping[str, Any], headers: Mapping[str, str] | None = None, *, openai: bool = False) -> JSONResponse:
+def respond(
+    document: Mapping[str, Any], headers: Mapping[str, str] | None = None, *, openai: bool = False
+) -> JSONResponse:
     """The answer that carries a problem's document."""
     body, sent = dict(document), dict(headers or {})
     if "retry_after" in body:

@@ -19,8 +19,8 @@ from diffplugin.runtime.serve.problems import Problem, details, problem_of
 from diffplugin.runtime.serve.store import QueueFull
 
 if TYPE_CHECKING:
-    from diffplugin.runtime.plan import Plan
-    from diffplugin.runtime.select import Selection
+    from diffplugin.runtime.planning.plan import Plan
+    from diffplugin.runtime.request.selection import Selection
     from diffplugin.runtime.serve.metrics import Metrics
     from diffplugin.runtime.serve.models import Models
     from diffplugin.runtime.serve.settings import Settings
@@ -176,7 +176,7 @@ class Service:
         store, began = self.store, time.monotonic()
         kinds = ("inputs", "masks") if job.has_mask else ("inputs",)
 
-        def decided(plan: Plan, selection: Selection) -> None:
+        def on_plan(plan: Plan, selection: Selection) -> None:
             live.plan, live.selection = short_plan(plan), selection.to_json()
             live.steps = plan.unet_runs
             self.notify(job.id)
@@ -192,7 +192,7 @@ class Service:
             {kind: store.path(kind, job.id) for kind in kinds},
             store.folder / "results",
             max_pixels=self.settings.max_pixels,
-            decided=decided,
+            on_plan=on_plan,
             progress=progress,
             cancelled=stopped,
         )

@@ -104,7 +104,8 @@ def read_tokens(path: Path) -> dict[bytes, str]:
             continue
         if len(words) > 2 or len(words[-1]) < _SHORTEST_TOKEN:
             raise RequestError(
-                f"{path}: line {number} is no token; expected TOKEN or NAME TOKEN with at least {_SHORTEST_TOKEN} characters"
+                f"{path}: line {number} is no token; expected TOKEN or NAME TOKEN, "
+                f"at least {_SHORTEST_TOKEN} characters long"
             )
         name = words[0] if len(words) == 2 else f"token-{len(found) + 1}"
         if hashed(words[-1]) in found or name in found.values():

@@ -92,7 +92,9 @@ class JobStore:
         except BlockingIOError:
             raise DiffPluginError(f"{folder}: another dp-serve uses this folder; choose another --state") from None
         except OSError as error:
-            raise DiffPluginError(f"{folder}: cannot hold the server's state ({error.strerror}); choose another --state") from None
+            raise DiffPluginError(
+                f"{folder}: cannot hold the server's state ({error.strerror}); choose another --state"
+            ) from None
         try:
             self._db = self._connect()
         except sqlite3.DatabaseError as error:
@@ -105,7 +107,9 @@ class JobStore:
         db.execute("PRAGMA synchronous=FULL")  # an accepted job survives a power failure, too
         (found,) = db.execute("PRAGMA user_version").fetchone()
         if found > FORMAT:
-            raise DiffPluginError(f"{self.folder}: format {found}, this version reads up to {FORMAT}; upgrade diffplugin")
+            raise DiffPluginError(
+                f"{self.folder}: format {found}, this version reads up to {FORMAT}; upgrade diffplugin"
+            )
         if found < FORMAT:
             columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
             with db:

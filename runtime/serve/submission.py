@@ -49,7 +49,9 @@ def form(
     image: Image,
     mask: Annotated[UploadFile | None, File(description="White where to restore; of any size.")] = None,
     prompt: Annotated[str | None, Form(description="What to do, in words.", examples=["remove the rain"])] = None,
-    plugins: Annotated[list[str] | None, Form(description="Plugins instead of words, in order.", examples=[["deblur"]])] = None,
+    plugins: Annotated[
+        list[str] | None, Form(description="Plugins instead of words, in order.", examples=[["deblur"]])
+    ] = None,
     bundle: Annotated[str | None, Form(description="Name of a bundle; default: the first that is served.")] = None,
     seed: Annotated[int, Form(ge=0, le=2**64 - 1, description="Of the start noise.", examples=[42])] = 42,
     steps: Annotated[int | None, Form(description="Of the first plugin; default: its own.", examples=[20])] = None,
@@ -57,7 +59,9 @@ def form(
     size: Annotated[str, Form(description="Working size: native, released, N or WxH.")] = "native",
     tile: Annotated[str, Form(description="Pieces of a large photo: auto, off or a side in pixels.")] = "auto",
     strength: Annotated[float, Form(description="How much of the change is kept, 0 to 1.", examples=[1.0])] = 1.0,
-    region: Annotated[str | None, Form(description="Restore this rectangle alone.", examples=["100,80,640,480"])] = None,
+    region: Annotated[
+        str | None, Form(description="Restore this rectangle alone.", examples=["100,80,640,480"])
+    ] = None,
     feather: Annotated[int | None, Form(description="Soft edge of mask or region in pixels, inwards.")] = None,
     format: Annotated[str, Form(description="Of the result: input, png, jpeg, webp, tiff or avif.")] = "input",
 ) -> Submission:
@@ -140,7 +144,9 @@ async def uploaded(service: Service, sent: Submission) -> AsyncIterator[Upload]:
             path.unlink(missing_ok=True)
 
 
-async def submit(service: Service, sent: Submission, *, owner: str, key: str | None, attached: bool) -> tuple[Job, bool]:
+async def submit(
+    service: Service, sent: Submission, *, owner: str, key: str | None, attached: bool
+) -> tuple[Job, bool]:
     """Queue a form; (the job, whether it is new).
 
     Raises:

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 from starlette.concurrency import run_in_threadpool
 
 from diffplugin.errors import ImageError
-from diffplugin.runtime.photo import read_header, shown
+from diffplugin.runtime.photos.read import printable, read_header
 from diffplugin.runtime.serve.fields import suffix_of
 from diffplugin.runtime.serve.problems import Problem
 
@@ -56,7 +56,7 @@ def display_name(given: str | None, what: str) -> str:
     """The last part of a client's file name, printable and short: for messages and downloads, never a path here."""
     last = PurePosixPath(PureWindowsPath(given or "").name).name
     clean = "".join(c for c in last if c.isprintable() and c not in '<>:"/\\|?*;').strip(". ")
-    return shown(clean[:100] or what)
+    return printable(clean[:100] or what)
 
 
 def _save(source: IO[bytes], path: Path) -> str:
@@ -81,6 +81,7 @@ def _checked(path: Path, name: str, digest: str, max_pixels: int) -> Received:
     if size[0] * size[1] > max_pixels:
         raise Problem(
             "too-large",
-            f"{name}: {size[0]}x{size[1]} is {size[0] * size[1]:,} pixels, expected at most {max_pixels:,}; make it smaller",
+            f"{name}: {size[0]}x{size[1]} is {size[0] * size[1]:,} pixels, expected at most {max_pixels:,}; "
+            "make it smaller",
         )
     return Received(path=path, name=name, digest=digest, size=size, suffix=suffix_of(format_name))

@@ -63,7 +63,9 @@ class Running:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=WAIT, trust_env=False, **options)
 
-    def post(self, path: str = "/v1/restore", *, data: Any = None, photo: bytes | None = None, **options: Any) -> httpx.Response:
+    def post(
+        self, path: str = "/v1/restore", *, data: Any = None, photo: bytes | None = None, **options: Any
+    ) -> httpx.Response:
         """A photo and a request; further arguments as ``httpx.post`` has them."""
         files = {"image": ("photo.png", photo_bytes() if photo is None else photo)} | options.pop("files", {})
         with self.client(options.pop("token", None)) as client:
@@ -103,7 +105,9 @@ def serve(restorer: Restorer, tmp_path: Path) -> Iterator[Callable[..., Running]
         models = Models([restorer])
         service = Service(chosen, models, JobStore(chosen.state), Metrics(), budget)
         listener = listen("127.0.0.1", 0)
-        config = uvicorn.Config(make_app(service), http=patient_protocol(chosen.read_seconds), log_config=None, timeout_graceful_shutdown=3)
+        config = uvicorn.Config(
+            make_app(service), http=patient_protocol(chosen.read_seconds), log_config=None, timeout_graceful_shutdown=3
+        )
         server = PatientServer(config, service.stop_accepting)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

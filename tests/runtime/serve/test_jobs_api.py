@@ -59,7 +59,9 @@ def test_a_request_that_selects_nothing_returns_the_very_bytes(serve: Serve) -> 
 
 def test_options_reach_the_restorer(serve: Serve, restorer: Restorer) -> None:
     running = serve()
-    answer = running.post(data={"plugins": "deblur,lowlight", "steps": "3", "sampler": "ddim", "size": "96x80", "format": "webp"})
+    answer = running.post(
+        data={"plugins": "deblur,lowlight", "steps": "3", "sampler": "ddim", "size": "96x80", "format": "webp"}
+    )
     assert answer.status_code == 200, answer.text
     plan = json.loads(answer.headers["diffplugin-plan"])
     assert [stage["plugin"] for stage in plan["chain"]] == ["deblur", "lowlight"]
@@ -70,7 +72,8 @@ def test_options_reach_the_restorer(serve: Serve, restorer: Restorer) -> None:
 def test_strength_keeps_a_part_of_the_change(serve: Serve) -> None:
     running = serve()
     before, after, half = (
-        pixels_of(running.post(data={"plugins": "lowlight", "strength": s}).content).astype(float) for s in ("0", "1", "0.5")
+        pixels_of(running.post(data={"plugins": "lowlight", "strength": s}).content).astype(float)
+        for s in ("0", "1", "0.5")
     )
     np.testing.assert_array_equal(before, smooth_photo())
     assert np.abs(after - before).max() > 20
@@ -83,7 +86,10 @@ def test_a_mask_leaves_the_rest_alone(serve: Serve) -> None:
     written = io.BytesIO()
     Image.fromarray(mask).save(written, "PNG")
     running = serve()
-    for extra in ({"files": {"mask": ("m.png", written.getvalue())}}, {"data": {"plugins": "lowlight", "region": "20,10,20,20"}}):
+    for extra in (
+        {"files": {"mask": ("m.png", written.getvalue())}},
+        {"data": {"plugins": "lowlight", "region": "20,10,20,20"}},
+    ):
         options: dict[str, Any] = {"data": {"plugins": "lowlight"}} | extra
         made = pixels_of(running.post(**options).content)
         np.testing.assert_array_equal(made[mask == 0], smooth_photo()[mask == 0])
@@ -155,7 +161,10 @@ def test_cancel_between_steps_and_in_the_queue(serve: Serve, gate: Gate) -> None
 def test_one_bad_photo_stops_nobody(serve: Serve) -> None:
     running = serve()
     whole = photo_bytes(200, 300)
-    jobs = [running.post("/v1/jobs", photo=data).json()["id"] for data in (photo_bytes(), whole[: len(whole) // 2], photo_bytes(seed=3))]
+    jobs = [
+        running.post("/v1/jobs", photo=data).json()["id"]
+        for data in (photo_bytes(), whole[: len(whole) // 2], photo_bytes(seed=3))
+    ]
     assert [running.wait(job, "done", "failed")["state"] for job in jobs] == ["done", "failed", "done"]
     problem = running.get(f"/v1/jobs/{jobs[1]}").json()["problem"]
     assert problem["detail"].startswith("photo.png: truncated or damaged") and problem["status"] == 422
@@ -181,13 +190,17 @@ def test_a_caller_who_leaves_ends_the_work_unless_it_has_a_key(serve: Serve, gat
     gate.opened.clear()
     boundary = "b"
     body = (
-        f'--{boundary}\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nrain\r\n--{boundary}\r\n'
-        f'Content-Disposition: form-data; name="image"; filename="p.png"\r\n\r\n'
-    ).encode() + photo_bytes() + f"\r\n--{boundary}--\r\n".encode()
+        (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nrain\r\n--{boundary}\r\n'
+            f'Content-Disposition: form-data; name="image"; filename="p.png"\r\n\r\n'
+        ).encode()
+        + photo_bytes()
+        + f"\r\n--{boundary}--\r\n".encode()
+    )
     for key in ("", "Idempotency-Key: k\r\n"):
         head = (
-            f"POST /v1/restore HTTP/1.1\r\nHost: 127.0.0.1\r\n{key}Content-Type: multipart/form-data; boundary={boundary}\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
+            f"POST /v1/restore HTTP/1.1\r\nHost: 127.0.0.1\r\n{key}"
+            f"Content-Type: multipart/form-data; boundary={boundary}\r\nContent-Length: {len(body)}\r\n\r\n"
         ).encode()
         with socket.create_connection(("127.0.0.1", running.port)) as connection:
             connection.sendall(head + body)
@@ -236,7 +249,9 @@ def test_what_is_served_is_told(serve: Serve) -> None:
     assert (bundle["name"], bundle["engine"], bundle["understands_words"]) == ("fake", "fake", True)
     assert running.get("/healthz").json()["status"] == "ok"
     schema = running.get("/openapi.json").json()
-    assert {"/v1/restore", "/v1/jobs", "/v1/jobs/{job_id}/events", "/v1/images/edits", "/v1/plan"} <= set(schema["paths"])
+    assert {"/v1/restore", "/v1/jobs", "/v1/jobs/{job_id}/events", "/v1/images/edits", "/v1/plan"} <= set(
+        schema["paths"]
+    )
     assert "example" in json.dumps(schema["paths"]["/v1/jobs"]["post"])
 
 
