@@ -18,7 +18,7 @@ from diffplugin.runtime.execution.device_loop import DeviceLoop, device_loop
 from diffplugin.runtime.execution.engine_pool import EnginePool
 from diffplugin.runtime.execution.run import Observer, Run
 from diffplugin.runtime.execution.stage import restore_stage
-from diffplugin.runtime.photos.mask import Mask, compose
+from diffplugin.runtime.photos.mask import Mask, MaskSource, as_mask, compose
 from diffplugin.runtime.photos.pixels import Size, crop, from_tensor, grow, resize, to_tensor, with_rgb, working_photo
 from diffplugin.runtime.photos.read import Photo, Pixels, photo_from
 from diffplugin.runtime.planning.concurrency import memory_share, restorations_at_once
@@ -132,7 +132,7 @@ class Restorer:
         size: Size = "native",
         tile: Tiling = "auto",
         output_size: OutputSize = "input",
-        mask: Mask | None = None,
+        mask: Mask | MaskSource | None = None,
         on_plan: Callable[[Plan, Selection], None] | None = None,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -151,8 +151,9 @@ class Restorer:
             size: working size: "native", "released", N or (width, height) (``runtime.photos.pixels.working_size``).
             tile: "auto", "off" or the side of a piece in pixels (``runtime.planning.plan.make_plan``).
             output_size: "input": the input's size; "working": the size in which it was restored.
-            mask: where to restore (``runtime.photos.mask.read_mask``, ``region_mask``); the rest stays bit for bit. The
-                plugins see the whole picture, and what the mask does not touch is not run.
+            mask: where to restore, white on black: a path, Pillow image or array of any size, or a Mask
+                (``runtime.photos.mask``). The rest stays bit for bit. The plugins see the whole picture; what the mask
+                does not touch is not run.
             on_plan: called once with the plan and the selection, before the work begins.
             progress: called before the first and after every UNet run.
             cancelled: asked before every graph of the loop, or before every plugin where the plan's loop is "device";
@@ -180,6 +181,7 @@ class Restorer:
         clock = Clock()
         with clock("prepare"):
             photo = photo_from(image)
+            mask = as_mask(mask, photo.size)
             plan, selection, tokens = self._decide(photo, options, clock, mask)
         if on_plan is not None:
             on_plan(plan, selection)
@@ -223,12 +225,13 @@ class Restorer:
         prompt: str | None = None,
         *,
         plugins: Sequence[str] | None = None,
-        mask: Mask | None = None,
+        mask: Mask | MaskSource | None = None,
         **options: Any,
     ) -> tuple[Plan, Selection]:
         """What :meth:`restore` would run with the same arguments. Runs the selector if it is needed, and no more."""
         complete = Options(prompt=prompt, plugins=_names(plugins), **options)
-        plan, selection, _ = self._decide(photo_from(image), complete, Clock(), mask)
+        photo = photo_from(image)
+        plan, selection, _ = self._decide(photo, complete, Clock(), as_mask(mask, photo.size))
         return plan, selection
 
     def plan_for_size(

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 from diffplugin.command import Parser, add_common_options, execute, path
 from diffplugin.engines.choice import ENGINES
+from diffplugin.errors import RequestError
 from diffplugin.runtime.cli.session import Session
+from diffplugin.runtime.photos.mask import Region, read_region
 from diffplugin.runtime.photos.pixels import Size
 from diffplugin.runtime.planning.plan import Tiling
 from diffplugin.runtime.planning.quality import QUALITIES
@@ -37,6 +39,13 @@ def _tile(text: str) -> Tiling:
     if text.isdecimal():
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is no tile; expected auto, off or a number of pixels")
+
+
+def _region(text: str) -> Region:
+    try:
+        return read_region(text)
+    except RequestError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _concurrency(text: str) -> int | None:
@@ -104,6 +113,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="overlapping pieces of N pixels (default: auto)",
     )
     sizes.add_argument("--output-size", default="input", choices=("input", "working"), help="default: input")
+    part = parser.add_argument_group("only a part")
+    part.add_argument(
+        "--mask",
+        type=path,
+        metavar="FILE",
+        help="restore where it is white; of any size; the rest stays bit for bit",
+    )
+    part.add_argument("--region", type=_region, metavar="X,Y,W,H", help="restore this rectangle (pixels) alone")
+    part.add_argument("--feather", type=int, metavar="N", help="soft edge in pixels, inwards (default: up to 16)")
     show = parser.add_argument_group("output")
     show.add_argument("--compare", action="store_true", help="also write <result>-compare: before beside after")
     show.add_argument("--json", action="store_true", help="print plan, scores and timings as one JSON object")

@@ -24,6 +24,7 @@ from diffplugin.runtime.cli.messages import (
     plan_lines,
     selection_line,
 )
+from diffplugin.runtime.photos.mask import Mask, read_mask, region_mask
 from diffplugin.runtime.photos.pixels import side_by_side
 from diffplugin.runtime.photos.read import Photo, printable, read_photo
 from diffplugin.runtime.photos.write import check_writable, write_photo
@@ -48,6 +49,8 @@ class Session:
 
     def run(self) -> int:
         args = self.args
+        if args.mask is not None and args.region is not None:
+            raise RequestError("--mask and --region were given, expected one of them")
         if args.threads is not None and args.threads < 1:
             raise RequestError(f"threads is {args.threads}, expected at least 1")
         restorer = load(
@@ -113,6 +116,7 @@ class Session:
         for note in photo.notes:
             self._say(f"{printable(paths.source)}: {note}")
         options = {name: getattr(args, name) for name in ("seed", "steps", "sampler", "size", "tile", "output_size")}
+        options["mask"] = self._mask(photo)
         plugins = args.plugin or None
         if args.dry_run:
             plan, selection = restorer.plan(photo, self.prompt, plugins=plugins, **options)
@@ -152,6 +156,13 @@ class Session:
         if not made.untouched:
             self._say(done_line(made, printable(paths.target), seconds))
         self._record(paths, seconds=round(seconds, 3), **made.to_json())
+
+    def _mask(self, photo: Photo) -> Mask | None:
+        """Where this photo is restored; None: all of it."""
+        args = self.args
+        if args.mask is not None:
+            return read_mask(args.mask, photo.size, feather=args.feather)
+        return None if args.region is None else region_mask(args.region, photo.size, feather=args.feather)
 
     def _record(self, paths: PhotoPaths, **facts: Any) -> None:
         compare = {"compare": str(paths.compare)} if paths.compare else {}

@@ -22,6 +22,7 @@ _AUTO_RADII = (8, 4, 2, 1)  # of the feather, pixels: the first one that leaves 
 _SOFT = 0.01  # share of grey in a mask whose edge needs no feather
 
 Region = tuple[int, int, int, int]
+MaskSource = str | os.PathLike[str] | Image.Image | Photo | NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +51,7 @@ class Mask:
 
 
 def read_mask(
-    source: str | os.PathLike[str] | Image.Image | Photo | NDArray[Any],
+    source: MaskSource,
     size: tuple[int, int],
     *,
     feather: int | None = None,
@@ -80,6 +81,35 @@ def read_mask(
     if not grey.any():
         raise ImageError(f"{name or photo.path or 'mask'}: black everywhere, expected white where to restore")
     return Mask(alpha=feathered(grey, feather))
+
+
+def as_mask(mask: Mask | MaskSource | None, size: tuple[int, int]) -> Mask | None:
+    """What a caller gave as a mask, for a photo of ``size``.
+
+    Raises:
+        ImageError, RequestError: as :func:`read_mask`, or a Mask for a photo of another size.
+    """
+    if isinstance(mask, Mask):
+        if mask.size != size:
+            width, height = mask.size
+            raise RequestError(f"the mask is for a photo of {width}x{height} pixels, this one has {size[0]}x{size[1]}")
+        return mask
+    return None if mask is None else read_mask(mask, size)
+
+
+def read_region(text: str) -> Region:
+    """``x,y,width,height``.
+
+    Raises:
+        RequestError: not four whole numbers, or no area.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 4 or not all(part.isascii() and part.isdecimal() and len(part) < 7 for part in parts):
+        raise RequestError(f"region {text!r} is not understood; expected x,y,width,height in pixels")
+    x, y, width, height = map(int, parts)
+    if not width or not height:
+        raise RequestError(f"region {text!r} has no area; expected x,y,width,height in pixels")
+    return x, y, width, height
 
 
 def region_mask(region: Region, size: tuple[int, int], *, feather: int | None = None) -> Mask:
@@ -119,9 +149,10 @@ def _ramp(inside: NDArray[np.bool_], radii: tuple[int, ...], edges: tuple[bool, 
     """0 at the edge of ``inside`` to 1 within, float32: eroded by a radius, then blurred by it.
 
     Args:
-        radii: the first that leaves half of it is taken; if none does, the edge stays hard.
+        radii: the first that leaves half of it is taken, a single one if it leaves anything; else the edge stays hard.
         edges: whether beyond the array's top, bottom, left and right there is black, else more of the photo's border.
     """
+    least = np.count_nonzero(inside) / 2 if len(radii) > 1 else 1
     for radius in radii:
         pads = [(radius, radius)] * 2
         padded = np.pad(inside, pads, mode="edge")
@@ -132,7 +163,7 @@ def _ramp(inside: NDArray[np.bool_], radii: tuple[int, ...], edges: tuple[bool, 
         padded[:, padded.shape[1] - radius :] &= not right
         window = (2 * radius + 1) ** 2
         eroded = _box_sum(padded, radius) == window
-        if np.count_nonzero(eroded) * 2 < np.count_nonzero(inside):
+        if np.count_nonzero(eroded) < least:
             continue
         kept = np.pad(eroded, pads, mode="edge")
         ramp: NDArray[np.float32] = np.clip(_box_sum(kept, radius) / np.float32(window), 0, 1)

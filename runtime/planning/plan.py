@@ -257,9 +257,10 @@ def masked_area(touched: NDArray[np.bool_], native: int) -> Tile:
     spans = []
     for axis, length in enumerate(touched.shape):
         there = np.flatnonzero(touched.any(1 - axis))
-        context = max(native // 8, (native // 2 - (int(there[-1]) - int(there[0]))) // 2)
-        start = max(0, int(there[0]) - context) // MULTIPLE * MULTIPLE
-        end = min(length, -(-(int(there[-1]) + 1 + context) // MULTIPLE) * MULTIPLE)
+        first, last = int(there[0]), int(there[-1]) + 1
+        side = min(length, max(last - first + native // 8 * 2, native // 2))
+        start = min(max(0, (first + last - side) // 2), length - side) // MULTIPLE * MULTIPLE
+        end = min(length, -(-max(last, start + side) // MULTIPLE) * MULTIPLE)
         spans.append((start, end - start))
     (top, height), (left, width) = spans
     return Tile(top, left, height, width)

@@ -79,21 +79,6 @@ def read_strength(value: float) -> float:
     return value
 
 
-def read_region(text: str | None) -> tuple[int, int, int, int] | None:
-    """``x,y,width,height``.
-
-    Raises:
-        RequestError: not four whole numbers.
-    """
-    if not text:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 4 or not all(part.isascii() and part.isdecimal() and len(part) < 7 for part in parts):
-        raise RequestError(f"region {text!r} is not understood; expected x,y,width,height in pixels")
-    x, y, width, height = map(int, parts)
-    return x, y, width, height
-
-
 def read_format(text: str | None) -> str:
     """Suffix of the result's format; "": the input's.
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import File, Form, UploadFile
 from starlette.concurrency import run_in_threadpool
 
+from diffplugin.runtime.photos.mask import read_region
 from diffplugin.runtime.serve.budget import GIB
 from diffplugin.runtime.serve.fields import (
     read_format,
     read_plugins,
     read_prompt,
-    read_region,
     read_size,
     read_strength,
     read_tile,
@@ -81,7 +81,7 @@ def form(
         size=read_size(size),
         tile=read_tile(tile),
         strength=read_strength(strength),
-        region=read_region(region),
+        region=read_region(region) if region else None,
         feather=feather,
         suffix=read_format(format),
     )
