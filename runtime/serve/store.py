@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from diffplugin.errors import DiffPluginError
 from diffplugin.runtime.serve.job import Job, JobRequest
@@ -84,24 +84,26 @@ class JobStore:
         """
         self.folder = folder
         self._mutex = threading.RLock()
-        try:
-            for name in FOLDERS:
-                (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = (folder / "lock").open("a")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DiffPluginError(f"{folder}: another dp-serve uses this folder; choose another --state") from None
-        except OSError as error:
-            raise DiffPluginError(
-                f"{folder}: cannot hold the server's state ({error.strerror}); choose another --state"
-            ) from None
+        self._lock = _locked(folder)
         try:
             self._db = self._connect()
         except sqlite3.DatabaseError as error:
+            self._lock.close()
             raise DiffPluginError(f"{folder}/jobs.sqlite: {error}; move it away or choose another --state") from None
+        except BaseException:
+            self._lock.close()
+            raise
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.folder / "jobs.sqlite", check_same_thread=False, isolation_level=None, timeout=10)
+        try:
+            self._set_up(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _set_up(self, db: sqlite3.Connection) -> None:
         db.row_factory = sqlite3.Row
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")  # an accepted job survives a power failure, too
@@ -118,7 +120,6 @@ class JobStore:
                 for index in _INDICES:
                     db.execute(index)
                 db.execute(f"PRAGMA user_version={FORMAT}")
-        return db
 
     def __enter__(self) -> Self:
         return self
@@ -301,6 +302,23 @@ class JobStore:
     def _unlink(self, kinds: Iterable[str], name: str) -> None:
         for kind in kinds:
             self.path(kind, name).unlink(missing_ok=True)
+
+
+def _locked(folder: Path) -> IO[str]:
+    """The folder's lock, held as long as the file is open."""
+    try:
+        for name in FOLDERS:
+            (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (folder / "lock").open("a")
+    except OSError as error:
+        reason = error.strerror
+        raise DiffPluginError(f"{folder}: cannot hold the server's state ({reason}); choose another --state") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise DiffPluginError(f"{folder}: another dp-serve uses this folder; choose another --state") from None
+    return lock
 
 
 def _gone(job: Job) -> dict[str, Any]:
