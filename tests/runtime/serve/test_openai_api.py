@@ -67,7 +67,7 @@ def test_urls_need_no_token_but_their_signature(client: openai.OpenAI) -> None:
 
 
 def test_errors_are_openais(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.UnprocessableEntityError, match="expected auto or WxH"):
+    with pytest.raises(openai.UnprocessableEntityError, match="size 'huge' is not understood"):
         client.images.edit(image=photo(), prompt="rain", size="huge")  # type: ignore[call-overload]
     with pytest.raises(openai.NotFoundError, match="no bundle 'dall-e-9'"):
         client.images.edit(model="dall-e-9", image=photo(), prompt="rain")

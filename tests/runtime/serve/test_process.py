@@ -36,7 +36,7 @@ class Process:
         options = ["--port", "0", "--state", str(state), "--engine", "onnxruntime", "--threads", "1", "--warm", "64x64"]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "diffplugin.runtime.serve.main", *options, *words],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(state.parent)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(state.parent), "ORT_DISABLE_TELEMETRY": "1"},
         )  # fmt: skip
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -74,6 +74,13 @@ class Process:
 Launch = Callable[..., Process]
 
 
+def until(reached: Callable[[], bool]) -> None:
+    began = time.monotonic()
+    while not reached():
+        assert time.monotonic() - began < WAIT
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Launch]:
     started: list[Process] = []
@@ -93,18 +100,12 @@ def test_killed_twice_every_job_is_done_once(launch: Launch, tmp_path: Path) -> 
     assert server.started < 5, "two seconds on an idle machine"
     jobs = [server.queue(seed, steps="3") for seed in range(12)]
     for _ in range(2):
-        began = time.monotonic()
         before = server.states().count("done")
-        while server.states().count("done") < before + 2:
-            assert time.monotonic() - began < WAIT
-            time.sleep(0.01)
+        until(lambda: server.states().count("done") >= before + 2)  # noqa: B023
         assert server.end(signal.SIGKILL)[0] == -signal.SIGKILL
         (tmp_path / "state" / "incoming" / "left").write_bytes(b"x")
         server = launch()
-    began = time.monotonic()
-    while set(server.states()) != {"done"}:
-        assert time.monotonic() - began < WAIT, server.states()
-        time.sleep(0.05)
+    until(lambda: set(server.states()) == {"done"})
     assert len(server.states()) == len(jobs)
     results = [pixels_of(server.client.get(f"/v1/jobs/{job}/result").content) for job in jobs]
     fresh = launch_expected(results)
@@ -132,19 +133,15 @@ def launch_expected(results: list[Any]) -> list[Any]:
 
 def test_sigterm_hands_back_what_is_not_finished_in_time(launch: Launch) -> None:
     server = launch("--grace", "0.2s").ready()
-    long, waiting = server.queue(0, steps="400"), server.queue(1)
-    while server.client.get(f"/v1/jobs/{long}").json().get("step", 0) < 1:
-        time.sleep(0.01)
+    long, waiting = server.queue(0, plugins="lowlight", steps="900"), server.queue(1)
+    until(lambda: server.client.get(f"/v1/jobs/{long}").json().get("step", 0) >= 1)
     began = time.monotonic()
     code, errors = server.end()
     assert (code, errors) == (0, "") and time.monotonic() - began < 5
     again = launch()
     assert {again.client.get(f"/v1/jobs/{job}").json()["state"] for job in (long, waiting)} <= {"queued", "running"}
     again.client.delete(f"/v1/jobs/{long}")
-    began = time.monotonic()
-    while again.client.get(f"/v1/jobs/{waiting}").json()["state"] != "done":
-        assert time.monotonic() - began < WAIT
-        time.sleep(0.02)
+    until(lambda: again.client.get(f"/v1/jobs/{waiting}").json()["state"] == "done")
     assert again.end(signal.SIGINT)[0] == 0
 
 
@@ -154,15 +151,14 @@ def test_sigterm_lets_a_running_photo_finish(launch: Launch) -> None:
 
     def restore() -> None:
         photo = {"image": ("p.png", photo_bytes(64, 64))}
-        data = {"plugins": "deblur", "steps": "20"}
+        data = {"plugins": "deblur", "steps": "60"}
         answers.append(
             httpx.post(f"{server.client.base_url}/v1/restore", files=photo, data=data, timeout=WAIT, trust_env=False)
         )
 
     thread = threading.Thread(target=restore)
     thread.start()
-    while "running" not in server.states():
-        time.sleep(0.005)
+    until(lambda: bool(server.states()))
     assert server.end() == (0, "")
     thread.join(WAIT)
     assert answers[0].status_code == 200 and pixels_of(answers[0].content).shape == (64, 64, 3)
