@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from diffplugin.engines.base import NEEDS, check_precision, missing_variant
 from diffplugin.errors import EngineUnavailable
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from diffplugin.bundle import Bundle
     from diffplugin.engines.base import EngineBuilder
+
+EngineName = Literal["auto", "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 # Name -> module, class and its arguments. ``auto`` looks at them in this order.
 _BUILDERS: dict[str, tuple[str, str, tuple[str, ...]]] = {

@@ -6,7 +6,6 @@ import ctypes
 import importlib
 import importlib.metadata
 import logging
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import cache as cached
@@ -19,6 +18,7 @@ from diffplugin.bundle import graph_files
 from diffplugin.engines.base import (
     BuildOptions,
     BuildResult,
+    Engine,
     check_names,
     check_precision,
     one_line,
@@ -32,7 +32,7 @@ from diffplugin.engines.pages import releasing
 from diffplugin.errors import EngineError, EngineUnavailable, ForeignEngine, RequestError
 from diffplugin.manifest import fingerprint
 from diffplugin.shapes import Profile, shapes_text
-from diffplugin.spec import Array, GraphSpec, check_inputs
+from diffplugin.spec import Array, GraphSpec
 
 if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
@@ -46,7 +46,7 @@ _KEPT_WEIGHTS = 2**30
 _BLOB = "model.blob"
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(Engine):
     """One graph; compiled at first use of a shape, or taken from the bundle's engines or from the cache.
 
     Raises:
@@ -66,31 +66,25 @@ class OpenVinoEngine:
         threads: int,
         cache: Path | None,
     ) -> None:
-        self.spec: GraphSpec = bundle.spec(key)
-        self.precision = precision
+        super().__init__(bundle.spec(key), precision)
         self._bundle, self._key, self._builder = bundle, key, builder
         self._path = bundle.graph_file(key, precision)
         self._properties = _properties(self._path, builder.hint(precision), threads)
         self._cache = cache / self.name if cache is not None else None
         self._kept = max(1, min(_KEPT_SHAPES, _KEPT_WEIGHTS // max(1, bundle.graph(key, precision).weights_bytes)))
         self._requests: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
-        self._lock = threading.Lock()
-        self._closed = self._warned = False
+        self._warned = False
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        sizes = check_inputs(self.spec, inputs)
+    def _run(self, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         # one request per shape, one run at a time: a second request would double the activations' memory
-        with self._lock:
-            if self._closed:
-                raise EngineError(f"{self.spec.graph}: this engine is closed")
-            request = self._request(sizes)
-            try:
-                outputs = _new_outputs(request, self.spec)
-                # views of the arrays; only one that is not contiguous is copied
-                request.infer({name: np.ascontiguousarray(array) for name, array in inputs.items()}, share_inputs=True)
-            except RuntimeError as error:
-                raise EngineError(f"{self.spec.graph}: OpenVINO failed ({one_line(error, last=True)})") from None
-            return outputs
+        request = self._request(sizes)
+        try:
+            outputs = _new_outputs(request, self.spec)
+            # views of the arrays; only one that is not contiguous is copied
+            request.infer({name: np.ascontiguousarray(array) for name, array in inputs.items()}, share_inputs=True)
+        except RuntimeError as error:
+            raise EngineError(f"{self.spec.graph}: OpenVINO failed ({one_line(error, last=True)})") from None
+        return outputs
 
     def _request(self, sizes: Mapping[str, int]) -> Any:
         shapes = shapes_text(self.spec, sizes)
@@ -147,10 +141,8 @@ class OpenVinoEngine:
         name = fingerprint(graph.sha256, shapes, self.precision, self.name, builder.version(), (builder.device(),))
         return self._cache / f"{name}.blob"
 
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            self._requests.clear()
+    def _release(self) -> None:
+        self._requests.clear()
 
 
 def _new_outputs(request: Any, spec: GraphSpec) -> dict[str, Array]:

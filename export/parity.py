@@ -20,7 +20,7 @@ from diffplugin.export.onnx import example_inputs
 from diffplugin.runtime.sampling.loop import step_weights
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
 from diffplugin.runtime.sampling.samplers import step_table
-from diffplugin.runtime.sampling.time_features import sinusoidal
+from diffplugin.runtime.sampling.time_features import time_features
 from diffplugin.spec import Array, GraphSpec
 
 if TYPE_CHECKING:
@@ -71,15 +71,9 @@ class Chain:
         self._known: dict[str, Array] = {}
         picture = synthetic_photo(h * factor, w * factor).astype(np.float32).transpose(2, 0, 1)[None]
         self._known["image"] = np.ascontiguousarray(picture / 127.5 - 1)
-        settings = manifest.time_embedding
         table = step_table("unipc", NoiseSchedule.from_config(manifest.scheduler), 20)
         self._weights = step_weights(table, 10, "noise", 0)  # at t = 500, with all of the history
-        self._time = sinusoidal(
-            np.array(TIMESTEPS),
-            manifest.dims.time_features,
-            flip_sin_to_cos=bool(settings["flip_sin_to_cos"]),
-            freq_shift=float(settings["freq_shift"]),
-        )
+        self._time = time_features(np.array(TIMESTEPS), manifest)
 
     def inputs(self, spec: GraphSpec) -> dict[str, Array]:
         known = dict(self._known) | {"time": self._time if spec.graph == "scb" else self._time[:1]}

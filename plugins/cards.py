@@ -15,12 +15,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from diffplugin.errors import CheckpointError, RequestError
 
-START = ("noised_input", "input", "noise")
-OUTPUT = ("decoded", "residual")
+Start = Literal["noised_input", "input", "noise"]
+Output = Literal["decoded", "residual"]
 TRAIN_STEPS = 1000  # Stable Diffusion's training schedule
 LAST = 1000  # order of a card that names none: after the shipped ones
 NULL = "null"  # the selector's name for "no plugin"; no plugin may take it
@@ -60,12 +60,12 @@ class PluginCard:
     title: str
     aliases: tuple[str, ...]
     examples: tuple[str, ...]
-    start: Literal["noised_input", "input", "noise"]
+    start: Start
     first_t: int = TRAIN_STEPS - 1
     renoise_from_t: int = 960
     steps_first: int = 20
     steps_chained: int = 3
-    output: Literal["decoded", "residual"] = "decoded"
+    output: Output = "decoded"
     licence: str = ""
     order: int = LAST
 
@@ -126,7 +126,7 @@ def _faults(values: Mapping[str, Any]) -> list[str]:
 
 
 def _value_faults(name: str, value: Any) -> list[str]:
-    choices = {"start": START, "output": OUTPUT}.get(name)
+    choices = {"start": get_args(Start), "output": get_args(Output)}.get(name)
     least = 0 if name == "renoise_from_t" else 1
     if name == "id" and (not _ID.fullmatch(value) or value == NULL):
         return [f"id is {value!r}, expected lower-case letters, digits, - and _ (and not {NULL!r})"]

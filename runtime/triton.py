@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffplugin.engines.base import OnnxBuilder, check_precision
+from diffplugin.engines.base import Engine, OnnxBuilder, check_precision
 from diffplugin.errors import Cancelled, DiffPluginError, EngineError, ImageError, RequestError
-from diffplugin.spec import Array, GraphSpec, check_inputs
+from diffplugin.runtime.options import OptionFields, RestoreOptions
+from diffplugin.spec import Array, GraphSpec
 
 if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
@@ -50,17 +51,16 @@ def model_name(bundle: str, key: str = "") -> str:
     return re.sub(r"[^A-Za-z0-9-]+", "_", "/".join(filter(None, ("diffplugin", bundle, key))))
 
 
-class ServerEngine:
+class ServerEngine(Engine):
     """One graph that the server runs as a model of its own."""
 
     name = SERVER
 
     def __init__(self, spec: GraphSpec, model: str, precision: str, utils: Any) -> None:
-        self.spec, self.precision = spec, precision
+        super().__init__(spec, precision)
         self._model, self._utils = model, utils
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        check_inputs(self.spec, inputs)
+    def _run(self, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         utils, names = self._utils, [tensor.name for tensor in self.spec.outputs]
         response = utils.InferenceRequest(
             model_name=self._model,
@@ -71,9 +71,6 @@ class ServerEngine:
         if response.has_error():
             raise EngineError(f"{self._model}: the server answers: {response.error().message()}")
         return {name: utils.get_output_tensor_by_name(response, name).as_numpy() for name in names}
-
-    def close(self) -> None:
-        """Nothing to free: the server owns the model."""
 
 
 class ServerBuilder(OnnxBuilder):
@@ -120,7 +117,8 @@ class TritonPythonModel:
     def _answer(self, request: Any) -> Any:
         utils = self._utils
         try:
-            made = self._restorer.restore(**_arguments(request, utils), cancelled=request.is_cancelled)
+            photo, options = _read(request, utils)
+            made = self._restorer.restore(photo, options, cancelled=request.is_cancelled)
         except DiffPluginError as error:
             return utils.InferenceResponse(error=utils.TritonError(str(error), _code(error, utils)))
         report = np.array([json.dumps(made.to_json()).encode()], np.object_)
@@ -137,32 +135,33 @@ def _restorer(path: Path, parameters: Mapping[str, str], utils: Any) -> Restorer
     engine, precision = parameters.get("engine", SERVER), parameters.get("precision", "fp32")
     quality = parameters.get("quality", "exact")
     if engine != SERVER:
-        return diffplugin.load(path, engine=engine, precision=precision, quality=quality)
+        chosen: Any = {"engine": engine, "precision": precision, "quality": quality}  # load checks them
+        return diffplugin.load(path, **chosen)
     builder = ServerBuilder(utils, precision)
-    own = get_quality(quality).at(precision)
-    return Restorer(open_bundle(path), builder, precision, reason="the server's models", quality=own)
+    return Restorer(open_bundle(path), builder, precision, reason="the server's models", quality=get_quality(quality))
 
 
-def _arguments(request: Any, utils: Any) -> dict[str, Any]:
-    """Arguments of ``Restorer.restore`` from a request's tensors.
+def _read(request: Any, utils: Any) -> tuple[Any, RestoreOptions]:
+    """(pixels, options) from a request's tensors.
 
     Raises:
-        RequestError: a text is not UTF-8.
+        RequestError: a text is not UTF-8, or the request cannot be understood.
     """
     found = {name: utils.get_input_tensor_by_name(request, name) for name in INPUTS}
     values = {name: tensor.as_numpy() for name, tensor in found.items() if tensor is not None}
-    arguments: dict[str, Any] = {"image": values["image"]}
-    for name in ("seed", "steps"):
-        if name in values:
-            arguments[name] = int(values[name].item())
+    fields: OptionFields = {}
+    if "seed" in values:
+        fields["seed"] = int(values["seed"].item())
+    if "steps" in values:
+        fields["steps"] = int(values["steps"].item())
     try:
         if "prompt" in values:
-            arguments["prompt"] = values["prompt"].item().decode()
+            fields["prompt"] = values["prompt"].item().decode()
         if "plugins" in values:
-            arguments["plugins"] = [plugin.decode() for plugin in values["plugins"]]
+            fields["plugins"] = [plugin.decode() for plugin in values["plugins"]]
     except UnicodeDecodeError as error:
         raise RequestError(f"prompt or plugins: not UTF-8 ({error.reason} at byte {error.start})") from None
-    return arguments
+    return values["image"], RestoreOptions(**fields)
 
 
 def _code(error: DiffPluginError, utils: Any) -> Any:

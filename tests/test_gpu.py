@@ -81,8 +81,8 @@ def test_replays_are_plain_enqueues_bit_for_bit(restorer: Restorer, plugins: lis
     pictures = [restorer.restore(_photo(256, 256, top), plugins=plugins, steps=4).array for top in (100, 200, 100)]
     assert len(compared) >= 2 and all(found.different == 0 for found in compared), compared
     assert np.array_equal(pictures[0], pictures[2]) and not np.array_equal(pictures[0], pictures[1])
-    captured = restorer.device._pictures.values()
-    assert all(picture.captured for picture in captured), [picture.plain_reason for picture in captured]
+    captured = restorer.device._stages.values()
+    assert all(picture.replays for picture in captured), [picture.plain_reason for picture in captured]
 
 
 @pytest.mark.parametrize("sampler", ["unipc", "ddim"])

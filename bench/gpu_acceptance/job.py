@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from diffplugin.bench.models import Model
 from diffplugin.errors import RequestError
@@ -96,7 +96,7 @@ def open_restorer(job: Job) -> Restorer:
     """The job's bundle on its engine."""
     import diffplugin
 
-    return diffplugin.load(job.bundle, engine=job.engine, precision=job.precision)
+    return diffplugin.load(job.bundle, engine=cast(Any, job.engine), precision=cast(Any, job.precision))
 
 
 def free_memory(job: Job) -> Callable[[], int] | None:

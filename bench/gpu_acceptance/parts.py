@@ -236,6 +236,8 @@ def _request(restorer: Restorer, photo: Any, plugin: str, steps: int) -> tuple[C
     from diffplugin.runtime.photos.read import photo_from
     from diffplugin.runtime.sampling.loop import step_weights
     from diffplugin.runtime.sampling.samplers import step_table
+    from diffplugin.runtime.sampling.start_noise import normal
+    from diffplugin.runtime.sampling.time_features import time_features
 
     plan, _ = restorer.plan(photo, plugins=[plugin], steps=steps)
     stage, (width, height) = plan.chain[0], plan.latent_size
@@ -244,9 +246,9 @@ def _request(restorer: Restorer, photo: Any, plugin: str, steps: int) -> tuple[C
     tokens = restorer._encoders.tokens(photo_from(photo), [plugin], Clock())[plugin]
     request = StageInputs(
         image=to_tensor(photo),
-        noise=restorer._noise(SEED, plan.latent_size),
+        noise=normal(SEED, (1, restorer.dims.latent_channels, height, width)),
         tokens=tokens,
-        time=restorer._time(table),
+        time=time_features(table.t, restorer.bundle.manifest),
         weights=np.stack(weights),
     )
     return CaptureKey(plugin=plugin, steps=steps, h=height, w=width, batch=stage.scb_batch), request

@@ -10,9 +10,9 @@ from diffplugin.command import Parser, add_common_options, execute, path
 from diffplugin.engines.choice import ENGINES
 from diffplugin.errors import RequestError
 from diffplugin.runtime.cli.session import Session
+from diffplugin.runtime.options import Tiling
 from diffplugin.runtime.photos.mask import Region, read_region
 from diffplugin.runtime.photos.pixels import Size
-from diffplugin.runtime.planning.plan import Tiling
 from diffplugin.runtime.planning.quality import QUALITIES
 from diffplugin.runtime.sampling.samplers import SAMPLERS
 
@@ -145,7 +145,3 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``dp-infer``; returns its exit code (``diffplugin.command``)."""
     return execute("dp-infer", parse, lambda args: Session(args).run(), argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

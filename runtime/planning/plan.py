@@ -10,35 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffplugin.errors import RequestError
-from diffplugin.plugins.cards import TRAIN_STEPS, PluginCard
+from diffplugin.manifest import Manifest
+from diffplugin.plugins.cards import Output, PluginCard, Start
+from diffplugin.runtime.options import RestoreOptions, Tiling, check_tiling
 from diffplugin.runtime.photos.mask import Mask
-from diffplugin.runtime.photos.pixels import Size, working_size
+from diffplugin.runtime.photos.pixels import working_size
 from diffplugin.runtime.planning.engine_sizes import EngineSizes, best_fit, fits, no_fit
-from diffplugin.runtime.planning.memory import Footprint
+from diffplugin.runtime.planning.memory import Footprint, footprint, kept_bytes
 from diffplugin.runtime.planning.quality import EXACT, Quality
 from diffplugin.runtime.planning.tiles import Tile, plan_tiles
+from diffplugin.runtime.sampling.samplers import max_steps
 from diffplugin.spec import ModelDims
-
-Tiling = Literal["auto", "off"] | int
-OutputSize = Literal["input", "working"]
 
 MAX_WHOLE_AREAS = 1.5  # largest area of a picture that runs whole, in native areas: beyond it attention explodes
 MULTIPLE = 8  # sides of tiles, in latent pixels: the UNet halves them three times
 MIN_TILE = 16  # smallest side of a tile, in latent pixels
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What a caller may choose for one picture, complete (``Restorer.restore`` explains each)."""
-
-    prompt: str | None = None
-    plugins: tuple[str, ...] = ()
-    seed: int = 42
-    steps: int | None = None
-    sampler: str = "unipc"
-    size: Size = "native"
-    tile: Tiling = "auto"
-    output_size: OutputSize = "input"
+_VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +42,10 @@ class Stage:
 
     plugin: str
     steps: int
-    start: Literal["noised_input", "input", "noise"]
+    start: Start
     first_t: int
     renoise_from_t: int
-    output: Literal["decoded", "residual"]
+    output: Output
     full_steps: tuple[int, ...]
     scb_steps: tuple[int, ...]
     scb_batch: int = 1
@@ -138,27 +125,34 @@ class Plan:
 
 
 def plan_stages(
-    chosen: Sequence[str], cards: Mapping[str, PluginCard], steps: int | None, quality: Quality = EXACT
+    chosen: Sequence[str],
+    cards: Mapping[str, PluginCard],
+    quality: Quality = EXACT,
+    *,
+    steps: int | None = None,
+    sampler: str = "unipc",
 ) -> tuple[Stage, ...]:
     """The stages of a chain, as released: all steps for the first plugin, few for those that follow.
 
     Args:
         chosen: plugin ids in order.
+        quality: which steps run everything.
         steps: of the first plugin; those that follow take ``min(steps, card.steps_chained)``. None: the cards', and
             no more than ``quality.steps``.
-        quality: which steps run everything.
 
     Raises:
-        RequestError: ``steps`` is not 1 to 1000.
+        RequestError: the sampler cannot take so many steps from where a plugin starts.
     """
-    if steps is not None and not 1 <= steps <= TRAIN_STEPS:
-        raise RequestError(f"steps is {steps}, expected 1 to {TRAIN_STEPS}")
     stages = []
     for i, card in enumerate(cards[plugin] for plugin in chosen):
         own = card.steps_chained if i else card.steps_first
         if steps is None:
             own = min(own, quality.steps or own)
         count = own if steps is None else min(steps, own) if i else steps
+        if count > (most := max_steps(sampler, card.first_t)):
+            raise RequestError(
+                f"{card.id}, which starts at t = {card.first_t}: steps is {count}, expected an integer from 1 to {most}"
+            )
         stages.append(
             Stage(
                 plugin=card.id,
@@ -174,10 +168,21 @@ def plan_stages(
     return tuple(stages)
 
 
+def chain_footprint(manifest: Manifest, chain: Sequence[Stage], precision: str) -> Footprint:
+    """What a run of this chain needs beyond the engines that are loaded already."""
+    deep = any(len(stage.full_steps) < stage.steps for stage in chain)
+    shared = any(len(stage.scb_steps) < stage.steps for stage in chain)
+    keys = ["clip_vision", "vae_encoder", "unet", *(["unet_shallow"] if deep else []), "vae_decoder"]
+    keys += [f"{kind}/{stage.plugin}" for stage in chain for kind in ("tpb", "scb")]
+    weights = {key: manifest.graphs[key].weights_bytes for key in keys}
+    kept = kept_bytes(manifest.dims, deep=deep, residuals=shared)
+    return footprint(manifest.dims, weights, bytes_per_value=_VALUE_BYTES.get(precision, 4), kept=kept)
+
+
 def make_plan(
     input_size: tuple[int, int],
     chain: tuple[Stage, ...],
-    options: Options,
+    options: RestoreOptions,
     *,
     dims: ModelDims,
     memory: Footprint,
@@ -201,11 +206,9 @@ def make_plan(
         mask: only what it touches is planned, with context around it.
 
     Raises:
-        RequestError: a size, tile or output size that is not understood.
+        RequestError: the tile is smaller than a piece may be, or no engine takes such a photo.
         ImageError: the working size is larger than pictures may be.
     """
-    if options.output_size not in ("input", "working"):
-        raise RequestError(f"output size {options.output_size!r} is not understood; expected input or working")
     working = working_size(*input_size, options.size)
     factor = dims.factor
     latent = (-(-working[0] // factor), -(-working[1] // factor))
@@ -295,10 +298,8 @@ def _tile_side(
     return side, f"pieces of {side * factor} px: {reason}"
 
 
-def _asked_side(tile: Tiling, factor: int) -> int:
-    least = MIN_TILE * factor
-    if isinstance(tile, bool) or not isinstance(tile, int) or tile < least:
-        raise RequestError(f"tile {tile!r} is not understood; expected auto, off or a side of at least {least} pixels")
+def _asked_side(tile: int, factor: int) -> int:
+    check_tiling(tile, MIN_TILE * factor)
     return tile // factor // MULTIPLE * MULTIPLE
 
 

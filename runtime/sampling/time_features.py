@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffplugin.runtime.sampling.noise_schedule import Floats
+
+if TYPE_CHECKING:
+    from diffplugin.manifest import Manifest
+
+
+def time_features(t: NDArray[Any], manifest: Manifest) -> Floats:
+    """What the networks of a bundle take for timesteps [n]: sinusoidal features [n, F]."""
+    settings = manifest.time_embedding
+    flip, shift = bool(settings["flip_sin_to_cos"]), float(settings["freq_shift"])
+    return sinusoidal(t, manifest.dims.time_features, flip_sin_to_cos=flip, freq_shift=shift)
 
 
 def sinusoidal(t: NDArray[Any], width: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Floats:

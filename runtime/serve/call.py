@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffplugin.runtime.options import RestoreOptions
 from diffplugin.runtime.photos.mask import Mask, blend, read_mask, region_mask
 from diffplugin.runtime.photos.pixels import resize, with_rgb
 from diffplugin.runtime.photos.read import Photo, read_header, read_photo
@@ -22,23 +23,27 @@ if TYPE_CHECKING:
     from diffplugin.runtime.serve.job import Job, JobRequest
 
 
-def arguments(request: JobRequest, photo: Photo, mask_file: Path | None) -> dict[str, Any]:
-    """Keyword arguments of ``Restorer.restore`` and ``Restorer.plan``."""
-    mask: Mask | None = None
+def restore_options(request: JobRequest) -> RestoreOptions:
+    """What the restorer is asked for.
+
+    Raises:
+        RequestError: every fault of the request that shows without a bundle and a photo.
+    """
+    fields: Any = {name: getattr(request, name) for name in ("prompt", "seed", "steps", "sampler", "size", "tile")}
+    return RestoreOptions(**fields, plugins=request.plugins or None)
+
+
+def mask_of(request: JobRequest, photo: Photo, mask_file: Path | None) -> Mask | None:
+    """Where the photo is restored; None: all of it.
+
+    Raises:
+        ImageError, RequestError: the mask cannot be read, or nothing of it lies in the photo.
+    """
     if mask_file is not None:
-        mask = read_mask(mask_file, photo.size, feather=request.feather, name="mask")
-    elif request.region is not None:
-        mask = region_mask(request.region, photo.size, feather=request.feather)
-    return {
-        "prompt": request.prompt,
-        "plugins": request.plugins or None,
-        "seed": request.seed,
-        "steps": request.steps,
-        "sampler": request.sampler,
-        "size": request.size,
-        "tile": request.tile,
-        "mask": mask,
-    }
+        return read_mask(mask_file, photo.size, feather=request.feather, name="mask")
+    if request.region is not None:
+        return region_mask(request.region, photo.size, feather=request.feather)
+    return None
 
 
 def restore_job(
@@ -61,8 +66,14 @@ def restore_job(
         (the restoration, name of the result's file).
     """
     photo = read_photo(files["inputs"], max_pixels=max_pixels, name=job.name)
-    given = arguments(job.request, photo, files.get("masks"))
-    made = restorer.restore(photo, on_plan=on_plan, progress=progress, cancelled=cancelled, **given)
+    made = restorer.restore(
+        photo,
+        restore_options(job.request),
+        mask=mask_of(job.request, photo, files.get("masks")),
+        on_plan=on_plan,
+        progress=progress,
+        cancelled=cancelled,
+    )
     result = results / f"{job.id}{job.request.suffix}"
     target = fitting(made.photo.size, job.request.fit)
     same_format = suffix_of(read_header(files["inputs"])[0]) == result.suffix

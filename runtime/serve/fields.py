@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from diffplugin.errors import RequestError
 
-MAX_PROMPT = 4000
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif", "avif": ".avif"}
 # Pillow's format of the input -> suffix of the result
 _OF_FORMATS = {
@@ -47,20 +46,6 @@ def read_tile(text: str) -> str | int:
     if not text.isascii() or not text.isdecimal() or len(text) > 6:
         raise RequestError(f"tile {text!r} is not understood; expected auto, off or a number of pixels")
     return int(text)
-
-
-def read_prompt(text: str | None, plugins: Sequence[str]) -> str | None:
-    """The words of a request.
-
-    Raises:
-        RequestError: neither words nor plugins came, or the words are very long.
-    """
-    words = (text or "").strip()
-    if not words and not plugins:
-        raise RequestError('say what to do in the field prompt, for example "remove the blur", or name plugins')
-    if len(words) > MAX_PROMPT:
-        raise RequestError(f"prompt has {len(words)} characters, expected at most {MAX_PROMPT}")
-    return words or None
 
 
 def read_plugins(values: Sequence[str]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from diffplugin.errors import Cancelled
 from diffplugin.runtime.photos.read import read_photo
 from diffplugin.runtime.serve.answers import job_document, plan_document, result_response
-from diffplugin.runtime.serve.call import arguments
+from diffplugin.runtime.serve.call import mask_of, restore_options
 from diffplugin.runtime.serve.events import finished, job_events
 from diffplugin.runtime.serve.job import Job
 from diffplugin.runtime.serve.problems import KINDS, MEDIA_TYPE, Problem, respond
@@ -218,8 +218,8 @@ async def plan(request: Request, sent: Sent) -> Response:
             restorer = service.models.get(upload.request.bundle)
             with service.budget.hold(upload.need_bytes, service.stopping.is_set):
                 photo = read_photo(upload.photo.path, max_pixels=service.settings.max_pixels, name=upload.photo.name)
-                given = arguments(upload.request, photo, upload.mask.path if upload.mask else None)
-                made, selection = restorer.plan(photo, **given)
+                mask = mask_of(upload.request, photo, upload.mask.path if upload.mask else None)
+                made, selection = restorer.plan(photo, restore_options(upload.request), mask=mask)
             seconds = service.models.seconds(upload.request.bundle, made)
             return plan_document(made, selection, seconds, upload.need_bytes)
 

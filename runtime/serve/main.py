@@ -105,7 +105,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``dp-serve`` until it is stopped; returns its exit code (``diffplugin.command``)."""
-    return execute("dp-serve", build_parser().parse_args, lambda args: serve(read_settings(args)), argv)
+    return execute("dp-serve", build_parser().parse_args, lambda args: serve(read_settings(args)), argv, grace=None)
 
 
 def serve(settings: Settings) -> int:
@@ -171,6 +171,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 if __name__ == "__main__":  # python -m diffplugin.runtime.serve.main
-    from diffplugin.command import enter
+    from diffplugin.entry import serve as start
 
-    sys.exit(enter("dp-serve"))
+    sys.exit(start())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from diffplugin import load
 from diffplugin.errors import DiffPluginError, RequestError
 from diffplugin.runtime.serve.budget import PIXEL_BYTES
+from diffplugin.runtime.serve.call import restore_options
 from diffplugin.runtime.serve.problems import Problem
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Models:
         """Load all engines and run them once as for a photo of this (width, height)."""
         try:
             for restorer in self.restorers.values():
-                restorer.prepare(size[1], size[0])
+                restorer.prepare(size)
         except DiffPluginError as error:
             self.failed = self.unready = str(error)
             _log.error("the engines cannot be prepared: %s", error)
@@ -129,14 +130,6 @@ def needed_bytes(restorer: Restorer, size: tuple[int, int], request: JobRequest)
     Raises:
         RequestError, ImageError: such a request cannot run.
     """
-    plan = restorer.plan_for_size(
-        size,
-        plugins=request.plugins or None,
-        seed=request.seed,
-        steps=request.steps,
-        sampler=request.sampler,
-        size=request.size,
-        tile=request.tile,
-    )
+    plan = restorer.plan_for_size(size, restore_options(request))
     largest = max(w * h for w, h in (plan.input_size, plan.working_size, plan.output_size))
     return plan.estimated_bytes - plan.memory.weights + largest * PIXEL_BYTES

@@ -22,7 +22,7 @@ from starlette.datastructures import UploadFile as Part
 from diffplugin.errors import RequestError
 from diffplugin.runtime.photos.read import read_photo
 from diffplugin.runtime.serve.answers import result_response
-from diffplugin.runtime.serve.fields import read_format, read_prompt, read_size
+from diffplugin.runtime.serve.fields import read_format, read_size
 from diffplugin.runtime.serve.job import JobRequest
 from diffplugin.runtime.serve.jobs_api import owner_of, service_of, wait_for
 from diffplugin.runtime.serve.problems import Problem, respond
@@ -67,7 +67,7 @@ async def edits(
         raise RequestError(f"size {size!r} is not understood; expected auto or WxH")
     wanted = JobRequest(
         bundle="" if model in _SAME_MODEL else model,
-        prompt=read_prompt(prompt, ()),
+        prompt=prompt,
         fit=fit,
         suffix=read_format(output_format),
     )

@@ -17,7 +17,6 @@ from diffplugin.runtime.serve.budget import GIB
 from diffplugin.runtime.serve.fields import (
     read_format,
     read_plugins,
-    read_prompt,
     read_size,
     read_strength,
     read_tile,
@@ -73,7 +72,7 @@ def form(
     chosen = read_plugins(plugins or ())
     request = JobRequest(
         bundle=bundle or "",
-        prompt=read_prompt(prompt, chosen),
+        prompt=prompt,
         plugins=chosen,
         seed=seed,
         steps=steps,

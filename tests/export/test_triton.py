@@ -22,8 +22,7 @@ from diffplugin.export.triton import write_repository
 from diffplugin.manifest import EngineEntry, GraphEntry
 from diffplugin.runtime.triton import INPUTS, model_name
 from diffplugin.spec import Array
-
-from .triton_server import InferenceRequest, Server, Tensor, schema
+from tests.export.triton_server import InferenceRequest, Server, Tensor, schema
 
 LOOP = "diffplugin_embedded"
 PHOTO = Path(__file__).resolve().parents[2] / "docs" / "examples" / "moose-dark.jpg"
@@ -224,7 +223,7 @@ def test_what_cannot_be_served_is_refused(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "full" / "file").touch()
     with pytest.raises(BundleError, match="--triton-repo"):
         write_repository(open_bundle(default_bundle()), tmp_path / "full")
-    assert cli.main(["--bundle", str(default_bundle())]) == 1
+    assert cli.main(["--bundle", str(default_bundle())]) == 2
     assert "--triton-repo" in capsys.readouterr().err
 
 

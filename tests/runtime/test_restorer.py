@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffplugin.errors import Cancelled, EngineError, ImageError, NotFinite, RequestError
+from diffplugin.errors import Cancelled, EngineError, ImageError, NotFinite, RequestError, ShapeMismatch
 from diffplugin.runtime.photos.read import photo_from
 from diffplugin.runtime.restorer import Restorer
 from diffplugin.runtime.sampling.start_noise import normal
@@ -167,7 +167,8 @@ def test_no_seams_at_tile_borders(restorer: Restorer, model: FakeModel) -> None:
 
     def disagree(inputs: Mapping[str, Array]) -> dict[str, Array]:
         goal = inputs["residual_1"]
-        return {"eps": model.towards(inputs, goal + 0.5 * np.float32(goal.mean()))}
+        deep = np.zeros((1, 6, *inputs["latents"].shape[2:]), np.float32)
+        return {"eps": model.towards(inputs, goal + 0.5 * np.float32(goal.mean())), "deep": deep}
 
     model.swap("unet", disagree)
     ramp = np.linspace(60, 190, 512).astype(np.uint8)
@@ -216,10 +217,28 @@ def test_never_a_broken_picture(restorer: Restorer, model: FakeModel, key: str, 
 
     def broken(inputs: Mapping[str, Array]) -> dict[str, Array]:
         _, channels, h, w = inputs[entering].shape
-        return {name: np.full((1, channels if grow == 1 else 3, h * grow, w * grow), value, np.float32)}
+        made = np.full((1, channels if grow == 1 else 3, h * grow, w * grow), value, np.float32)
+        return {name: made, "deep": np.zeros((1, 6, h, w), np.float32)}
 
     model.swap(key, broken)
     with pytest.raises(NotFinite, match=part):
+        restorer.restore(_photo(), plugins=["derain"])
+
+
+@pytest.mark.parametrize("shift", [5, -5])
+def test_a_picture_that_is_flat_once_it_is_clipped_is_refused(
+    restorer: Restorer, model: FakeModel, shift: float
+) -> None:
+    """A decoder that is off by 5 makes a picture with all its structure, out of range."""
+    decoder = model._function("vae_decoder")
+    model.swap("vae_decoder", lambda inputs: {"image": decoder(inputs)["image"] + np.float32(shift)})
+    with pytest.raises(NotFinite, match=r"the picture is constant \(-?1\.000 everywhere, clipped\)"):
+        restorer.restore(_photo(), plugins=["derain"])
+
+
+def test_a_picture_of_another_size_is_refused(restorer: Restorer, model: FakeModel) -> None:
+    model.swap("vae_decoder", lambda inputs: {"image": np.zeros((1, 3, 8, 8), np.float32)})
+    with pytest.raises(ShapeMismatch, match=r"vae_decoder: output image is float32 1x3x8x8, expected float32 1x3x"):
         restorer.restore(_photo(), plugins=["derain"])
 
 
@@ -263,7 +282,7 @@ def test_a_bundle_without_selector_asks_for_a_plugin(fake_bundle: Bundle, model:
     bare = replace(fake_bundle, manifest=replace(fake_bundle.manifest, selector=False))
     with pytest.raises(RequestError, match=r"no selector.*derain, lowlight, deblur"):
         Restorer(bare, model, "fp32").restore(_photo(), "rain")
-    assert Restorer(bare, model, "fp32").prepare(64, 64).latent_size == (8, 8)
+    assert Restorer(bare, model, "fp32").prepare((64, 64)).latent_size == (8, 8)
 
 
 # --- cost and sharing ---
@@ -279,7 +298,7 @@ def test_plan_is_what_runs(restorer: Restorer, model: FakeModel) -> None:
 
 
 def test_prepare_leaves_nothing_to_load(restorer: Restorer, model: FakeModel) -> None:
-    plan = restorer.prepare(300, 300)
+    plan = restorer.prepare((300, 300))
     assert len(plan.tiles) == 9 and model.runs("unet") == 1
     loaded = list(model.loads)
     restorer.restore(_photo(300, 300), "rain dark blur", steps=1)

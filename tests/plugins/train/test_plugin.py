@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,7 @@ import torch
 
 from diffplugin.export.checkpoints import Checkpoint
 from diffplugin.plugins.train import autoencoder, loop, pairs, plugin, pool
-
-sys.path.insert(0, str(Path(__file__).parent))
-from toys import TOY, VAE
+from tests.plugins.train.toys import TOY, VAE
 
 STAGES = (plugin.Stage(until=6, pictures=1, crops=2, side=8), plugin.Stage(until=12, pictures=1, crops=1, side=16))
 

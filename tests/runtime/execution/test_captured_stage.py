@@ -97,7 +97,7 @@ def test_first_run_and_replays_are_the_plain_loop(device_bundle: Bundle, make: M
     picture = make(key)
     for seed, sampler in enumerate(["unipc", "unipc", "ddim", "dpmpp_2m", "euler"]):
         request = _request(device_bundle, key, seed=seed, sampler=sampler, start=start)
-        assert picture.captured == (seed > 0)
+        assert picture.replays == (seed > 0)
         found = picture.restore(request)
         expected = _expected(device_bundle, request, key, sampler=sampler, start=start)
         assert found is not None and found.dtype == np.float32
@@ -212,7 +212,7 @@ def test_a_capture_that_fails_leaves_plain_enqueues(
         for _ in range(2):
             found = picture.restore(request)
             assert found is not None and expected is not None and np.array_equal(found, expected)
-        assert not picture.captured and picture.plain_reason is not None and len(caplog.records) == 1
+        assert not picture.replays and picture.plain_reason is not None and len(caplog.records) == 1
         assert "no CUDA graph, plain enqueues instead" in caplog.text
         assert "graphs" not in driver.live() and "captures" not in driver.live()
 
@@ -258,7 +258,7 @@ def test_closed(device_bundle: Bundle, make: Make) -> None:
     picture = make()
     picture.close()
     picture.close()
-    assert picture.restore(_request(device_bundle)) is None and not picture.captured
+    assert picture.restore(_request(device_bundle)) is None and not picture.replays
     with pytest.raises(EngineError, match="closed"):
         picture.seconds(_request(device_bundle))
 

@@ -95,7 +95,7 @@ def test_a_plan_says_what_runs(on_device: Restorer) -> None:
     plan, _ = on_device.plan(smooth_photo(), plugins=["derain", "lowlight"], steps=9)
     assert plan.loop == "device" and [s.scb_batch for s in plan.chain] == [3, 1], "9 in batches of up to 4, then 1"
     assert json.loads(json.dumps(plan.to_json()))["loop"] == "device"
-    assert "loop:    device (each plugin's whole picture as one CUDA graph)" in plan_lines(plan)
+    assert "loop:    device (each plugin's whole stage as one CUDA graph)" in plan_lines(plan)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from diffplugin.errors import RequestError
+from diffplugin.runtime.options import RestoreOptions, Tiling
 from diffplugin.runtime.photos.pixels import grow, pad_to
 from diffplugin.runtime.planning.engine_sizes import EngineSizes
 from diffplugin.runtime.planning.memory import Footprint
-from diffplugin.runtime.planning.plan import Options, Plan, Tiling, make_plan
+from diffplugin.runtime.planning.plan import Plan, make_plan
 from diffplugin.shapes import Range
 from tests.runtime.conftest import DIMS
 
@@ -31,7 +32,7 @@ def _plan(
     return make_plan(
         (width, height),
         (),
-        Options(tile=tile),
+        RestoreOptions(plugins=["deblur"], tile=tile),
         dims=SD,
         memory=Footprint(weights=0, per_latent_pixel=1),
         available=available,
