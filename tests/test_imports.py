@@ -96,6 +96,8 @@ DISTRIBUTIONS = {"PIL": "pillow", "cuda": "cuda-python", "google": "protobuf", "
 # Modules that commands without their extra still load: nothing at their top may need an extra.
 DOORS = ("diffplugin", "diffplugin.__main__", "diffplugin.command", "diffplugin.runtime.cli", "diffplugin.export.cli")
 
+IMPORT_MODULE = re.compile(r"importlib\.import_module\('([\w.]+)'\)")
+
 
 class Import(NamedTuple):
     name: str
@@ -115,17 +117,13 @@ def imports(path: Path, modules: Mapping[str, Path]) -> list[Import]:
                 for alias in child.names:
                     full = f"{child.module}.{alias.name}"
                     yield Import(full if full in modules else child.module, child.lineno, late)
-            elif named := re.fullmatch(r"importlib\.import_module\('([\w.]+)'\)", _source(child)):
+            elif isinstance(child, ast.Call) and (named := IMPORT_MODULE.fullmatch(ast.unparse(child))):
                 yield Import(named[1], child.lineno, True)
             typing_only = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
             function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             yield from found(child, late or typing_only or function)
 
     return list(found(ast.parse(path.read_text("utf-8")), False))
-
-
-def _source(node: ast.AST) -> str:
-    return ast.unparse(node) if isinstance(node, ast.Call) else ""
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffplugin.engines.device import ALIGNMENT, DeviceBuilder, DeviceEngine, Driver
-from diffplugin.errors import DeviceMemoryFull, EngineError
+from diffplugin.errors import BundleError, DeviceMemoryFull, EngineError
 from diffplugin.runtime.execution.captured_stage import CapturedStage, CaptureKey, Difference, StageInputs
 from diffplugin.runtime.execution.engine_pool import EnginePool
 from diffplugin.runtime.planning.engine_sizes import EngineSizes
@@ -96,7 +96,10 @@ class DeviceLoop:
         sides = {"h": height, "w": width}
         needed = {"step": sides, "vae_decoder": sides, "vae_encoder": {"H": height * factor, "W": width * factor}}
         needed |= {f"scb/{stage.plugin}": sides | {"n": 1} for stage in plan.chain}
-        lacking = [key for key, sizes in needed.items() if not self._engine(key).has(sizes)]
+        try:
+            lacking = [key for key, sizes in needed.items() if not self._engine(key).has(sizes)]
+        except BundleError as error:  # it has no graph of this kind
+            return str(error)
         return f"the bundle has no engine of {', '.join(lacking)} for {height}x{width} latents" if lacking else None
 
     def _engine(self, key: str) -> DeviceEngine:

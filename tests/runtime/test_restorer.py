@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from diffplugin.errors import Cancelled, EngineError, ImageError, NotFinite, RequestError, ShapeMismatch
+from diffplugin.runtime.options import Sampler
 from diffplugin.runtime.photos.read import photo_from
 from diffplugin.runtime.restorer import Restorer
 from diffplugin.runtime.sampling.start_noise import normal
@@ -45,7 +46,7 @@ def _off(found: Array, expected: Array) -> int:
 
 @pytest.mark.parametrize("plugin", ["derain", "lowlight"])
 @pytest.mark.parametrize(("sampler", "left"), [("unipc", 0.0291), ("ddim", 0.0291), ("dpmpp_2m", 0.0), ("euler", 0.0)])
-def test_one_plugin(restorer: Restorer, sampler: str, left: float, plugin: str) -> None:
+def test_one_plugin(restorer: Restorer, sampler: Sampler, left: float, plugin: str) -> None:
     """Samplers that land on t = 0 leave that share of noise (the release does), the others a clean latent."""
     made = restorer.restore(_photo(), plugins=[plugin], sampler=sampler, steps=8)
     assert made.array.shape == (64, 80, 3) and not made.untouched

@@ -62,7 +62,7 @@ def test_residual_of_an_unchanged_latent_is_the_input() -> None:
     schedule = NoiseSchedule.from_config(base.SCHEDULER)
     errors = []
     for output in ("residual", "decoded"):
-        card = replace(base.card("derain"), output=output)  # type: ignore[arg-type]
+        card = replace(base.card("derain"), output=output)
         (restored,) = validation.restore(_Knows(), vae, schedule, [A], card)  # type: ignore[arg-type]
         errors.append(float(np.abs(restored.astype(float) - A).mean()))
     assert errors[0] < 5 and errors[1] > 30, errors

@@ -185,7 +185,7 @@ def test_a_residual_keeps_what_the_latent_cannot_carry(less: Less, size: tuple[i
     restorer, photo = less(1, 1), _photo(*size)
     errors = []
     for output in ("residual", "decoded"):
-        restorer.cards["derain"] = replace(restorer.cards["derain"], output=output)  # type: ignore[arg-type]
+        restorer.cards["derain"] = replace(restorer.cards["derain"], output=output)
         made = restorer.restore(photo, plugins=["derain"], steps=3)
         assert made.plan.chain[0].output == output
         errors.append(np.abs(made.array - (photo + 0.2 * 127.5)).mean())

@@ -176,6 +176,7 @@ def test_alpha_follows_the_pixels() -> None:
     np.testing.assert_array_equal(same.alpha, photo.alpha)
     larger = with_rgb(photo, smooth(80, 120))
     assert larger.alpha is not None and larger.alpha.shape == (80, 120) and larger.icc == b"profile"
+    assert photo.alpha is not None
     assert np.abs(larger.alpha[40, ::2].astype(int) - photo.alpha[20]).max() <= 4
     assert with_rgb(Photo(rgb=photo.rgb), smooth(80, 120)).alpha is None
 
