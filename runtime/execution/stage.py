@@ -146,7 +146,8 @@ def _denoiser(
     batch saves no operations.
     """
     plugin = stage.plugin
-    weights = blend_weights(run.tiles, *cond.shape[-2:], run.grid) if len(run.tiles) > 1 else []
+    height, width = cond.shape[-2:]
+    weights = blend_weights(run.tiles, height, width, run.grid) if len(run.tiles) > 1 else []
     kept = {tile: _Kept() for tile in run.tiles}
 
     def one(i: int, tile: Tile, latents: Array) -> Array:

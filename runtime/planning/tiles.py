@@ -94,27 +94,27 @@ def blend_weights(tiles: Sequence[Tile], h: int, w: int, grid: Sequence[Tile] | 
         ShapeMismatch: the tiles are not a grid that covers ``h x w``, as :func:`plan_tiles` makes it, or its
             multiple (:meth:`Tile.scaled`).
     """
-    if grid is not None and len(grid) > len(tiles):
-        return _partial(tiles, h, w, dict(zip(grid, blend_weights(grid, h, w), strict=True)))
-    rows = sorted({(tile.top, tile.height) for tile in tiles})
-    columns = sorted({(tile.left, tile.width) for tile in tiles})
-    grid = {Tile(top, left, height, width) for top, height in rows for left, width in columns}
-    if set(tiles) != grid or len(tiles) != len(grid):
+    every = tiles if grid is None else grid
+    rows = sorted({(tile.top, tile.height) for tile in every})
+    columns = sorted({(tile.left, tile.width) for tile in every})
+    expected = {Tile(top, left, height, width) for top, height in rows for left, width in columns}
+    if set(every) != expected or len(every) != len(expected) or not set(tiles) <= expected:
         raise ShapeMismatch(f"tiles: {len(tiles)} tiles are no grid of {len(rows)} rows and {len(columns)} columns")
     vertical, horizontal = _axis_weights(rows, h, "rows"), _axis_weights(columns, w, "columns")
-    return [
+    weights = [
         np.outer(vertical[tile.top, tile.height], horizontal[tile.left, tile.width]).astype(np.float32)
         for tile in tiles
     ]
+    return weights if len(every) == len(tiles) else _normalized(tiles, weights, h, w)
 
 
-def _partial(tiles: Sequence[Tile], h: int, w: int, weights: dict[Tile, Tensor]) -> list[Tensor]:
+def _normalized(tiles: Sequence[Tile], weights: Sequence[Tensor], h: int, w: int) -> list[Tensor]:
     """Weights of some tiles of a grid, made to sum to 1 where the others are missing."""
     total = np.zeros((h, w), np.float32)
-    for tile in tiles:
+    for tile, weight in zip(tiles, weights, strict=True):
         place = tile.cut(total)
-        place += weights[tile]
-    return [weights[tile] / tile.cut(total) for tile in tiles]
+        place += weight
+    return [weight / tile.cut(total) for tile, weight in zip(tiles, weights, strict=True)]
 
 
 def _axis_weights(spans: list[tuple[int, int]], length: int, what: str) -> dict[tuple[int, int], NDArray[np.float64]]:

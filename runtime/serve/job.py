@@ -47,9 +47,10 @@ class JobRequest:
     @classmethod
     def from_text(cls, text: str) -> JobRequest:
         """The request that :meth:`to_text` wrote."""
-        values = json.loads(text)
+        values: dict[str, Any] = json.loads(text)
         known = {one.name for one in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        return cls(**given)
 
 
 @dataclass(frozen=True, kw_only=True)

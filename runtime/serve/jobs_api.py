@@ -88,8 +88,8 @@ async def wait_for(request: Request, jobs: list[Job]) -> list[Job]:
         Problem: the server stops.
     """
     service = service_of(request)
-    done = asyncio.gather(*(finished(service, job.id) for job in jobs))
-    left = asyncio.ensure_future(_left(request))
+    done: asyncio.Future[Any] = asyncio.gather(*(finished(service, job.id) for job in jobs))
+    left: asyncio.Future[Any] = asyncio.ensure_future(_left(request))
     try:
         await asyncio.wait({done, left}, return_when=asyncio.FIRST_COMPLETED)
         if not done.done():

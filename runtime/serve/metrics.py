@@ -48,8 +48,8 @@ class Metrics:
     def job_done(self, made: Restoration, seconds: float, waited: float) -> None:
         self._job_seconds.observe(seconds)
         self._wait_seconds.observe(max(0.0, waited))
-        for stage, took in made.timings.items():
-            self._stages.labels(stage).inc(took)
+        for graph, took in made.timings.items():
+            self._stages.labels(graph).inc(took)
         for stage in made.plan.chain:
             self._plugins.labels(stage.plugin).inc()
         self._pixels.inc(made.plan.output_size[0] * made.plan.output_size[1])

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffplugin import load
 from diffplugin.errors import DiffPluginError, RequestError
@@ -52,19 +52,9 @@ class Models:
         Raises:
             DiffPluginError: as :func:`diffplugin.load`.
         """
-        return cls(
-            [
-                load(
-                    bundle,
-                    engine=settings.engine,
-                    precision=settings.precision,
-                    quality=settings.quality,
-                    threads=settings.threads,
-                    concurrency=settings.workers,
-                )
-                for bundle in (settings.bundles or (None,))
-            ]
-        )
+        options: Any = {name: getattr(settings, name) for name in ("engine", "precision", "quality", "threads")}
+        bundles = settings.bundles or (None,)
+        return cls([load(bundle, **options, concurrency=settings.workers) for bundle in bundles])
 
     def prepare(self, size: tuple[int, int]) -> None:
         """Load all engines and run them once as for a photo of this (width, height)."""

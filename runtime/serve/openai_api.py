@@ -17,7 +17,6 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile as Part
 
 from diffplugin.errors import RequestError
 from diffplugin.runtime.photos.read import read_photo
@@ -72,10 +71,10 @@ async def edits(
         suffix=read_format(output_format),
     )
     service, owner = service_of(request), owner_of(request)
-    mask = await _converted(service, mask) if mask is not None else None
+    white = await _converted(service, mask) if mask is not None else None
     jobs = []
     for i in range(n):
-        sent = Submission(image=photos[0], mask=mask, request=replace(wanted, seed=seed + i))
+        sent = Submission(image=photos[0], mask=white, request=replace(wanted, seed=seed + i))
         jobs.append((await submit(service, sent, owner=owner, key=None, attached=True))[0])
     done = await wait_for(request, jobs)
     for job in done:
@@ -100,14 +99,14 @@ async def file(request: Request, job_id: str, signature: str) -> Response:
     return result_response(job, service)
 
 
-async def _converted(service: Service, mask: UploadFile) -> Part:
+async def _converted(service: Service, mask: UploadFile) -> UploadFile:
     """OpenAI's mask (transparent where to edit) as ours (white where to restore). One without transparency is ours."""
     received = await receive(mask, service.settings, "mask")
     try:
         data = await run_in_threadpool(_grey, received.path, received.name, service.settings.max_pixels)
     finally:
         received.path.unlink(missing_ok=True)
-    return Part(io.BytesIO(data), filename="mask.png")  # type: ignore[arg-type]
+    return UploadFile(io.BytesIO(data), filename="mask.png")
 
 
 def _grey(path: Path, name: str, max_pixels: int) -> bytes:

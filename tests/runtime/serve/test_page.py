@@ -233,8 +233,8 @@ def test_paste_and_drop(serve: Serve, open_page: Callable[..., Any]) -> None:
     script = """([kind, data]) => {
         const transfer = new DataTransfer();
         transfer.items.add(new File([new Uint8Array(data)], `${kind}.png`, {type: "image/png"}));
-        const event = kind == "paste" ? new ClipboardEvent(kind, {clipboardData: transfer}) : new DragEvent(kind, {dataTransfer: transfer});
-        document.dispatchEvent(event);
+        const paste = () => new ClipboardEvent(kind, {clipboardData: transfer});
+        document.dispatchEvent(kind == "paste" ? paste() : new DragEvent(kind, {dataTransfer: transfer}));
     }"""
     for count, kind in enumerate(("paste", "drop"), 1):
         page.evaluate(script, [kind, data])

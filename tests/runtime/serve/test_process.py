@@ -36,8 +36,11 @@ class Process:
         options = ["--port", "0", "--state", str(state), "--engine", "onnxruntime", "--threads", "1", "--warm", "64x64"]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "diffplugin.runtime.serve.main", *options, *words],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(state.parent), "ORT_DISABLE_TELEMETRY": "1"},
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"TMPDIR": str(state.parent)},
+        )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
