@@ -1,4 +1,4 @@
-"""Load on loopback, bounded: nothing lost, nothing mixed up, little on top of the bare restorer, no memory that grows."""
+"""Load on loopback, bounded: nothing lost or mixed up, little on top of the bare restorer, no memory that grows."""
 
 from __future__ import annotations
 
