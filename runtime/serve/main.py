@@ -35,7 +35,13 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
     )
     add = parser.add_argument
-    add("--bundle", action="append", default=[], metavar="FOLDER", help="repeatable; default: the model in the package")
+    add(
+        "--bundle",
+        action="append",
+        default=[],
+        metavar="FOLDER|hf:USER/NAME",
+        help="repeatable; default: the packaged model",
+    )
     add("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone")
     add("--port", type=_port, default=8000, help="default: 8000; 0: any free one")
     add = parser.add_argument_group("how it runs").add_argument
