@@ -23,6 +23,7 @@ from pathlib import Path
 from diffplugin.errors import BundleDamaged, BundleError, ForeignEngine
 from diffplugin.external_data import locations
 from diffplugin.files import write_text
+from diffplugin.hub import PREFIX, fetch_bundle
 from diffplugin.integrity import cached_sha256, identity, sha256
 from diffplugin.manifest import MANIFEST, EngineEntry, FileEntry, GraphEntry, Manifest
 from diffplugin.plugins.cards import PluginCard, load_card
@@ -195,10 +196,14 @@ class Bundle:
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Read the manifest of a bundle.
 
+    Args:
+        path: its folder, or ``hf:user/name[@revision]`` (:mod:`diffplugin.hub`).
+
     Raises:
         BundleError, BundleTooNew, BundleDamaged: as :meth:`Manifest.read` says.
     """
-    folder = Path(path).expanduser()
+    text = os.fspath(path)
+    folder = fetch_bundle(text, cache_folder()) if text.startswith(PREFIX) else Path(path).expanduser()
     return Bundle(folder, Manifest.read(folder))
 
 

@@ -59,6 +59,7 @@ class Command:
 
 COMMANDS = (
     Command("dp-infer", "diffplugin.runtime.cli", "restore photos"),
+    Command("dp-serve", "diffplugin.runtime.serve.main", "serve restoration over HTTP", "serve"),
     Command("dp-export", "diffplugin.export.cli", "turn checkpoints into a bundle of engines", "export"),
     Command("dp-train", "diffplugin.plugins.train.cli", "train plugins and the selector", "train"),
     Command("dp-eval", "diffplugin.plugins.train.eval_cli", "measure plugins and the selector", "train"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from diffplugin.command import Parser, add_common_options, answer, execute, path, positive, print_error, say
 from diffplugin.errors import RequestError
+from diffplugin.hub import parse_name
 
 CALIBRATION_PICTURES = 8
 
@@ -71,7 +72,13 @@ def _parser() -> argparse.ArgumentParser:
         "--triton-repo", type=path, metavar="DIR", help="also write a model repository for NVIDIA's Triton server"
     )
     made.add_argument(
-        "--bundle", type=path, metavar="BUNDLE", help="with --triton-repo: take this bundle as it is, export nothing"
+        "--push-to", metavar="hf:USER/NAME", help="also upload the bundle to the Hugging Face hub, with a model card"
+    )
+    made.add_argument(
+        "--bundle",
+        type=path,
+        metavar="BUNDLE",
+        help="with --triton-repo or --push-to: take this bundle as it is, export nothing",
     )
     care = parser.add_argument_group("bundles on disk").add_mutually_exclusive_group()
     care.add_argument("--list", action="store_true", help="list the bundles in the cache folder, or in --out")
@@ -91,10 +98,12 @@ def _command(args: argparse.Namespace) -> int:
         return _list(args.out)
     if args.verify:
         return _verify(args.verify)
-    if args.bundle and not args.triton_repo:
-        raise RequestError("--bundle is for --triton-repo DIR: name that too, or leave it out")
+    if args.push_to:
+        parse_name(args.push_to)  # before hours of work
+    if args.bundle and not args.triton_repo and not args.push_to:
+        raise RequestError("--bundle is for --triton-repo DIR or --push-to: name one of them too, or leave it out")
     if args.bundle:
-        return _triton(args.bundle, args.triton_repo)
+        return _deliver(args, args.bundle)
     return _prune(args.prune) if args.prune else _export(args)
 
 
@@ -185,7 +194,19 @@ def _export(args: argparse.Namespace) -> int:
     log(f"{path}: written in {time.monotonic() - started:.0f} s")
     if set_latest(path):
         log(f"dp-infer takes this bundle from now on; dp-infer --bundle {EMBEDDED}: the small model in the package")
-    return _triton(path, args.triton_repo) if args.triton_repo else 0
+    return _deliver(args, path)
+
+
+def _deliver(args: argparse.Namespace, bundle: Path) -> int:
+    """What is asked for beside the bundle itself."""
+    if args.triton_repo:
+        _triton(bundle, args.triton_repo)
+    if args.push_to:
+        from diffplugin.export.push import push_bundle
+
+        address = push_bundle(bundle, args.push_to, log=say)
+        say(f"{args.push_to}: {address}")
+    return 0
 
 
 def _triton(bundle: Path, out: Path) -> int:

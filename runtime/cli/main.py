@@ -9,9 +9,11 @@ from typing import get_args
 
 from diffplugin.command import Parser, add_common_options, execute, path, size
 from diffplugin.engines.choice import ENGINES
+from diffplugin.errors import RequestError
 from diffplugin.runtime.cli.session import Session
 from diffplugin.runtime.cli.targets import Overwrite
 from diffplugin.runtime.options import Tiling
+from diffplugin.runtime.photos.mask import Region, read_region
 from diffplugin.runtime.photos.pixels import Size
 from diffplugin.runtime.photos.write import output_suffixes
 from diffplugin.runtime.planning.quality import QUALITIES
@@ -39,6 +41,13 @@ def _tile(text: str) -> Tiling:
     if text.isdecimal():
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is no tile; expected auto, off or a number of pixels")
+
+
+def _region(text: str) -> Region:
+    try:
+        return read_region(text)
+    except RequestError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _concurrency(text: str) -> int | None:
@@ -75,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--bundle",
         type=path,
-        metavar="FOLDER",
+        metavar="FOLDER|hf:USER/NAME",
         help="default: the last export into the cache folder, else the small model in the package; embedded: that one",
     )
     run = parser.add_argument_group("how it runs")
@@ -141,6 +150,15 @@ def build_parser() -> argparse.ArgumentParser:
         choices=[suffix[1:] for suffix in output_suffixes()],
         help="of the results (default: the input's; png for -o - and for kinds that are only read)",
     )
+    part = parser.add_argument_group("only a part")
+    part.add_argument(
+        "--mask",
+        type=path,
+        metavar="FILE",
+        help="restore where it is white; of any size; the rest stays bit for bit",
+    )
+    part.add_argument("--region", type=_region, metavar="X,Y,W,H", help="restore this rectangle (pixels) alone")
+    part.add_argument("--feather", type=int, metavar="N", help="soft edge in pixels, inwards (default: up to 16)")
     show = parser.add_argument_group("output")
     show.add_argument(
         "--first-frame", action="store_true", help="of several frames or pages the first alone (default: all of them)"

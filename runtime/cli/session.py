@@ -34,6 +34,7 @@ from diffplugin.runtime.cli.pipes import check_pipes, photo_bytes, read_stdin, w
 from diffplugin.runtime.cli.record import Record, fingerprint
 from diffplugin.runtime.cli.targets import STDOUT, Naming, PhotoPaths, plan_targets
 from diffplugin.runtime.options import RestoreOptions
+from diffplugin.runtime.photos.mask import Mask, read_mask, region_mask
 from diffplugin.runtime.photos.pixels import side_by_side
 from diffplugin.runtime.photos.read import Photo, printable, read_photo
 from diffplugin.runtime.photos.write import check_writable, not_kept, write_photo
@@ -79,6 +80,8 @@ class Session:
     def run(self) -> int:
         """Restore all; returns the exit code."""
         args = self.args
+        if args.mask is not None and args.region is not None:
+            raise RequestError("--mask and --region were given, expected one of them")
         if args.threads is not None and args.threads < 1:
             raise RequestError(f"threads is {args.threads}, expected at least 1")
         with ExitStack() as stack:
@@ -194,7 +197,7 @@ class Session:
         for note in photo.notes:
             self._say(f"{_name(paths)}: {note}")
         if args.dry_run:
-            plan, selection = restorer.plan(photo, self.options)
+            plan, selection = restorer.plan(photo, self.options, mask=self._mask(photo))
             self._say(f"{_name(paths)}: {selection_line(selection)}", *(f"  {line}" for line in plan_lines(plan)))
             self._say(f"  output:  {_target_name(paths)} (dry run: not written)")
             self.account.planned(paths, plan, selection)
@@ -218,10 +221,18 @@ class Session:
             self._say(done_line(made, _target_name(paths), seconds))
         self.account.made(paths, made, seconds, copied=made.untouched and args.keep_untouched == "copies", notes=notes)
 
+    def _mask(self, photo: Photo) -> Mask | None:
+        """Where this photo is restored; None: all of it."""
+        args = self.args
+        if args.mask is not None:
+            return read_mask(args.mask, photo.size, feather=args.feather)
+        return None if args.region is None else region_mask(args.region, photo.size, feather=args.feather)
+
     def _restore(self, restorer: Restorer, paths: PhotoPaths, photo: Photo) -> Restoration:
         return restorer.restore(
             photo,
             self.options,
+            mask=self._mask(photo),
             on_plan=lambda plan, selection: self._announce(paths, plan, selection),
             progress=self.bar if self._alone else None,
             cancelled=self._is_cancelled,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from typing import IO, BinaryIO, cast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 from PIL import Image
@@ -16,14 +18,21 @@ from diffplugin.runtime.photos.photo import Deep, Photo
 _SRGB_CURVE = (2.4, 12.92)  # exponent and slope near black, IEC 61966-2-1
 
 
-def read_raw(file: IO[bytes], name: str, limit: int | None) -> Photo:
-    """A RAW file as sRGB at 16 bits a channel, with the camera's white balance; turned upright by LibRaw.
+def raw_size(file: IO[bytes], name: str) -> tuple[int, int]:
+    """(width, height) of a RAW file, not developed.
 
     Raises:
-        UnsupportedImage: rawpy is not installed, or LibRaw does not know the camera.
-        DamagedImage: LibRaw cannot read it.
-        ImageError: too small, or more pixels than ``limit``.
+        UnsupportedImage, DamagedImage, ImageError: as :func:`read_raw`; there is no upper limit of pixels here.
     """
+    with _opened(file, name) as (_, raw):
+        size = (int(raw.sizes.width), int(raw.sizes.height))
+        check_size(size, name, None)
+        return size
+
+
+@contextmanager
+def _opened(file: IO[bytes], name: str) -> Iterator[tuple[Any, Any]]:
+    """(the package rawpy, the file opened by it); its faults become ours."""
     try:
         import rawpy
     except ImportError:
@@ -33,10 +42,7 @@ def read_raw(file: IO[bytes], name: str, limit: int | None) -> Photo:
     file.seek(0)
     try:
         with rawpy.imread(cast(BinaryIO, file)) as raw:
-            check_size((raw.sizes.width, raw.sizes.height), name, limit)
-            levels = raw.postprocess(
-                output_bps=16, use_camera_wb=True, output_color=rawpy.ColorSpace.sRGB, gamma=_SRGB_CURVE
-            )
+            yield rawpy, raw
     except rawpy.LibRawFileUnsupportedError:
         raise UnsupportedImage(
             f"{name}: a camera RAW picture that LibRaw {'.'.join(map(str, rawpy.libraw_version))} does not read, or "
@@ -44,6 +50,21 @@ def read_raw(file: IO[bytes], name: str, limit: int | None) -> Photo:
         ) from None
     except rawpy.LibRawError as error:
         raise DamagedImage(f"{name}: truncated or damaged ({_text(error)}); expected a complete picture") from None
+
+
+def read_raw(file: IO[bytes], name: str, limit: int | None) -> Photo:
+    """A RAW file as sRGB at 16 bits a channel, with the camera's white balance; turned upright by LibRaw.
+
+    Raises:
+        UnsupportedImage: rawpy is not installed, or LibRaw does not know the camera.
+        DamagedImage: LibRaw cannot read it.
+        ImageError: too small, or more pixels than ``limit``.
+    """
+    with _opened(file, name) as (rawpy, raw):
+        check_size((raw.sizes.width, raw.sizes.height), name, limit)
+        levels = raw.postprocess(
+            output_bps=16, use_camera_wb=True, output_color=rawpy.ColorSpace.sRGB, gamma=_SRGB_CURVE
+        )
     deep: Deep = np.ascontiguousarray(levels[..., :3], np.uint16)
     check_size((deep.shape[1], deep.shape[0]), name, limit)
     rgb = (deep >> 8).astype(np.uint8)

@@ -40,7 +40,7 @@ from diffplugin.runtime.photos.decode import Source, check_size, decode, photo_f
 from diffplugin.runtime.photos.jpeg import with_end_marker
 from diffplugin.runtime.photos.kinds import first_words, looks_like_a_picture, reader_of, unread_kind
 from diffplugin.runtime.photos.photo import MIN_SIDE, Photo, Pixels
-from diffplugin.runtime.photos.raw import read_raw
+from diffplugin.runtime.photos.raw import raw_size, read_raw
 
 __all__ = ["MAX_PIXELS", "MIN_SIDE", "Photo", "Pixels", "photo_from", "pixel_limit", "printable", "read_photo"]
 
@@ -93,6 +93,23 @@ def read_photo(
     if not data:
         raise ImageError(f"{name}: empty (0 bytes), expected {_READ}")
     return _read(io.BytesIO(data), name, limit, first_frame, Path(name).suffix)
+
+
+def read_header(path: str | os.PathLike[str], *, name: str | None = None) -> tuple[str, tuple[int, int]]:
+    """(Pillow's name of the format, or "RAW"; (width, height) as stored) of a file; no pixel is decoded.
+
+    Raises:
+        ImageError: as :func:`read_photo`, as far as the header tells; there is no upper limit of pixels here.
+    """
+    name = printable(path) if name is None else name
+    _check_is_file(path, name)
+    with Path(path).open("rb") as file, _plain_faults(name), _quiet_pillow():
+        reader = reader_of(file, Path(path).suffix)
+        if reader == "raw":
+            return "RAW", raw_size(file, name)
+        image = (_open_heif if reader == "heif" else _open_pillow)(file, name)
+        check_size(image.size, name, None)
+        return image.format or "", image.size
 
 
 def photo_from(image: Photo | Image.Image | Pixels | str | os.PathLike[str] | bytes | IO[bytes]) -> Photo:

@@ -269,3 +269,22 @@ def test_a_bad_request_ends_all_jobs(infer: Callable[..., Run], model: FakeModel
         Image.fromarray(np.full((64, 80, 3), 90, np.uint8)).save(name)
     run = infer("a.png", "b.png", "c.png", "blur", "--concurrency", "2", "-o", "out/")
     assert run.status == 1 and run.err == "dp-infer: x: damaged\n" and not list(Path("out").iterdir())
+
+
+def test_a_mask_or_a_region_leaves_the_rest_alone(infer: Callable[..., Run]) -> None:
+    photo = np.asarray(Image.open("photo.png"))
+    grey = np.zeros((64, 80), np.uint8)
+    grey[20:50, 30:70] = 255
+    Image.fromarray(grey).save("mask.png")
+    for options in (["--mask", "mask.png"], ["--region", "30,20,40,30", "--feather", "0"]):
+        assert infer("photo.png", "--plugin", "lowlight", "-o", "out.png", *options).status == 0
+        made = np.asarray(Image.open("out.png"))
+        np.testing.assert_array_equal(made[grey == 0], photo[grey == 0])
+        assert (made[grey > 0] != photo[grey > 0]).any()
+    assert "what the mask touches" in infer("photo.png", "dark", "--mask", "mask.png", "--dry-run").out
+    run = infer("photo.png", "dark", "--region", "1,2,3")
+    assert run.status == 2 and "region '1,2,3' is not understood" in run.err
+    run = infer("photo.png", "dark", "--region", "1,2,3,4", "--mask", "mask.png")
+    assert run.status == 2 and "expected one of them" in run.err
+    run = infer("photo.png", "dark", "--mask", "none.png")
+    assert run.status == 1 and "none.png: no such file" in run.err
