@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Self, Unpack
+from typing import IO, TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 
