@@ -49,7 +49,8 @@ def _opened(file: IO[bytes], name: str) -> Iterator[tuple[Any, Any]]:
             "damaged; convert it to DNG or TIFF first"
         ) from None
     except rawpy.LibRawError as error:
-        raise DamagedImage(f"{name}: truncated or damaged ({_text(error)}); expected a complete picture") from None
+        what = f"a camera RAW picture, truncated or damaged ({_text(error)})"
+        raise DamagedImage(f"{name}: {what}; expected a complete picture") from None
 
 
 def read_raw(file: IO[bytes], name: str, limit: int | None) -> Photo:
