@@ -21,6 +21,7 @@ from tests.runtime.photos.test_metadata import grey_profile, srgb_profile
 
 CASES = Path(__file__).resolve().parents[3].parent / "shared" / "cases"
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description xmlns:tiff="t" tiff:Orientation="6">mine</rdf:Description>'
+SRGB = srgb_profile()  # once: it holds the time
 UPRIGHT = XMP.replace(b'"6"', b'"1"')
 
 
@@ -68,15 +69,15 @@ def test_profile_exif_and_xmp(tmp_path: Path, suffix: str) -> None:
     if suffix not in output_suffixes():
         pytest.skip(f"{suffix} is not written here")
     source = tmp_path / "a.jpg"
-    Image.fromarray(picture()).save(source, exif=exif_block(), icc_profile=srgb_profile(), xmp=XMP, dpi=(300, 300))
+    Image.fromarray(picture()).save(source, exif=exif_block(), icc_profile=SRGB, xmp=XMP, dpi=(300, 300))
     photo = read_photo(source)
     assert photo.size == (24, 32) and photo.details.xmp == UPRIGHT, "the orientation was applied and stays in XMP"
     made = restored(source, tmp_path / f"out{suffix}")
     if suffix == ".heic":  # Pillow reads it only after a plugin is registered; ours is not
         photo = read_photo(tmp_path / "out.heic")
-        assert photo.details.xmp == UPRIGHT and photo.icc == srgb_profile() and photo.exif and b"a lens" in photo.exif
+        assert photo.details.xmp == UPRIGHT and photo.icc == SRGB and photo.exif and b"a lens" in photo.exif
         return
-    assert made.size == (24, 32) and made.info["icc_profile"] == srgb_profile()
+    assert made.size == (24, 32) and made.info["icc_profile"] == SRGB
     check_exif(made)
     assert read_photo(tmp_path / f"out{suffix}").details.xmp == UPRIGHT
     if suffix in (".jpg", ".png", ".tif"):
@@ -124,7 +125,7 @@ def test_iptc(tmp_path: Path) -> None:
 def test_tiff_compression_with_exif(tmp_path: Path, compression: str, mode: str) -> None:
     image = Image.fromarray(picture(200, 312)).convert(mode)
     image.save(tmp_path / "a.tif", compression=compression, dpi=(600, 600))
-    photo = replace(read_photo(tmp_path / "a.tif"), exif=exif_block(1), icc=srgb_profile() if mode[0] == "R" else None)
+    photo = replace(read_photo(tmp_path / "a.tif"), exif=exif_block(1), icc=SRGB if mode[0] == "R" else None)
     write_photo(tmp_path / "out.tif", photo)
     with Image.open(tmp_path / "out.tif") as made:
         assert made.info["compression"] == photo.details.compression and made.mode == mode
@@ -244,7 +245,7 @@ def _rich_png() -> bytes:
     chunks.add_itxt("XML:com.adobe.xmp", XMP.decode())
     file = io.BytesIO()
     image = Image.fromarray(picture()).convert("RGBA")
-    image.save(file, "PNG", pnginfo=chunks, exif=exif_block(), icc_profile=srgb_profile())
+    image.save(file, "PNG", pnginfo=chunks, exif=exif_block(), icc_profile=SRGB)
     return file.getvalue()
 
 
