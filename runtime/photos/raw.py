@@ -88,7 +88,7 @@ def _exif(file: IO[bytes]) -> Image.Exif:
         file.seek(0)
         data = file.read()
         if data[:4] in (b"II*\0", b"MM\0*"):
-            exif.load_from_fp(io.BytesIO(data), 0)
+            exif.load_from_fp(io.BytesIO(data))
             dict(exif)
     except Exception:  # Pillow's parser raises errors of any type; a broken block is no reason to refuse the picture
         return Image.Exif()

@@ -99,6 +99,16 @@ def test_tiff_there_and_back(tmp_path: Path, channels: int, options: dict[str, A
     np.testing.assert_array_equal(deep_of(read_photo(tmp_path / "out.tif")), deep)
 
 
+def test_compressed_planes_are_read_at_8_bits_with_a_note(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile", reason="tifffile is not installed")
+    deep = levels(3)
+    planes = np.moveaxis(deep, 2, 0)
+    tifffile.imwrite(tmp_path / "a.tif", planes, photometric="rgb", planarconfig="separate", compression="zlib")
+    photo = read_photo(tmp_path / "a.tif")
+    np.testing.assert_array_equal(photo.rgb, deep >> 8)
+    assert photo.deep is None and photo.notes[0].startswith("16 bits a channel became 8")
+
+
 @pytest.mark.parametrize("compression", ["tiff_lzw", "packbits", "raw"])
 def test_16_bit_tiff_in_every_compression(tmp_path: Path, compression: str) -> None:
     photo = photo_from(levels(3))
