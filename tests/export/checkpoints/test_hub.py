@@ -220,7 +220,7 @@ def test_a_hub_id_brings_what_is_read_and_nothing_else(tmp_path: Path) -> None:
     check_checkpoint(checkpoint)
     assert said[5] == said[7] and Path(said[5]).read_bytes() == b"x"
     assert said[8] == "refused: some/single: two.safetensors is not in it"
-    assert said[9].startswith("refused: other/one: not found in the local hub cache; the hub does not answer (")
+    assert said[9].startswith("refused: other/one: not found in the local hub cache; asking the hub failed (")
     assert said[10].startswith("refused: some/single: config.json is missing; there are no weights")
     assert {file for file in asked if file.endswith((".safetensors", ".bin", ".msgpack", ".h5"))} == {
         "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
@@ -233,5 +233,5 @@ def test_a_hub_id_brings_what_is_read_and_nothing_else(tmp_path: Path) -> None:
     )  # fmt: skip
     assert again[:4] == [said[1], said[1], said[3], said[5]]
     assert again[4].startswith("refused: some/other: not found in the local hub cache (offline); go online")
-    assert again[5].startswith("refused: some/other: not found in the local hub cache; the hub does not answer")
+    assert again[5].startswith("refused: some/other: not found in the local hub cache; asking the hub failed")
     assert len(again) == 6
