@@ -75,7 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--plugin", action="append", default=[], metavar="ID", help="run this plugin (repeatable, in order); no request"
     )
-    parser.add_argument("--bundle", type=path, metavar="FOLDER|hf:USER/NAME", help="default: the small model in the package")
+    parser.add_argument(
+        "--bundle", type=path, metavar="FOLDER|hf:USER/NAME", help="default: the small model in the package"
+    )
     run = parser.add_argument_group("how it runs")
     run.add_argument("--steps", type=int, metavar="N", help="steps of the first plugin (default: its card's, 20)")
     run.add_argument("--seed", type=int, default=42, metavar="N", help="of the start noise (default: 42)")
