@@ -108,10 +108,10 @@ def _sections(data: bytes) -> Iterator[tuple[str, int, int]]:
 
 def _images(data: bytes) -> Iterator[tuple[int, int, int]]:
     """(compute capability, place, bytes) of every image of machine code."""
-    for name, at, size in _sections(data):
+    for name, start, size in _sections(data):
         if name != ".nv_fatbin":
             continue
-        end = at + size
+        at, end = start, start + size
         while at < end - 16:
             magic, _, head, length = struct.unpack_from("<IHHQ", data, at)
             if magic != _FATBIN:
