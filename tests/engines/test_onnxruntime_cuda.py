@@ -189,7 +189,7 @@ def test_a_full_device_in_the_middle(scene: Scene, cuda_bundle: Path) -> None:
 
 def test_a_provider_that_cannot_start_is_named_and_auto_takes_another(scene: Scene, cuda_bundle: Path) -> None:
     found = scene("refused", cuda_bundle, standin_no_cublas=1)
-    assert "CUDAExecutionProvider cannot be loaded" in found["error"] and "check driver" in found["error"]
+    assert "CUDAExecutionProvider cannot run here" in found["error"] and "check driver" in found["error"]
     assert "\n" not in found["error"] and found["auto"][0] in ("openvino", "onnxruntime")
 
 
