@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import io
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -97,13 +98,15 @@ def _refused_session(ort: Any, device: int) -> str | None:
         session = cuda_session(ort, _SMALLEST, ort.SessionOptions(), {"device_id": str(device)})
         session.run(["y"], {"x": np.ones(1, np.float32)})
     except Exception as error:  # the library raises a dozen kinds for one fact
-        return f"{CUDA} cannot run here ({_meant(error)}); check driver, CUDA 13 and cuDNN 9"
+        return f"{CUDA} cannot run here ({meant(error)}); check driver, CUDA 13 and cuDNN 9"
     return None
 
 
-def _meant(error: Exception) -> str:
-    """The end of an error's text: a source file and a function's signature stand before what is meant."""
+def meant(error: BaseException) -> str:
+    """What an error of ONNX Runtime says: its source file and a function's signature stand before it."""
     text = " ".join(str(error).split())
+    if failed := re.search(r"\b(CUDA|CUBLAS\w*|CUDNN\w*) failure [^;]*", text):
+        return failed[0].strip()
     return text if len(text) <= _LONGEST else f"… {text[-_LONGEST:]}"
 
 
