@@ -8,12 +8,12 @@ from typing import BinaryIO
 from diffplugin.errors import ImageError
 from diffplugin.files import copy_file
 from diffplugin.runtime.cli.inputs import STDIN
-from diffplugin.runtime.cli.pipes import photo_bytes, write_all
+from diffplugin.runtime.cli.pipes import write_all
 from diffplugin.runtime.cli.record import Record
 from diffplugin.runtime.cli.targets import STDOUT, PhotoPaths
 from diffplugin.runtime.photos.pixels import side_by_side
 from diffplugin.runtime.photos.read import Photo, printable
-from diffplugin.runtime.photos.write import check_writable, not_kept, write_photo
+from diffplugin.runtime.photos.write import check_writable, not_kept, photo_bytes, write_photo
 
 
 class Results:
