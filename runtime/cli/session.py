@@ -141,12 +141,12 @@ class Session:
         return asked | own | {"mask": mask, "bundle": bundle}
 
     def _leave_out_results(self, found: Inputs) -> None:
-        """Results of earlier runs are no inputs of a run over the folder that they were made from."""
-        for root in {photo.root for photo in found.photos if photo.root is not None}:
-            below = [photo.path for photo in found.photos if photo.root == root]
-            results = self.record.results_among(below, root)
+        """Results of earlier runs are no inputs of a run over the photos or the folder that they were made from."""
+        for root in dict.fromkeys(photo.root for photo in found.photos):
+            paths = [photo.path for photo in found.photos if photo.root == root and photo.path != STDIN]
+            results = self.record.results_among(paths, root)
             found.photos = [p for p in found.photos if p.root != root or p.path not in results]
-            found.left_out += [LeftOut(path=path, reason="result", kind="result") for path in below if path in results]
+            found.left_out += [LeftOut(path=path, reason="result", kind="result") for path in paths if path in results]
 
     def _together(self, restorer: Restorer, at_once: int) -> None:
         """Several photos at once; the first error that is not a photo's own ends them all."""

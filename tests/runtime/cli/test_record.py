@@ -61,6 +61,13 @@ def test_results_elsewhere_are_photos_like_any_other(folder: Path) -> None:
     assert results(out) == []
 
 
+def test_named_together_with_its_original(folder: Path) -> None:
+    """What a shell makes of ``photos/*.png``: both are named, and one was made from the other."""
+    a, made, b = (folder / name for name in ("a.png", "a-restored.png", "b.png"))
+    assert read(folder).results_among([a, made, b], None) == {made}
+    assert read(folder).results_among([made, b], None) == set(), "named without it, it is meant"
+
+
 def test_a_copy_of_its_original_hides_nothing(folder: Path) -> None:
     """--keep-untouched copies: the copy is a result by its place; its original has the same bytes and is none."""
     shutil.copy(folder / "b.png", folder / "b-restored.png")
