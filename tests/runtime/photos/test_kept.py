@@ -200,6 +200,12 @@ def test_transparent_palettes(tmp_path: Path, suffix: str) -> None:
         np.testing.assert_array_equal(back.alpha, alpha)
 
 
+def test_an_opaque_alpha_is_no_obstacle_for_a_gif(tmp_path: Path) -> None:
+    for rgb in (picture(), np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)):
+        write_photo(tmp_path / "a.gif", Photo(rgb=rgb, alpha=np.full(rgb.shape[:2], 255, np.uint8)))
+        assert opened(tmp_path / "a.gif").mode == "P"
+
+
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif", ".avif"])
 def test_frames_and_pages(tmp_path: Path, suffix: str) -> None:
     if suffix not in output_suffixes():
