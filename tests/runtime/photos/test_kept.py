@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from diffplugin.errors import ImageError
-from diffplugin.runtime.photos.metadata import iptc_segment
+from diffplugin.runtime.photos.metadata import iptc_segment, xmp_segment
 from diffplugin.runtime.photos.photo import Photo
 from diffplugin.runtime.photos.pixels import with_rgb
 from diffplugin.runtime.photos.read import read_photo
@@ -69,7 +69,8 @@ def test_profile_exif_and_xmp(tmp_path: Path, suffix: str) -> None:
     if suffix not in output_suffixes():
         pytest.skip(f"{suffix} is not written here")
     source = tmp_path / "a.jpg"
-    Image.fromarray(picture()).save(source, exif=exif_block(), icc_profile=SRGB, xmp=XMP, dpi=(300, 300))
+    told = {"extra": xmp_segment(XMP), "exif": exif_block(), "icc_profile": SRGB, "dpi": (300, 300)}
+    Image.fromarray(picture()).save(source, **told)
     photo = read_photo(source)
     assert photo.size == (24, 32) and photo.details.xmp == UPRIGHT, "the orientation was applied and stays in XMP"
     made = restored(source, tmp_path / f"out{suffix}")
