@@ -158,7 +158,7 @@ def _text(image: Image.Image) -> tuple[tuple[str, str], ...]:
 
 
 def _colour_chunks(file: IO[bytes]) -> tuple[tuple[bytes, bytes], ...]:
-    return tuple((kind, data) for kind, data in png_chunks(file, until=b"IDAT") if kind in _PNG_COLOUR)
+    return tuple((kind, data) for kind, data, _ in png_chunks(file, until=b"IDAT") if kind in _PNG_COLOUR)
 
 
 def _iptc(image: Image.Image) -> bytes | None:
