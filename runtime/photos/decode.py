@@ -96,7 +96,9 @@ def decode(image: Image.Image, source: Source) -> Photo:
         return replace(
             first, details=replace(first.details, duration=None, loop=None, poster=False), notes=(*first.notes, note)
         )
-    return replace(first, frames=tuple(_further(image, source, count, first)))
+    frames = tuple(_further(image, source, count, first))
+    notes = dict.fromkeys(note for frame in (first, *frames) for note in frame.notes)
+    return replace(first, frames=frames, notes=tuple(notes))
 
 
 def _further(image: Image.Image, source: Source, count: int, first: Photo) -> Iterator[Photo]:

@@ -230,6 +230,12 @@ def test_frames_and_pages(tmp_path: Path, suffix: str) -> None:
     assert getattr(first, "n_frames", 1) == 1
 
 
+def test_notes_of_all_pages_come_once(tmp_path: Path) -> None:
+    pages = [Image.fromarray(picture(seed=i)) for i in range(3)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=[page.convert("1") for page in pages[1:]])
+    assert read_photo(tmp_path / "a.tif").notes == ("black and white became grey",)
+
+
 def test_pages_keep_their_own_size_mode_and_compression(tmp_path: Path) -> None:
     pages = [Image.fromarray(picture(24, 32)), Image.fromarray(picture(40, 16)).convert("L")]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:], compression="tiff_lzw")
