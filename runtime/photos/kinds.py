@@ -66,7 +66,8 @@ def reader_of(file: IO[bytes], suffix: str) -> Reader:
             return "raw"
         if not {b"avif", b"avis"} & set(brands) and (brands[0] in _HEIF):
             return "heif"
-    if head.startswith(_RAW_HEADS) or suffix.lower() in RAW_SUFFIXES:
+    renamed = head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF"))
+    if head.startswith(_RAW_HEADS) or (suffix.lower() in RAW_SUFFIXES and not renamed):
         return "raw"
     return "raw" if head[8:10] == b"CR" or _is_raw_tiff(tiff_numbers(file)) else "pillow"
 
