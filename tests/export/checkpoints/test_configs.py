@@ -87,7 +87,8 @@ def test_defaults_are_those_of_the_libraries(kind: str) -> None:
     theirs = _library_defaults(kind)
     ours = {key: setting.default for key, setting in TABLES[kind].items()}
     # ours on purpose: SD's latent side for none, and the tokenizer's own end of text for CLIP's
-    own = {"unet": {"sample_size": None}, "text_encoder": {"eos_token_id": 49407}}.get(kind, {})
+    special: dict[str, dict[str, Any]] = {"unet": {"sample_size": None}, "text_encoder": {"eos_token_id": 49407}}
+    own = special.get(kind, {})
     compared = 0
     for key, value in ours.items():
         if key in theirs and key not in ("size", "crop_size"):
