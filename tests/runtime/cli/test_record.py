@@ -80,7 +80,8 @@ def test_up_to_date(folder: Path) -> None:
     assert read(folder).up_to_date(a, made, "derain")
     assert not read(folder).up_to_date(a, made, "deblur"), "another request"
     assert not read(folder).up_to_date(folder / "b.png", made, "derain"), "another photo"
-    os.utime(a), os.utime(made)
+    os.utime(a)
+    os.utime(made)
     assert read(folder).up_to_date(a, made, "derain"), "contents decide, not times"
     a.write_bytes(a.read_bytes() + b"!")
     assert not read(folder).up_to_date(a, made, "derain"), "the photo changed"
