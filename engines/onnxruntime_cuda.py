@@ -307,8 +307,8 @@ class OnnxRuntimeCudaBuilder(OnnxBuilder):
         )
 
     def missing_variant(self, bundle: Bundle | None, precision: str) -> str | None:
-        """Float32 runs from any bundle's graphs."""
-        if bundle is None or precision == "fp32" or bundle.manifest.variants.get(precision):
+        """Float32 runs from any bundle's graphs; float16 ones that were made for TensorRT compute shapes on the GPU."""
+        if bundle is None or precision == "fp32":
             return None
         return missing_cuda_variant(bundle, precision)
 
