@@ -97,7 +97,7 @@ def full_width(bundle: str, file: str) -> Any:
         native_latent=64,
     )
     entry = GraphEntry(file=Path(file).name, sha256="", weights_bytes=0)
-    manifest = replace(opened.manifest, dims=dims, variants={"cuda-fp16": {"step": entry}})
+    manifest = replace(opened.manifest, dims=dims, variants={"cuda-fp16": {"step": entry}}, files={})
     changed = Bundle(Path(file).parent, manifest)
     return _graphs(changed, "fp16", 64, ("step",))["step"]
 
