@@ -109,7 +109,7 @@ class OpenVinoEngine(Engine):
         """(infer request, what must live as long): from the bundle, else from the cache, else compiled."""
         stored = [file for file in (self._built(sizes), self._cache_file(shapes)) if file is not None]
         # the compiled model has its own copy of the weights, in its own order
-        with self._bundle.reading(self._key, self.precision), releasing((*graph_files(self._path), *stored)):
+        with self._bundle.reading(self._key, self._variant), releasing((*graph_files(self._path), *stored)):
             for file in stored:
                 if found := _import(file, self._path, self._properties, self._builder.target):
                     compiled, blob = found

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,9 +96,9 @@ def full_width(bundle: str, file: str) -> Any:
         context=77,
         native_latent=64,
     )
-    entry = GraphEntry(file=file, sha256="", weights_bytes=0)
-    variants = {"cuda-fp16": {**opened.manifest.variants["cuda-fp16"], "step": entry}}
-    changed = replace(opened, manifest=replace(opened.manifest, dims=dims, variants=variants))
+    entry = GraphEntry(file=Path(file).name, sha256="", weights_bytes=0)
+    manifest = replace(opened.manifest, dims=dims, variants={"cuda-fp16": {"step": entry}}, files={})
+    changed = Bundle(Path(file).parent, manifest)
     return _graphs(changed, "fp16", 64, ("step",))["step"]
 
 
