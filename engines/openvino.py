@@ -6,6 +6,8 @@ import ctypes
 import importlib
 import importlib.metadata
 import logging
+import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import cache as cached
@@ -21,6 +23,7 @@ from diffplugin.engines.base import (
     Engine,
     check_names,
     check_precision,
+    engine_threads,
     one_line,
     refuse_gpu_options,
     thread_count,
@@ -28,7 +31,7 @@ from diffplugin.engines.base import (
 )
 from diffplugin.engines.compiled_cache import read_blob, trim, write_blob
 from diffplugin.engines.fastest import fastest_first
-from diffplugin.engines.pages import releasing
+from diffplugin.engines.pages import give_back_memory, releasing
 from diffplugin.errors import EngineError, EngineUnavailable, ForeignEngine, RequestError
 from diffplugin.manifest import fingerprint
 from diffplugin.shapes import Profile, shapes_text
@@ -73,6 +76,7 @@ class OpenVinoEngine(Engine):
         self._cache = cache / self.name if cache is not None else None
         self._kept = max(1, min(_KEPT_SHAPES, _KEPT_WEIGHTS // max(1, bundle.graph(key, precision).weights_bytes)))
         self._requests: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
+        self._core: Any = None
         self._warned = False
 
     def _run(self, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
@@ -89,9 +93,12 @@ class OpenVinoEngine(Engine):
     def _request(self, sizes: Mapping[str, int]) -> Any:
         shapes = shapes_text(self.spec, sizes)
         if shapes not in self._requests:
-            while len(self._requests) >= self._kept:
-                self._requests.popitem(last=False)
+            if len(self._requests) >= self._kept:
+                while len(self._requests) >= self._kept:
+                    self._requests.popitem(last=False)
+                give_back_memory()
             try:
+                self._core = self._core or _core()
                 self._requests[shapes] = self._load(shapes, sizes)
             except RuntimeError as error:
                 raise EngineError(f"{self._path}: OpenVINO cannot load it ({one_line(error, last=True)})") from None
@@ -143,6 +150,7 @@ class OpenVinoEngine(Engine):
 
     def _release(self) -> None:
         self._requests.clear()
+        self._core = None
 
 
 def _new_outputs(request: Any, spec: GraphSpec) -> dict[str, Array]:
@@ -222,11 +230,30 @@ def _check_hint(compiled: Any, properties: Mapping[str, Any]) -> None:
         raise EngineUnavailable(f"engine openvino: asked for {wanted}, it computes in {used}; use --precision fp32")
 
 
-@cached
+_core_lock = threading.Lock()
+_living_core: weakref.ref[Any] | None = None
+
+
 def _core() -> Any:
+    """OpenVINO's core, shared by all engines that live. It keeps threads and memory of every model that it compiled,
+    so it goes with the last of them."""
     import openvino
 
-    return openvino.Core()
+    global _living_core  # noqa: PLW0603
+    with _core_lock:
+        core = _living_core() if _living_core is not None else None
+        if core is None:
+            core = openvino.Core()
+            _living_core = weakref.ref(core)
+        return core
+
+
+@cached
+def _processor() -> tuple[str, tuple[str, ...]]:
+    """(name, capabilities) of the processor as OpenVINO sees it."""
+    core = _core()
+    name = str(core.get_property("CPU", "FULL_DEVICE_NAME"))
+    return name, tuple(sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")))
 
 
 class OpenVinoBuilder:
@@ -247,8 +274,8 @@ class OpenVinoBuilder:
 
     def device(self) -> str:
         """Compiled models hold code for the processor's instruction set: the capabilities name it."""
-        abilities = sorted(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-        return f"{_core().get_property('CPU', 'FULL_DEVICE_NAME')} [{' '.join(abilities)}]"
+        name, abilities = _processor()
+        return f"{name} [{' '.join(abilities)}]"
 
     def precisions(self) -> tuple[str, ...]:
         """Floating point first, in the order of its speed here; int8, which costs accuracy, is never the first choice.
@@ -258,7 +285,7 @@ class OpenVinoBuilder:
         return (*self._floats(), "int8")
 
     def _floats(self) -> tuple[str, ...]:
-        if "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if "BF16" not in _processor()[1]:
             return ("fp32",)
         threads = thread_count(None)
         return fastest_first(
@@ -275,7 +302,8 @@ class OpenVinoBuilder:
         self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None
     ) -> OpenVinoEngine:
         check_precision(self, precision, bundle)
-        return OpenVinoEngine(bundle, key, self, precision=precision, threads=thread_count(threads), cache=cache)
+        count = engine_threads(threads)
+        return OpenVinoEngine(bundle, key, self, precision=precision, threads=count, cache=cache)
 
     def build_unavailable_reason(self) -> str | None:
         return self.unavailable_reason()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffplugin.engines.pages import give_back_memory
 from diffplugin.errors import EngineError
 from diffplugin.runtime.execution.clock import Clock
 from diffplugin.spec import Array
@@ -63,3 +64,5 @@ class EnginePool:
             engines, self._engines = self._engines, {}
         for engine in engines.values():
             engine.close()
+        engines.clear()
+        give_back_memory()
