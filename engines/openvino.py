@@ -101,7 +101,7 @@ class OpenVinoEngine(Engine):
                 self._core = self._core or _core()
                 self._requests[shapes] = self._load(shapes, sizes)
             except RuntimeError as error:
-                raise EngineError(f"{self._path}: OpenVINO cannot load it ({one_line(error, last=True)})") from None
+                raise EngineError(f"{self._path}: OpenVINO cannot load it ({_said(error)})") from None
         self._requests.move_to_end(shapes)
         return self._requests[shapes][0]
 
@@ -151,6 +151,14 @@ class OpenVinoEngine(Engine):
     def _release(self) -> None:
         self._requests.clear()
         self._core = None
+
+
+def _said(error: RuntimeError) -> str:
+    """What OpenVINO says went wrong, on one line."""
+    said = one_line(error, last=True)
+    if "temporarily unavailable" in said:  # what the system answers where no thread can be started
+        said += ": a limit on processes; raise pids.max of the container, or ulimit -u"
+    return said
 
 
 def _new_outputs(request: Any, spec: GraphSpec) -> dict[str, Array]:
@@ -287,12 +295,16 @@ class OpenVinoBuilder:
     def _floats(self) -> tuple[str, ...]:
         if "BF16" not in _processor()[1]:
             return ("fp32",)
-        threads = thread_count(None)
-        return fastest_first(
-            f"{self.name} {self.version()} {self.device()}",
-            tuple(_HINTS),
-            lambda precision: convolution(_core(), _HINTS[precision], threads=threads),
-        )
+        threads = engine_threads(None)
+        core = _core()
+        try:
+            return fastest_first(
+                f"{self.name} {self.version()} {self.device()}",
+                tuple(_HINTS),
+                lambda precision: convolution(core, _HINTS[precision], threads=threads),
+            )
+        except RuntimeError as error:
+            raise EngineUnavailable(f"engine openvino: cannot compute a convolution here ({_said(error)})") from None
 
     def hint(self, precision: str) -> str:
         """OpenVINO's name of the floating-point type that a graph computes in; what int8 leaves takes the fastest."""
@@ -301,8 +313,8 @@ class OpenVinoBuilder:
     def load(
         self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None
     ) -> OpenVinoEngine:
-        check_precision(self, precision, bundle)
         count = engine_threads(threads)
+        check_precision(self, precision, bundle)
         return OpenVinoEngine(bundle, key, self, precision=precision, threads=count, cache=cache)
 
     def build_unavailable_reason(self) -> str | None:
