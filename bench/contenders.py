@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from diffplugin.errors import EngineUnavailable, RequestError
 
 if TYPE_CHECKING:
     from diffplugin.bench.models import Model
     from diffplugin.bench.peers import PeerBuilder
+    from diffplugin.engines.choice import EngineName, Precision
+    from diffplugin.runtime.planning.quality import QualityName
     from diffplugin.runtime.restorer import Restorer
 
 
@@ -30,15 +32,20 @@ class Contender:
 
     name: str
     what: str
-    precision: str
-    engine: str = ""
-    quality: str = "exact"
+    precision: Precision
+    engine: EngineName | Literal[""] = ""
+    quality: QualityName = "exact"
     peer: str = ""
     concurrency: int | None = 1
 
 
 def _ours(
-    name: str, what: str, engine: str, precision: str, quality: str = "exact", concurrency: int | None = 1
+    name: str,
+    what: str,
+    engine: EngineName,
+    precision: Precision,
+    quality: QualityName = "exact",
+    concurrency: int | None = 1,
 ) -> Contender:
     return Contender(
         name=f"diffplugin {name}",
@@ -50,7 +57,7 @@ def _ours(
     )
 
 
-def _peer(name: str, what: str, builder: str, precision: str) -> Contender:
+def _peer(name: str, what: str, builder: str, precision: Precision) -> Contender:
     return Contender(name=name, what=what, precision=precision, peer=f"diffplugin.bench.{builder}")
 
 
@@ -58,8 +65,8 @@ _ALL = (
     _ours("f32", "this project, OpenVINO, float32", "openvino", "fp32"),
     _ours("ort f32", "this project, ONNX Runtime, float32", "onnxruntime", "fp32"),
     _ours("ort f32 concurrent", "the same, as many pictures at once as cores", "onnxruntime", "fp32", concurrency=None),
-    _ours("bf16", "this project, OpenVINO, bfloat16", "openvino", "bf16"),
-    _ours("int8", "this project, OpenVINO, post-training int8", "openvino", "int8"),
+    _ours("bf16", "this project, OpenVINO, bfloat16, quality=high", "openvino", "bf16", "high"),
+    _ours("int8", "this project, OpenVINO, post-training int8, quality=high", "openvino", "int8", "high"),
     _ours("balanced", "int8 and quality=balanced", "openvino", "int8", "balanced"),
     _ours("fast", "int8 and quality=fast", "openvino", "int8", "fast"),
     _ours("balanced f32", "float32 and quality=balanced", "openvino", "fp32", "balanced"),
@@ -103,7 +110,7 @@ def open_restorer(contender: Contender, model: Model, threads: int | None = None
     """
     import diffplugin
 
-    if not contender.peer:
+    if contender.engine:
         return diffplugin.load(
             model.bundle,
             engine=contender.engine,

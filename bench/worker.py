@@ -79,7 +79,7 @@ def measure(job: Job) -> Result:
             pass
         result["first_step_s"] = first_step[0]
         width, height = job["size"]
-        restorer.prepare(height, width, plugins=[first["plugin"]])
+        restorer.prepare((width, height), plugins=[first["plugin"]])
         probe = _Probe(restorer, steps, first["plugin"]) if job.get("probes") == "write" else None
         stages: dict[str, float] = {}
 
@@ -119,12 +119,16 @@ class _Probe:
     """Observer: what entered and left the UNet at the first, the middle and the last step of one plugin."""
 
     def __init__(self, restorer: Restorer, steps: int, plugin: str) -> None:
+        from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
         from diffplugin.runtime.sampling.samplers import step_table
+        from diffplugin.runtime.sampling.time_features import time_features
 
         self._wanted = sorted({0, steps // 2, steps - 1})
         first_t = restorer.cards[plugin].first_t
         self._plugin = plugin
-        self._time = restorer._time(step_table("unipc", restorer._schedule, steps, first_t))
+        manifest = restorer.bundle.manifest
+        table = step_table("unipc", NoiseSchedule.from_config(manifest.scheduler), steps, first_t)
+        self._time = time_features(table.t, manifest)
         self._seen: dict[str, Any] = {}
 
     def __call__(self, plugin: str, name: str, step: int, value: Any) -> None:
@@ -190,7 +194,7 @@ def prepare(job: Job) -> Result:
     anonymous = AnonymousPeak()
     with _opened(job) as restorer:
         width, height = job["size"]
-        restorer.prepare(height, width, plugins=[job["plugin"]])
+        restorer.prepare((width, height), plugins=[job["plugin"]])
     seconds = time.monotonic() - job["began"]
     return {"prepare_s": seconds, "peak_bytes": memory()["peak"], "anonymous_bytes": anonymous.bytes()}
 

@@ -16,34 +16,62 @@ if TYPE_CHECKING:
     import os
 
     from diffplugin.bundle import Bundle
+    from diffplugin.engines.choice import EngineName, Precision
+    from diffplugin.runtime.options import RestoreOptions
+    from diffplugin.runtime.photos.read import Photo
+    from diffplugin.runtime.planning.plan import Plan, Stage
+    from diffplugin.runtime.planning.quality import QualityName
+    from diffplugin.runtime.request.selection import Selection
     from diffplugin.runtime.restoration import Restoration
     from diffplugin.runtime.restorer import Restorer
 
 __version__ = "0.1.0"
-__all__ = ["DiffPluginError", "Restoration", "Restorer", "__version__", "load"]
+__all__ = [
+    "DiffPluginError",
+    "Photo",
+    "Plan",
+    "Restoration",
+    "RestoreOptions",
+    "Restorer",
+    "Selection",
+    "Stage",
+    "__version__",
+    "load",
+]
 
-_LAZY = {"Restoration": "diffplugin.runtime.restoration", "Restorer": "diffplugin.runtime.restorer"}
+_LAZY = {
+    "Photo": "diffplugin.runtime.photos.read",
+    "Plan": "diffplugin.runtime.planning.plan",
+    "Restoration": "diffplugin.runtime.restoration",
+    "RestoreOptions": "diffplugin.runtime.options",
+    "Restorer": "diffplugin.runtime.restorer",
+    "Selection": "diffplugin.runtime.request.selection",
+    "Stage": "diffplugin.runtime.planning.plan",
+}
 
 
 def load(
     bundle: str | os.PathLike[str] | Bundle | None = None,
-    engine: str = "auto",
-    precision: str = "auto",
+    engine: EngineName = "auto",
+    precision: Precision = "auto",
     threads: int | None = None,
-    quality: str = "exact",
+    quality: QualityName = "exact",
     concurrency: int | None = 1,
+    device: str = "auto",
 ) -> Restorer:
     """Load a bundle. Reads its manifest only; engines are loaded when first needed, or by ``Restorer.prepare``.
 
     Args:
         bundle: a bundle's folder; None: the small model that comes with the package.
-        engine: "auto" (the fastest usable one), "onnxruntime", "openvino", "tensorrt" or "tensorrt-rtx".
+        engine: "auto" (the fastest usable one), "onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt" or
+            "tensorrt-rtx".
         precision: "auto" (what the quality prefers, else the engine's best here), "fp32", "bf16", "fp16" or "int8".
         threads: processor cores to use; None: all that this process may use.
-        quality: "exact", or less work: "balanced" or "fast" (``runtime.planning.quality`` says what each does).
+        quality: "exact", or less work: "high", "balanced" or "fast" (``runtime.planning.quality`` says what each does).
         concurrency: photos that you will restore at the same time, a thread each: each gets its part of cores and
             memory. None: as many as the machine has cores and memory for (``Restorer.concurrency`` says how many); 1
             where the engine runs one after another.
+        device: "auto" (the engine's own), "cpu", "cuda" or "cuda:1" (NVIDIA), "gpu" or "gpu:1" (Intel), "npu".
 
     Raises:
         BundleError: the folder is no bundle, or one of a newer format.
@@ -57,8 +85,7 @@ def load(
 
     wanted = get_quality(quality)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(default_bundle() if bundle is None else bundle)
-    builder, chosen, reason = choose(engine, precision, bundle=opened, prefer=wanted.precisions)
-    own = wanted.at(chosen)
+    builder, chosen, reason = choose(engine, precision, bundle=opened, prefer=wanted.precisions, device=device)
     return Restorer(
         opened,
         builder,
@@ -66,7 +93,7 @@ def load(
         reason=reason,
         threads=threads,
         cache=cache_folder(),
-        quality=own,
+        quality=wanted,
         concurrency=concurrency,
     )
 

@@ -22,6 +22,8 @@ from pathlib import Path
 
 from diffplugin.errors import BundleDamaged, BundleError, ForeignEngine
 from diffplugin.external_data import locations
+from diffplugin.files import write_text
+from diffplugin.hub import PREFIX, fetch_bundle
 from diffplugin.integrity import cached_sha256, identity, sha256
 from diffplugin.manifest import MANIFEST, EngineEntry, FileEntry, GraphEntry, Manifest
 from diffplugin.plugins.cards import PluginCard, load_card
@@ -194,10 +196,14 @@ class Bundle:
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Read the manifest of a bundle.
 
+    Args:
+        path: its folder, or ``hf:user/name[@revision]`` (:mod:`diffplugin.hub`).
+
     Raises:
         BundleError, BundleTooNew, BundleDamaged: as :meth:`Manifest.read` says.
     """
-    folder = Path(path).expanduser()
+    text = os.fspath(path)
+    folder = fetch_bundle(text, cache_folder()) if text.startswith(PREFIX) else Path(path).expanduser()
     return Bundle(folder, Manifest.read(folder))
 
 
@@ -234,6 +240,4 @@ def list_files(folder: Path) -> dict[str, FileEntry]:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Atomically: a reader sees the old manifest or the new one."""
-    temporary = folder / f"{MANIFEST}.tmp"
-    temporary.write_text(manifest.to_json(), encoding="utf-8")
-    temporary.replace(folder / MANIFEST)
+    write_text(folder / MANIFEST, manifest.to_json())

@@ -8,13 +8,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from math import prod
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
 from diffplugin.engines.base import Engine
 from diffplugin.errors import EngineError
 from diffplugin.spec import DTYPES, Array, GraphSpec
+
+if TYPE_CHECKING:
+    from diffplugin.bundle import Bundle
 
 _log = logging.getLogger("diffplugin")
 ALIGNMENT = 256  # bytes: what a bound address must be a multiple of
@@ -126,6 +129,22 @@ class DeviceBuilder(Protocol):
     """An engine builder whose engines are device engines."""
 
     def driver(self) -> Driver: ...
+
+
+@runtime_checkable
+class OwnGraphs(Protocol):
+    """An engine builder that says itself what a bundle must have for it."""
+
+    def missing_variant(self, bundle: Bundle | None, precision: str) -> str | None:
+        """None: the bundle, if there is one yet, has graphs for this precision. Else what it lacks, and the remedy."""
+
+
+@runtime_checkable
+class OwnMemory(Protocol):
+    """An engine builder whose device has memory of its own."""
+
+    def too_small_reason(self, bundle: Bundle) -> str | None:
+        """None: the device can hold what a photo needs of the bundle. Else the reason and the remedy. Loads nothing."""
 
 
 def allocate(driver: Driver, stack: ExitStack, size: int) -> int:

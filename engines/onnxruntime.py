@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffplugin.engines.base import (
-    Engine,
-    OnnxBuilder,
-    check_names,
-    check_precision,
-    engine_threads,
-    one_line,
-)
+from diffplugin.engines.base import Engine, OnnxBuilder, check_names, check_precision, engine_threads, one_line
+from diffplugin.engines.onnxruntime_install import broken_reason
 from diffplugin.errors import EngineError, EngineUnavailable
 from diffplugin.spec import Array, GraphSpec
 
@@ -150,11 +143,7 @@ class OnnxRuntimeBuilder(OnnxBuilder):
         self.provider = provider
 
     def unavailable_reason(self) -> str | None:
-        try:
-            importlib.import_module("onnxruntime")
-        except ImportError as error:
-            return f"the package onnxruntime cannot be imported ({error}); pip install onnxruntime"
-        return None
+        return broken_reason()
 
     def version(self) -> str:
         import onnxruntime  # not from the package's metadata: several packages bring this module

@@ -13,6 +13,7 @@ from diffplugin.bundle import ENGINES, Bundle, graph_files, open_bundle, write_m
 from diffplugin.errors import BundleError, EngineUnavailable
 from diffplugin.export.writing import TEMPORARY, in_use
 from diffplugin.external_data import locations
+from diffplugin.files import TEMPORARY as UNFINISHED
 from diffplugin.integrity import sha256
 from diffplugin.manifest import MANIFEST, EngineEntry, FileEntry, Manifest
 from diffplugin.spec import graph_specs
@@ -159,7 +160,7 @@ def prune(path: str | os.PathLike[str]) -> tuple[list[str], int]:
     gone = [p for p in sorted((folder / ENGINES).glob("*")) if p.name not in kept]
     resolved = folder.resolve()
     gone += [p for p in sorted(resolved.parent.glob(f"{glob.escape(resolved.name + TEMPORARY)}*")) if not in_use(p)]
-    gone += [p for p in (folder / f"{MANIFEST}.tmp",) if p.is_file()]
+    gone += sorted(p for p in folder.rglob(f"{UNFINISHED}*.tmp") if p.is_file())
     freed = sum(f.stat().st_size for p in gone for f in (p, *p.rglob("*")) if f.is_file())
     files = {n: e for n, e in bundle.manifest.files.items() if not any((folder / n).is_relative_to(p) for p in gone)}
     try:

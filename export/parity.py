@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffplugin.errors import ParityError
+from diffplugin.export.fp16.emulate import EmulatedFp16
 from diffplugin.export.fp16.first_layer import first_beyond
 from diffplugin.export.graphs import kind_of
 from diffplugin.export.measures import psnr, relative_error, synthetic_photo
@@ -20,7 +21,7 @@ from diffplugin.export.onnx import example_inputs
 from diffplugin.runtime.sampling.loop import step_weights
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
 from diffplugin.runtime.sampling.samplers import step_table
-from diffplugin.runtime.sampling.time_features import sinusoidal
+from diffplugin.runtime.sampling.time_features import time_features
 from diffplugin.spec import Array, GraphSpec
 
 if TYPE_CHECKING:
@@ -71,15 +72,9 @@ class Chain:
         self._known: dict[str, Array] = {}
         picture = synthetic_photo(h * factor, w * factor).astype(np.float32).transpose(2, 0, 1)[None]
         self._known["image"] = np.ascontiguousarray(picture / 127.5 - 1)
-        settings = manifest.time_embedding
         table = step_table("unipc", NoiseSchedule.from_config(manifest.scheduler), 20)
         self._weights = step_weights(table, 10, "noise", 0)  # at t = 500, with all of the history
-        self._time = sinusoidal(
-            np.array(TIMESTEPS),
-            manifest.dims.time_features,
-            flip_sin_to_cos=bool(settings["flip_sin_to_cos"]),
-            freq_shift=float(settings["freq_shift"]),
-        )
+        self._time = time_features(np.array(TIMESTEPS), manifest)
 
     def inputs(self, spec: GraphSpec) -> dict[str, Array]:
         known = dict(self._known) | {"time": self._time if spec.graph == "scb" else self._time[:1]}
@@ -128,7 +123,10 @@ def compare_graphs(
         errors = {name: relative_error(found[name], value) for name, value in expected.items()}
         made = Comparison(key=key, errors=errors, budget=TENSOR_BUDGET[precision])
         if precision == "fp16" and not made.within:
-            made = replace(made, detail=first_beyond(bundle.graph_file(key, precision), inputs, made.budget))
+            file = bundle.graph_file(
+                key, builder.variant(precision) if isinstance(builder, EmulatedFp16) else precision
+            )
+            made = replace(made, detail=first_beyond(file, inputs, made.budget))
         yield made
 
 

@@ -15,13 +15,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from diffplugin.errors import CheckpointError, RequestError
 from diffplugin.integrity import read_text
 
-START = ("noised_input", "input", "noise")
-OUTPUT = ("decoded", "residual")
+Start = Literal["noised_input", "input", "noise"]
+Output = Literal["decoded", "residual"]
 TRAIN_STEPS = 1000  # Stable Diffusion's training schedule
 MAX_BYTES = 2**16  # of a card; the shipped ones have less than 1 kB
 LAST = 1000  # order of a card that names none: after the shipped ones
@@ -32,6 +32,7 @@ _TYPES: dict[str, type] = {
     **dict.fromkeys(("id", "title", "start", "output", "licence"), str),
     **dict.fromkeys(("aliases", "examples"), list),
     **dict.fromkeys(("order", "first_t", "renoise_from_t", "steps_first", "steps_chained"), int),
+    "colour": bool,
 }
 
 
@@ -54,6 +55,7 @@ class PluginCard:
         steps_chained: steps where it follows another plugin.
         output: "decoded": what the decoder makes of the final latent z, as released. "residual": x + D(z) - D(E(x)),
             the input x changed by what the plugin changed, so that the detail that the autoencoder cannot carry stays.
+        colour: it brings colour into grey pictures. The result of a grey file is written in grey otherwise.
         licence: note on the weights.
         order: place in the registry and so in a chain.
     """
@@ -62,12 +64,13 @@ class PluginCard:
     title: str
     aliases: tuple[str, ...]
     examples: tuple[str, ...]
-    start: Literal["noised_input", "input", "noise"]
+    start: Start
     first_t: int = TRAIN_STEPS - 1
     renoise_from_t: int = 960
     steps_first: int = 20
     steps_chained: int = 3
-    output: Literal["decoded", "residual"] = "decoded"
+    output: Output = "decoded"
+    colour: bool = False
     licence: str = ""
     order: int = LAST
 
@@ -123,7 +126,7 @@ def _faults(values: Mapping[str, Any]) -> list[str]:
         if kind is None:
             continue
         if type(value) is not kind or (isinstance(value, list) and not all(isinstance(item, str) for item in value)):
-            wanted = {str: "text", int: "a whole number", list: "a list of texts"}[kind]
+            wanted = {str: "text", int: "a whole number", list: "a list of texts", bool: "true or false"}[kind]
             faults.append(f"{name} is {value!r}, expected {wanted}")
         else:
             faults += _value_faults(name, value)
@@ -135,7 +138,7 @@ def _faults(values: Mapping[str, Any]) -> list[str]:
 
 
 def _value_faults(name: str, value: Any) -> list[str]:
-    choices = {"start": START, "output": OUTPUT}.get(name)
+    choices = {"start": get_args(Start), "output": get_args(Output)}.get(name)
     least = 0 if name == "renoise_from_t" else 1
     if name == "id" and (not _ID.fullmatch(value) or value == NULL):
         return [f"id is {value!r}, expected lower-case letters, digits, - and _ (and not {NULL!r})"]
@@ -152,7 +155,7 @@ def card_to_toml(card: PluginCard) -> str:
     """``card`` as TOML text that :func:`parse_card` reads back as the same card."""
     lines = []
     for name, value in asdict(card).items():
-        if name == "renoise_from_t" and card.start != "noised_input":
+        if (name == "renoise_from_t" and card.start != "noised_input") or value is False:
             continue
         text = f"[{', '.join(map(_toml, value))}]" if isinstance(value, tuple) else _toml(value)
         lines.append(f"{name} = {text}")

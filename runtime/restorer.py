@@ -1,4 +1,4 @@
-"""The main job: a photo and a request in, the restored photo out."""
+"""A photo and a request in, the restored photo out."""
 
 from __future__ import annotations
 
@@ -6,28 +6,37 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 
 from diffplugin.engines.base import thread_count
-from diffplugin.errors import RequestError
 from diffplugin.runtime.execution.clock import Clock
 from diffplugin.runtime.execution.device_loop import DeviceLoop, device_loop
 from diffplugin.runtime.execution.engine_pool import EnginePool
 from diffplugin.runtime.execution.run import Observer, Run
 from diffplugin.runtime.execution.stage import restore_stage
-from diffplugin.runtime.photos.pixels import Size, crop, from_tensor, grow, resize, to_tensor, with_rgb, working_photo
+from diffplugin.runtime.options import OptionFields, RestoreOptions, complete_options
+from diffplugin.runtime.photos.mask import Mask, MaskSource, as_mask, compose
+from diffplugin.runtime.photos.pixels import (
+    crop,
+    from_tensor,
+    from_tensor_deep,
+    grow,
+    resize,
+    to_tensor,
+    with_rgb,
+    working_photo,
+    working_size,
+)
 from diffplugin.runtime.photos.read import Photo, Pixels, photo_from
 from diffplugin.runtime.planning.concurrency import memory_share, restorations_at_once
-from diffplugin.runtime.planning.memory import Footprint, footprint, kept_bytes
+from diffplugin.runtime.planning.memory import Footprint
 from diffplugin.runtime.planning.plan import (
     MAX_WHOLE_AREAS,
-    Options,
-    OutputSize,
     Plan,
     Stage,
-    Tiling,
+    chain_footprint,
     make_plan,
     plan_stages,
 )
@@ -35,12 +44,11 @@ from diffplugin.runtime.planning.quality import EXACT, Quality
 from diffplugin.runtime.planning.tiles import Tile
 from diffplugin.runtime.request.encoders import Encoders
 from diffplugin.runtime.request.selection import Selection, select, select_named
-from diffplugin.runtime.request.tokenizer import validate_prompt
 from diffplugin.runtime.restoration import Restoration
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
-from diffplugin.runtime.sampling.samplers import StepTable, step_table
+from diffplugin.runtime.sampling.samplers import step_table
 from diffplugin.runtime.sampling.start_noise import normal
-from diffplugin.runtime.sampling.time_features import sinusoidal
+from diffplugin.runtime.sampling.time_features import time_features
 from diffplugin.spec import Array
 
 if TYPE_CHECKING:
@@ -51,11 +59,9 @@ if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
     from diffplugin.engines.base import EngineBuilder
 
-    Picture = Photo | Image.Image | Pixels | str | os.PathLike[str]
+    PhotoLike = Photo | Image.Image | Pixels | str | os.PathLike[str] | bytes | IO[bytes]
 
 Progress = Callable[[int, int, str], None]  # (UNet runs done, in all, the plugin at work)
-
-_VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 
 class Restorer:
@@ -90,13 +96,13 @@ class Restorer:
         self.cards = bundle.cards()
         self.dims = bundle.manifest.dims
         self._schedule = NoiseSchedule.from_config(bundle.manifest.scheduler)
-        self._table = bundle.compounds()
+        self._compounds = bundle.compounds()
         cores = thread_count(threads)
         self.concurrency = restorations_at_once(
             concurrency,
             builder,
             cores=cores,
-            memory=self._footprint(plan_stages(list(self.cards), self.cards, None, quality)),
+            memory=self._footprint(plan_stages(list(self.cards), self.cards, quality)),
             piece=round(MAX_WHOLE_AREAS * self.dims.native_latent**2),
         )
         threads = max(1, cores // self.concurrency) if self.concurrency > 1 else threads
@@ -120,175 +126,182 @@ class Restorer:
 
     def restore(
         self,
-        image: Picture,
-        prompt: str | None = None,
+        photo: PhotoLike,
+        request: str | RestoreOptions | None = None,
         *,
-        plugins: Sequence[str] | None = None,
-        seed: int = 42,
-        steps: int | None = None,
-        sampler: str = "unipc",
-        size: Size = "native",
-        tile: Tiling = "auto",
-        output_size: OutputSize = "input",
+        mask: Mask | MaskSource | None = None,
         on_plan: Callable[[Plan, Selection], None] | None = None,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         observe: Observer | None = None,
+        **options: Unpack[OptionFields],
     ) -> Restoration:
-        """Restore a photo as ``prompt`` asks, or with ``plugins``.
+        """Restore a photo as ``request`` says, with all its frames: the first one decides which plugins run.
 
         Args:
-            image: a path, Pillow image, uint8 array [H,W], [H,W,3] or [H,W,4], or Photo.
-            prompt: the request; the selector chooses plugins for it. Not read where ``plugins`` are named.
-            plugins: ids or aliases, run in this order.
-            seed: of the start noise; the same numbers as ``torch.Generator("cpu").manual_seed(seed)``.
-            steps: of the first plugin; None: its card's (20 as released), or fewer as the quality says. Plugins that
-                follow take at most 3.
-            sampler: unipc (released), ddim, dpmpp_2m or euler.
-            size: working size: "native", "released", N or (width, height) (``runtime.photos.pixels.working_size``).
-            tile: "auto", "off" or the side of a piece in pixels (``runtime.planning.plan.make_plan``).
-            output_size: "input": the input's size; "working": the size in which it was restored.
+            photo: a path, the bytes of a file, a file object, Pillow image, uint8 array [H,W], [H,W,3] or [H,W,4], or
+                Photo.
+            request: the words, or complete options.
+            mask: where to restore, white on black: a path, Pillow image or array of any size, or a Mask
+                (``runtime.photos.mask``). The rest stays bit for bit. The plugins see the whole photo; what the mask
+                does not touch is not run.
             on_plan: called once with the plan and the selection, before the work begins.
             progress: called before the first and after every UNet run.
             cancelled: asked before every graph of the loop, or before every plugin where the plan's loop is "device";
                 the run then ends with Cancelled.
             observe: sees intermediate tensors (``runtime.execution.run.Run``); for parity checks. The loop then runs
                 from the host, whatever the plan says.
+            options: fields of :class:`~diffplugin.runtime.options.RestoreOptions`, in place of those of ``request``.
 
         Raises:
-            ImageError: the picture cannot be used.
-            RequestError: no such plugin, sampler, size or tile, or neither request nor plugins.
+            ImageError: the photo cannot be used.
+            RequestError: the request cannot be understood, or names a plugin that is not in the bundle.
             NotFinite: the engine made no picture.
             Cancelled: ``cancelled`` said so.
             EngineError, BundleError: the bundle cannot run.
         """
-        options = Options(
-            prompt=prompt,
-            plugins=_names(plugins),
-            seed=seed,
-            steps=steps,
-            sampler=sampler,
-            size=size,
-            tile=tile,
-            output_size=output_size,
-        )
+        complete = complete_options(request, options)
         clock = Clock()
         with clock("prepare"):
-            photo = photo_from(image)
-            plan, selection, tokens = self._decide(photo, options, clock)
+            photo = photo_from(photo)
+            mask = as_mask(mask, photo.size)
+            plan, selection, tokens = self._decide(photo, complete, clock, mask)
         if on_plan is not None:
             on_plan(plan, selection)
         if not plan.chain:
             return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=True)
-        ticks = _Ticks(plan.unet_runs, progress)
-        run = Run(
-            pool=self._pool,
-            clock=clock,
-            tiles=plan.tiles,
-            factor=self.dims.factor,
-            noise=self._noise(plan.seed, plan.latent_size),
-            tick=ticks.tick,
-            cancelled=cancelled,
-            observe=observe,
-        )
-        device = self.device if plan.loop == "device" and observe is None else None
-        with clock("prepare"):
-            picture = grow(to_tensor(working_photo(photo, options.size)), plan.padded_size)
-        for i, stage in enumerate(plan.chain):
-            ticks.begin(stage.plugin)
-            if i:  # the release hands an 8-bit picture from plugin to plugin
-                picture = to_tensor(from_tensor(picture))
-            picture = self._stage(run, stage, picture, plan.sampler, tokens, device)
-        with clock("finish"):
-            photo = with_rgb(photo, resize(from_tensor(crop(picture, plan.working_size[::-1])), plan.output_size))
+        plans = [plan, *(self._plan(frame.size, complete, selection.chosen, mask) for frame in photo.frames)]
+        ticks = _Ticks(sum(each.unet_runs for each in plans), progress)
+        frames = []
+        for frame, its_plan in zip((photo, *photo.frames), plans, strict=True):
+            seen = tokens if frame is photo else self._encoders.tokens(frame, selection.chosen, clock)
+            run = self._run(clock, its_plan.tiles, its_plan.latent_size, plan.seed)
+            run = replace(run, tick=ticks.tick, cancelled=cancelled, observe=observe)
+            frames.append(self._restore_frame(frame, complete, its_plan, run, seen, ticks, mask))
+        photo = replace(frames[0], frames=tuple(frames[1:]))
         return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=False)
 
+    def _restore_frame(
+        self,
+        photo: Photo,
+        options: RestoreOptions,
+        plan: Plan,
+        run: Run,
+        tokens: Mapping[str, Array],
+        ticks: _Ticks,
+        mask: Mask | None,
+    ) -> Photo:
+        """One frame or page through the chain of ``plan``."""
+        with run.clock("prepare"):
+            if mask is not None:
+                run = replace(run, noise=self._noise_of_area(plan), grid=plan.grid or None)
+            working = working_photo(photo, options.size)
+            area = plan.area.cut(working.transpose(2, 0, 1)).transpose(1, 2, 0)
+            image = grow(to_tensor(area), plan.padded_size)
+        device = self.device if plan.loop == "device" and run.observe is None else None
+        levels = from_tensor if photo.deep is None else from_tensor_deep
+        for i, stage in enumerate(plan.chain):
+            ticks.begin(stage.plugin)
+            if i:  # the release hands an 8-bit picture from plugin to plugin; a deep one keeps its 16
+                image = to_tensor(levels(image))
+            image = self._restore_stage(run, stage, image, plan.sampler, tokens, device)
+        with run.clock("finish"):
+            made: Any = levels(crop(image, area.shape[:2]))
+            if mask is None:
+                made = resize(made, plan.output_size)
+            else:
+                before: Any = resize(photo.rgb if photo.deep is None else photo.deep, plan.output_size)
+                made = compose(before, made, (plan.area.top, plan.area.left), working, mask)
+            colour = any(self.cards[stage.plugin].colour for stage in plan.chain)
+            return with_rgb(photo, made, colour=colour)
+
     def plan(
-        self, image: Picture, prompt: str | None = None, *, plugins: Sequence[str] | None = None, **options: Any
+        self,
+        photo: PhotoLike,
+        request: str | RestoreOptions | None = None,
+        *,
+        mask: Mask | MaskSource | None = None,
+        **options: Unpack[OptionFields],
     ) -> tuple[Plan, Selection]:
         """What :meth:`restore` would run with the same arguments. Runs the selector if it is needed, and no more."""
-        complete = Options(prompt=prompt, plugins=_names(plugins), **options)
-        plan, selection, _ = self._decide(photo_from(image), complete, Clock())
+        photo = photo_from(photo)
+        mask = as_mask(mask, photo.size)
+        plan, selection, _ = self._decide(photo, complete_options(request, options), Clock(), mask)
         return plan, selection
 
-    def prepare(self, height: int, width: int, *, plugins: Sequence[str] | None = None) -> Plan:
-        """Load the engines and run them once as for a picture of ``height`` x ``width`` pixels, so that the first
-        restoration takes no longer than those that follow.
+    def plan_for_size(self, size: tuple[int, int], options: RestoreOptions) -> Plan:
+        """The most that :meth:`restore` may run for any photo of ``size`` (width, height): with the options' plugins,
+        else with all of the bundle's. Reads no photo and runs no graph.
+
+        Raises:
+            RequestError, ImageError: such a request cannot run.
+        """
+        return self._plan(size, options, select_named(options.plugins or list(self.cards), self.cards).chosen)
+
+    def prepare(self, size: tuple[int, int], *, plugins: Sequence[str] | None = None) -> Plan:
+        """Load the engines and run them once as for a photo of ``size``, so that the first restoration takes no longer
+        than those that follow.
 
         Args:
+            size: (width, height) in pixels.
             plugins: whose engines to load; None: all of the bundle's.
 
         Returns:
-            The plan that such a picture would have with the first of them.
+            The plan that such a photo would have with the first of them.
 
         Raises:
             RequestError: no such plugin.
             BundleError, EngineError: an engine cannot be loaded.
         """
         chosen = select_named(list(self.cards) if plugins is None else plugins, self.cards).chosen
-        photo = Photo(rgb=np.zeros((height, width, 3), np.uint8))
+        photo = Photo(rgb=np.zeros((size[1], size[0], 3), np.uint8))
         clock = Clock()
         steps: int | None = 1 if self.quality.deep_every == 1 else 2  # the second runs the outermost blocks
         if self.device is not None:  # a graph is captured for a number of steps
             steps = None
-        plan, _, _ = self._decide(photo, Options(plugins=chosen[:1], steps=steps), clock)
+        plan, _, _ = self._decide(photo, RestoreOptions(plugins=chosen[:1], steps=steps), clock)
         if self.bundle.manifest.selector and plugins is None:
             tokens = self._encoders.tokens(photo, self.cards, clock)
             self._encoders.scores("prepare", tokens, list(self.cards), clock)
         else:
             tokens = self._encoders.tokens(photo, chosen, clock)
         piece = Tile(0, 0, plan.tiles[0].height, plan.tiles[0].width)
-        run = Run(
-            pool=self._pool,
-            clock=clock,
-            tiles=(piece,),
-            factor=self.dims.factor,
-            noise=self._noise(0, (piece.width, piece.height)),
-        )
+        run = self._run(clock, (piece,), (piece.width, piece.height), 0)
         device = self.device if plan.loop == "device" else None
-        picture = np.zeros((1, 3, piece.height * self.dims.factor, piece.width * self.dims.factor), np.float32)
-        self._stage(run, plan.chain[0], picture, plan.sampler, tokens, device)
+        image = np.zeros((1, 3, piece.height * self.dims.factor, piece.width * self.dims.factor), np.float32)
+        self._restore_stage(run, plan.chain[0], image, plan.sampler, tokens, device)
         for plugin in chosen:
             self._pool.get(f"scb/{plugin}")
         if device is not None:  # a graph is captured for a plugin, too
             for plugin in chosen[1 : device.kept]:
-                stage = self._plan(photo, Options(plugins=(plugin,)), (plugin,)).chain[0]
-                self._stage(run, stage, picture, plan.sampler, tokens, device)
+                stage = self._plan(size, RestoreOptions(plugins=(plugin,)), (plugin,)).chain[0]
+                self._restore_stage(run, stage, image, plan.sampler, tokens, device)
         return plan
 
-    def _decide(self, photo: Photo, options: Options, clock: Clock) -> tuple[Plan, Selection, dict[str, Array]]:
-        """(plan, selection, prompt tokens by plugin). Every fault of the request shows up here, before any work."""
-        known = list(self.cards)
-        named = select_named(options.plugins, self.cards) if options.plugins else None
-        prompt = "" if named else validate_prompt(options.prompt or "")
-        step_table(options.sampler, self._schedule, options.steps or 1)
-        normal(options.seed, (0,))
-        self._plan(photo, options, named.chosen if named else known)
-        if named:
-            tokens = self._encoders.tokens(photo, named.chosen, clock)
-            return self._checked(self._plan(photo, options, named.chosen)), named, tokens
+    def _decide(
+        self, photo: Photo, options: RestoreOptions, clock: Clock, mask: Mask | None = None
+    ) -> tuple[Plan, Selection, dict[str, Array]]:
+        """(plan, selection, prompt tokens by plugin)."""
+        working_size(*photo.size, options.size)  # refused before anything runs
+        if options.plugins:
+            selection = select_named(options.plugins, self.cards)
+            plan = self._plan(photo.size, options, selection.chosen, mask)
+            return plan, selection, self._encoders.tokens(photo, selection.chosen, clock)
+        known, prompt = list(self.cards), options.prompt or ""
         tokens = self._encoders.tokens(photo, known, clock)
-        scores = self._encoders.scores(prompt, tokens, known, clock)
-        selection = select(scores, known, prompt, self._table)
+        selection = select(self._encoders.scores(prompt, tokens, known, clock), known, prompt, self._compounds)
         if not self._encoders.fits_context(prompt):
             late = f"; only the first {self.dims.context - 2} word pieces of the request were read"
             selection = replace(selection, reason=selection.reason + late)
-        return self._checked(self._plan(photo, options, selection.chosen)), selection, tokens
+        return self._plan(photo.size, options, selection.chosen, mask), selection, tokens
 
-    def _checked(self, plan: Plan) -> Plan:
-        """The plan, if each of its stages has so many steps."""
-        for stage in plan.chain:
-            try:
-                step_table(plan.sampler, self._schedule, stage.steps, stage.first_t)
-            except RequestError as error:
-                raise RequestError(f"{stage.plugin}, which starts at t = {stage.first_t}: {error}") from None
-        return plan
-
-    def _plan(self, photo: Photo, options: Options, chosen: Sequence[str]) -> Plan:
-        chain = plan_stages(chosen, self.cards, options.steps, self.quality)
+    def _plan(
+        self, size: tuple[int, int], options: RestoreOptions, chosen: Sequence[str], mask: Mask | None = None
+    ) -> Plan:
+        chain = plan_stages(chosen, self.cards, self.quality, steps=options.steps, sampler=options.sampler)
         memory = self._footprint(chain)
         plan = make_plan(
-            photo.size,
+            size,
             chain,
             options,
             dims=self.dims,
@@ -298,41 +311,38 @@ class Restorer:
             precision=self.precision,
             quality=self.quality.name,
             engine_sizes=() if self.device is None else self.device.engine_sizes,
+            mask=mask,
         )
         return plan if self.device is None else self.device.planned(plan)
 
     def _footprint(self, chain: Sequence[Stage]) -> Footprint:
-        """What a run of this chain needs beyond the engines that are loaded already."""
-        graphs = self.bundle.manifest.graphs
-        deep = any(len(stage.full_steps) < stage.steps for stage in chain)
-        shared = any(len(stage.scb_steps) < stage.steps for stage in chain)
-        keys = ["clip_vision", "vae_encoder", "unet", *(["unet_shallow"] if deep else []), "vae_decoder"]
-        keys += [f"{kind}/{stage.plugin}" for stage in chain for kind in ("tpb", "scb")]
-        weights = {key: graphs[key].weights_bytes for key in keys}
-        kept = kept_bytes(self.dims, deep=deep, residuals=shared)
-        return footprint(self.dims, weights, bytes_per_value=_VALUE_BYTES.get(self.precision, 4), kept=kept)
+        return chain_footprint(self.bundle.manifest, chain, self.precision)
 
-    def _noise(self, seed: int, latent_size: tuple[int, int]) -> Array:
-        return normal(seed, (1, self.dims.latent_channels, latent_size[1], latent_size[0]))
+    def _run(self, clock: Clock, tiles: tuple[Tile, ...], latent_size: tuple[int, int], seed: int) -> Run:
+        noise = normal(seed, (1, self.dims.latent_channels, latent_size[1], latent_size[0]))
+        return Run(pool=self._pool, clock=clock, tiles=tiles, factor=self.dims.factor, noise=noise)
 
-    def _stage(
+    def _noise_of_area(self, plan: Plan) -> Array:
+        """The whole photo's noise, cut to the area: a mask does not change what is restored inside it."""
+        factor, (width, height) = self.dims.factor, plan.working_size
+        place = Tile(plan.area.top // factor, plan.area.left // factor, plan.latent_size[1], plan.latent_size[0])
+        rows = max(-(-height // factor), place.top + place.height)
+        columns = max(-(-width // factor), place.left + place.width)
+        noise = normal(plan.seed, (1, self.dims.latent_channels, rows, columns))
+        return np.ascontiguousarray(place.cut(noise))
+
+    def _restore_stage(
         self,
         run: Run,
         stage: Stage,
-        picture: Array,
+        image: Array,
         sampler: str,
         tokens: Mapping[str, Array],
         device: DeviceLoop | None,
     ) -> Array:
         table = step_table(sampler, self._schedule, stage.steps, stage.first_t)
-        time = self._time(table)
-        return restore_stage(run, stage, picture, table=table, time=time, tokens=tokens[stage.plugin], device=device)
-
-    def _time(self, table: StepTable) -> Array:
-        """Sinusoidal features [n, F] of a sampler's steps."""
-        settings = self.bundle.manifest.time_embedding
-        flip, shift = bool(settings["flip_sin_to_cos"]), float(settings["freq_shift"])
-        return sinusoidal(table.t, self.dims.time_features, flip_sin_to_cos=flip, freq_shift=shift)
+        time = time_features(table.t, self.bundle.manifest)
+        return restore_stage(run, stage, image, table=table, time=time, tokens=tokens[stage.plugin], device=device)
 
 
 class _Ticks:
@@ -348,9 +358,3 @@ class _Ticks:
     def tick(self, plugin: str) -> None:
         self._done += 1
         self.begin(plugin)
-
-
-def _names(plugins: Sequence[str] | None) -> tuple[str, ...]:
-    if plugins is not None and not plugins:
-        raise RequestError("plugins is empty: name at least one, or leave it out and give a request")
-    return (plugins,) if isinstance(plugins, str) else tuple(plugins or ())

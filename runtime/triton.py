@@ -22,6 +22,7 @@ import numpy as np
 
 from diffplugin.engines.base import Engine, OnnxBuilder, check_precision
 from diffplugin.errors import Cancelled, DiffPluginError, EngineError, ImageError, RequestError
+from diffplugin.runtime.options import OptionFields, RestoreOptions
 from diffplugin.spec import Array, GraphSpec
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ class TritonPythonModel:
     def _answer(self, request: Any) -> Any:
         utils = self._utils
         try:
-            made = self._restorer.restore(**_arguments(request, utils), cancelled=request.is_cancelled)
+            photo, options = _read(request, utils)
+            made = self._restorer.restore(photo, options, cancelled=request.is_cancelled)
         except DiffPluginError as error:
             return utils.InferenceResponse(error=utils.TritonError(str(error), _code(error, utils)))
         report = np.array([json.dumps(made.to_json()).encode()], np.object_)
@@ -133,32 +135,33 @@ def _restorer(path: Path, parameters: Mapping[str, str], utils: Any) -> Restorer
     engine, precision = parameters.get("engine", SERVER), parameters.get("precision", "fp32")
     quality = parameters.get("quality", "exact")
     if engine != SERVER:
-        return diffplugin.load(path, engine=engine, precision=precision, quality=quality)
+        chosen: Any = {"engine": engine, "precision": precision, "quality": quality}  # load checks them
+        return diffplugin.load(path, **chosen)
     builder = ServerBuilder(utils, precision)
-    own = get_quality(quality).at(precision)
-    return Restorer(open_bundle(path), builder, precision, reason="the server's models", quality=own)
+    return Restorer(open_bundle(path), builder, precision, reason="the server's models", quality=get_quality(quality))
 
 
-def _arguments(request: Any, utils: Any) -> dict[str, Any]:
-    """Arguments of ``Restorer.restore`` from a request's tensors.
+def _read(request: Any, utils: Any) -> tuple[Any, RestoreOptions]:
+    """(pixels, options) from a request's tensors.
 
     Raises:
-        RequestError: a text is not UTF-8.
+        RequestError: a text is not UTF-8, or the request cannot be understood.
     """
     found = {name: utils.get_input_tensor_by_name(request, name) for name in INPUTS}
     values = {name: tensor.as_numpy() for name, tensor in found.items() if tensor is not None}
-    arguments: dict[str, Any] = {"image": values["image"]}
-    for name in ("seed", "steps"):
-        if name in values:
-            arguments[name] = int(values[name].item())
+    fields: OptionFields = {}
+    if "seed" in values:
+        fields["seed"] = int(values["seed"].item())
+    if "steps" in values:
+        fields["steps"] = int(values["steps"].item())
     try:
         if "prompt" in values:
-            arguments["prompt"] = values["prompt"].item().decode()
+            fields["prompt"] = values["prompt"].item().decode()
         if "plugins" in values:
-            arguments["plugins"] = [plugin.decode() for plugin in values["plugins"]]
+            fields["plugins"] = [plugin.decode() for plugin in values["plugins"]]
     except UnicodeDecodeError as error:
         raise RequestError(f"prompt or plugins: not UTF-8 ({error.reason} at byte {error.start})") from None
-    return arguments
+    return values["image"], RestoreOptions(**fields)
 
 
 def _code(error: DiffPluginError, utils: Any) -> Any:

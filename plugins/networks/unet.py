@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diffplugin.errors import CheckpointError
 from diffplugin.plugins.networks.attention import SpatialTransformer
@@ -23,7 +22,6 @@ _FIXED: dict[str, Any] = {
     "class_embed_type": None,
     "num_class_embeds": None,
     "resnet_time_scale_shift": "default",
-    "upcast_attention": False,
     "addition_embed_type": None,
     "encoder_hid_dim": None,
     "conv_in_kernel": 3,
@@ -286,7 +284,7 @@ class UNet(nn.Module):
 
     def _outer(self, x: Tensor, skips: list[Tensor], embedding: Tensor, tokens: Tensor) -> Tensor:
         x = self.up_blocks[-1](x, skips, embedding, tokens)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))  # type: ignore[no-any-return]
+        return self.conv_out(self.conv_norm_out.silu(x))  # type: ignore[no-any-return]
 
     def _check_levels(self) -> None:
         if self.levels < 2:

@@ -52,7 +52,7 @@ def restore_stage(
         with run.clock("device"):
             restored = device.restore(run, stage, image, table=table, time=time, tokens=tokens)
         if restored is not None and stage.output == "residual":  # the loop keeps its latents to itself
-            restored = _changed(image, restored, decode(run, encode(run, image)))
+            restored = residual_output(image, restored, decode(run, encode(run, image)))
     if restored is None:
         restored = _from_host(run, stage, image, table, time, tokens)
     check_restored(restored, image, f"{stage.plugin}, {run.pool.builder.name} at {run.pool.precision}")
@@ -83,11 +83,12 @@ def _from_host(run: Run, stage: Stage, image: Array, table: StepTable, time: Arr
         )
     run.seen(plugin, "z0", latents)
     restored = decode(run, latents)
-    return _changed(image, restored, decode(run, cond)) if stage.output == "residual" else restored
+    return residual_output(image, restored, decode(run, cond)) if stage.output == "residual" else restored
 
 
-def _changed(image: Array, restored: Array, reconstructed: Array) -> Array:
-    """The picture with what the plugin changed, clipped to [-1, 1]: x + D(z) - D(E(x))."""
+def residual_output(image: Array, restored: Array, reconstructed: Array) -> Array:
+    """x + D(z) - D(E(x)), clipped to [-1, 1]: the input x changed by what the plugin changed, so that detail which the
+    autoencoder cannot carry stays. All float32 [n,3,H,W]."""
     changed: Array = np.clip(image + (restored - reconstructed), -1, 1)
     return changed
 
@@ -116,8 +117,9 @@ def _piecewise(run: Run, key: str, array: Array, scale_in: int, scale_out: int) 
         return one(run.tiles[0])
     h, w = (side // scale_in * scale_out for side in array.shape[-2:])
     placed = [tile.scaled(scale_out) for tile in run.tiles]
+    grid = None if run.grid is None else [tile.scaled(scale_out) for tile in run.grid]
     shape = (1, int(leaving.axes[1]), h, w)
-    return blend((one(tile) for tile in run.tiles), placed, blend_weights(placed, h, w), shape)
+    return blend((one(tile) for tile in run.tiles), placed, blend_weights(placed, h, w, grid), shape)
 
 
 @dataclass
@@ -144,7 +146,8 @@ def _denoiser(
     batch saves no operations.
     """
     plugin = stage.plugin
-    weights = blend_weights(run.tiles, *cond.shape[-2:]) if len(run.tiles) > 1 else []
+    height, width = cond.shape[-2:]
+    weights = blend_weights(run.tiles, height, width, run.grid) if len(run.tiles) > 1 else []
     kept = {tile: _Kept() for tile in run.tiles}
 
     def one(i: int, tile: Tile, latents: Array) -> Array:

@@ -6,35 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from diffplugin.errors import RequestError
-from diffplugin.plugins.cards import TRAIN_STEPS, PluginCard
-from diffplugin.runtime.photos.pixels import Size, working_size
+from diffplugin.manifest import Manifest
+from diffplugin.plugins.cards import Output, PluginCard, Start
+from diffplugin.runtime.options import RestoreOptions, Tiling, check_tiling
+from diffplugin.runtime.photos.mask import Mask
+from diffplugin.runtime.photos.pixels import working_size
 from diffplugin.runtime.planning.engine_sizes import EngineSizes, best_fit, fits, no_fit
-from diffplugin.runtime.planning.memory import Footprint
+from diffplugin.runtime.planning.memory import Footprint, footprint, kept_bytes
 from diffplugin.runtime.planning.quality import EXACT, Quality
 from diffplugin.runtime.planning.tiles import Tile, plan_tiles
+from diffplugin.runtime.sampling.samplers import max_steps
 from diffplugin.spec import ModelDims
-
-Tiling = Literal["auto", "off"] | int
-OutputSize = Literal["input", "working"]
 
 MAX_WHOLE_AREAS = 1.5  # largest area of a picture that runs whole, in native areas: beyond it attention explodes
 MULTIPLE = 8  # sides of tiles, in latent pixels: the UNet halves them three times
 MIN_TILE = 16  # smallest side of a tile, in latent pixels
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What a caller may choose for one picture, complete (``Restorer.restore`` explains each)."""
-
-    prompt: str | None = None
-    plugins: tuple[str, ...] = ()
-    seed: int = 42
-    steps: int | None = None
-    sampler: str = "unipc"
-    size: Size = "native"
-    tile: Tiling = "auto"
-    output_size: OutputSize = "input"
+_VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +42,10 @@ class Stage:
 
     plugin: str
     steps: int
-    start: Literal["noised_input", "input", "noise"]
+    start: Start
     first_t: int
     renoise_from_t: int
-    output: Literal["decoded", "residual"]
+    output: Output
     full_steps: tuple[int, ...]
     scb_steps: tuple[int, ...]
     scb_batch: int = 1
@@ -67,10 +58,12 @@ class Plan:
     Attributes:
         input_size: of the picture that came, px.
         working_size: in which it is restored, px.
-        padded_size: the working size grown to multiples of the autoencoder's factor, or to what an engine takes, px.
+        area: the part of it that runs, px: all of it, or what a mask touches and some context.
+        padded_size: the area grown to multiples of the autoencoder's factor, or to what an engine takes, px.
         latent_size: padded size / factor.
         output_size: of the picture that leaves, px.
-        tiles: pieces in latent pixels, in the order in which they run; one: the whole picture.
+        tiles: pieces of the area in latent pixels, in the order in which they run; one: the whole area.
+        grid: all its pieces, where the mask touches only some of them; else empty.
         tiling: why it runs whole or in pieces, for people.
         chain: plugins in order; empty: the picture stays untouched.
         sampler, seed, engine, precision: as they will run ("auto" resolved).
@@ -86,6 +79,8 @@ class Plan:
     latent_size: tuple[int, int]
     output_size: tuple[int, int]
     tiles: tuple[Tile, ...]
+    grid: tuple[Tile, ...] = ()
+    area: Tile
     tiling: str
     chain: tuple[Stage, ...]
     sampler: str
@@ -130,27 +125,34 @@ class Plan:
 
 
 def plan_stages(
-    chosen: Sequence[str], cards: Mapping[str, PluginCard], steps: int | None, quality: Quality = EXACT
+    chosen: Sequence[str],
+    cards: Mapping[str, PluginCard],
+    quality: Quality = EXACT,
+    *,
+    steps: int | None = None,
+    sampler: str = "unipc",
 ) -> tuple[Stage, ...]:
     """The stages of a chain, as released: all steps for the first plugin, few for those that follow.
 
     Args:
         chosen: plugin ids in order.
+        quality: which steps run everything.
         steps: of the first plugin; those that follow take ``min(steps, card.steps_chained)``. None: the cards', and
             no more than ``quality.steps``.
-        quality: which steps run everything.
 
     Raises:
-        RequestError: ``steps`` is not 1 to 1000.
+        RequestError: the sampler cannot take so many steps from where a plugin starts.
     """
-    if steps is not None and not 1 <= steps <= TRAIN_STEPS:
-        raise RequestError(f"steps is {steps}, expected 1 to {TRAIN_STEPS}")
     stages = []
     for i, card in enumerate(cards[plugin] for plugin in chosen):
         own = card.steps_chained if i else card.steps_first
         if steps is None:
             own = min(own, quality.steps or own)
         count = own if steps is None else min(steps, own) if i else steps
+        if count > (most := max_steps(sampler, card.first_t)):
+            raise RequestError(
+                f"{card.id}, which starts at t = {card.first_t}: steps is {count}, expected an integer from 1 to {most}"
+            )
         stages.append(
             Stage(
                 plugin=card.id,
@@ -166,10 +168,21 @@ def plan_stages(
     return tuple(stages)
 
 
+def chain_footprint(manifest: Manifest, chain: Sequence[Stage], precision: str) -> Footprint:
+    """What a run of this chain needs beyond the engines that are loaded already."""
+    deep = any(len(stage.full_steps) < stage.steps for stage in chain)
+    shared = any(len(stage.scb_steps) < stage.steps for stage in chain)
+    keys = ["clip_vision", "vae_encoder", "unet", *(["unet_shallow"] if deep else []), "vae_decoder"]
+    keys += [f"{kind}/{stage.plugin}" for stage in chain for kind in ("tpb", "scb")]
+    weights = {key: manifest.graphs[key].weights_bytes for key in keys}
+    kept = kept_bytes(manifest.dims, deep=deep, residuals=shared)
+    return footprint(manifest.dims, weights, bytes_per_value=_VALUE_BYTES.get(precision, 4), kept=kept)
+
+
 def make_plan(
     input_size: tuple[int, int],
     chain: tuple[Stage, ...],
-    options: Options,
+    options: RestoreOptions,
     *,
     dims: ModelDims,
     memory: Footprint,
@@ -178,6 +191,7 @@ def make_plan(
     precision: str,
     quality: str = EXACT.name,
     engine_sizes: Sequence[EngineSizes] = (),
+    mask: Mask | None = None,
 ) -> Plan:
     """Decide sizes and tiles.
 
@@ -189,24 +203,36 @@ def make_plan(
     Args:
         engine_sizes: sizes that the engines were built for, where they take no others. The picture is then grown to
             one of them, or cut into pieces of one.
+        mask: only what it touches is planned, with context around it.
 
     Raises:
-        RequestError: a size, tile or output size that is not understood.
+        RequestError: the tile is smaller than a piece may be, or no engine takes such a photo.
         ImageError: the working size is larger than pictures may be.
     """
-    if options.output_size not in ("input", "working"):
-        raise RequestError(f"output size {options.output_size!r} is not understood; expected input or working")
     working = working_size(*input_size, options.size)
     factor = dims.factor
     latent = (-(-working[0] // factor), -(-working[1] // factor))
+    touched = None if mask is None else mask.touched(*latent)
+    area = Tile(0, 0, latent[1], latent[0]) if touched is None else masked_area(touched, dims.native_latent)
+    latent = (area.width, area.height)
     if engine_sizes:
         latent, side, why = _engine_side(latent, engine_sizes, dims, memory, available, options.tile)
     else:
         side, why = _tile_side(latent, dims, memory, available, options.tile)
-    tiles = _pieces(latent, side, dims)
+    grid = tiles = _pieces(latent, side, dims)
+    if touched is not None:
+        inside = area.cut(touched)
+        tiles = tuple(tile for tile in grid if tile.cut(inside).any())
+        if len(tiles) == 1:  # it is the area then
+            area = Tile(area.top + tiles[0].top, area.left + tiles[0].left, tiles[0].height, tiles[0].width)
+            latent = (area.width, area.height)
+            grid = tiles = (Tile(0, 0, area.height, area.width),)
+        why += f"; {len(tiles)} of {len(grid)} touch the mask" if len(tiles) < len(grid) else "; what the mask touches"
     return Plan(
         input_size=input_size,
         working_size=working,
+        area=area.scaled(factor).clipped(working[1], working[0]),
+        grid=grid if len(grid) > len(tiles) else (),
         padded_size=(latent[0] * factor, latent[1] * factor),
         latent_size=latent,
         output_size=input_size if options.output_size == "input" else working,
@@ -221,6 +247,26 @@ def make_plan(
         memory=memory,
         available=available,
     )
+
+
+def masked_area(touched: NDArray[np.bool_], native: int) -> Tile:
+    """The rectangle of latent pixels that runs for a mask: its bounding box with an eighth of the native side around
+    it as context, at least half the native side long where the photo is, in multiples of ``MULTIPLE``.
+
+    Args:
+        touched: bool [h, w], with at least one True.
+        native: side of the model's native latent.
+    """
+    spans = []
+    for axis, length in enumerate(touched.shape):
+        there = np.flatnonzero(touched.any(1 - axis))
+        first, last = int(there[0]), int(there[-1]) + 1
+        side = min(length, max(last - first + native // 8 * 2, native // 2))
+        start = min(max(0, (first + last - side) // 2), length - side) // MULTIPLE * MULTIPLE
+        end = min(length, -(-max(last, start + side) // MULTIPLE) * MULTIPLE)
+        spans.append((start, end - start))
+    (top, height), (left, width) = spans
+    return Tile(top, left, height, width)
 
 
 def _estimate(memory: Footprint, tiles: Sequence[Tile]) -> int:
@@ -252,10 +298,8 @@ def _tile_side(
     return side, f"pieces of {side * factor} px: {reason}"
 
 
-def _asked_side(tile: Tiling, factor: int) -> int:
-    least = MIN_TILE * factor
-    if isinstance(tile, bool) or not isinstance(tile, int) or tile < least:
-        raise RequestError(f"tile {tile!r} is not understood; expected auto, off or a side of at least {least} pixels")
+def _asked_side(tile: int, factor: int) -> int:
+    check_tiling(tile, MIN_TILE * factor)
     return tile // factor // MULTIPLE * MULTIPLE
 
 
@@ -286,8 +330,8 @@ def _engine_side(
     fit = best_fit(found, available, native=native, most=MAX_WHOLE_AREAS * dims.native_latent**2)
     if fit is None:
         pieces = {"off": " as one piece", "auto": ""}.get(str(tile), f" in pieces of {tile} px")
-        raise no_fit(f"a picture of {latent[1] * factor}x{latent[0] * factor} px{pieces}", engine_sizes, factor)
-    grown = "" if fit.latent == latent else f" grown to {fit.latent[1] * factor}x{fit.latent[0] * factor} px"
+        raise no_fit(f"a picture of {latent[0] * factor}x{latent[1] * factor} px{pieces}", engine_sizes, factor)
+    grown = "" if fit.latent == latent else f" grown to {fit.latent[0] * factor}x{fit.latent[1] * factor} px"
     kind = "one piece" if fit.whole else f"pieces of {fit.side * factor} px"
     return fit.latent, fit.side, f"{kind}{grown}: what engines were built for"
 

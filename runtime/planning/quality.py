@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Literal
 
 from diffplugin.errors import RequestError
 
@@ -19,7 +20,6 @@ class Quality:
             of the last whole run (arXiv:2312.00858); 1: always whole.
         scb_every: the SCB runs once in so many steps and at the last, between its runs the residuals are interpolated;
             1: at every step.
-        scb_runs: the SCB runs at about so many steps where a plugin has more; None: as ``scb_every`` says.
         precisions: taken first where the precision is "auto", if the bundle and the engine have them.
     """
 
@@ -28,7 +28,6 @@ class Quality:
     steps: int | None = None
     deep_every: int = 1
     scb_every: int = 1
-    scb_runs: int | None = None
     precisions: tuple[str, ...] = ()
 
     def full_steps(self, steps: int) -> tuple[int, ...]:
@@ -37,22 +36,20 @@ class Quality:
 
     def scb_steps(self, steps: int) -> tuple[int, ...]:
         """Of ``steps`` steps those whose residuals are computed, rising; the first and the last are two."""
-        every = max(self.scb_every, steps // self.scb_runs if self.scb_runs else 1)
-        return tuple(sorted({*range(0, steps, every), steps - 1}))
-
-    def at(self, precision: str) -> Quality:
-        """The same at a precision: at bf16 and int8, interpolated residuals err less than the arithmetic itself."""
-        return replace(self, scb_runs=SCB_RUNS) if precision in ("bf16", "int8") else self
+        return tuple(sorted({*range(0, steps, self.scb_every), steps - 1}))
 
 
-SCB_RUNS = 10  # of 20 steps: 51 dB to every step's own on the embedded model, as far as bf16 itself is from float32
-EXACT = Quality(
-    name="exact", description="every step as released; at bf16 and int8 the SCB at 10 of them, interpolated between"
-)
+QualityName = Literal["exact", "high", "balanced", "fast"]
+EXACT = Quality(name="exact", description="every step as released, at every precision")
 QUALITIES = {
     quality.name: quality
     for quality in (
         EXACT,
+        Quality(
+            name="high",
+            description="every step, with the SCB at every 2nd one and interpolated between",
+            scb_every=2,  # 51 dB to exact on the embedded model at 20 steps, as far as bf16 itself is from float32
+        ),
         Quality(
             name="balanced",
             description="at most 10 steps unless --steps says more; deep features and SCB at every 2nd step",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffplugin.errors import Cancelled, NotFinite, RequestError, ShapeMismatch
+from diffplugin.plugins.cards import Start
 from diffplugin.runtime.sampling.samplers import StepTable
 
 Array = NDArray[Any]
@@ -20,9 +21,8 @@ def sample(
     noise: Array,
     cond: Array,
     *,
-    start: Literal["noised_input", "input", "noise"],
+    start: Start,
     renoise_from_t: int,
-    progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
     on_step: Callable[[int, Array, Array], None] | None = None,
 ) -> Array:
@@ -38,7 +38,6 @@ def sample(
             on, as the release does. "input": the first step starts from ``cond`` without noise, scaled as if it had
             some. "noise": pure noise. Neither is ever replaced.
         renoise_from_t: in training timesteps (960 in the release).
-        progress: called after each step with (steps done, steps in all).
         cancelled: asked before each step.
         on_step: called with (step index, latents that entered the model, its output).
 
@@ -48,7 +47,6 @@ def sample(
         ShapeMismatch: noise, cond and model output differ in shape.
         RequestError: unknown ``start``.
     """
-    _check_start(start)
     if cond.shape != noise.shape:
         raise ShapeMismatch(f"sampler: cond is {cond.shape}, expected {noise.shape} like the noise")
     steps = len(table)
@@ -57,10 +55,7 @@ def sample(
     for i in range(steps):
         if cancelled is not None and cancelled():
             raise Cancelled(f"cancelled before step {i + 1} of {steps}")
-        if start == "noised_input" and (i == 0 or table.t[i] >= renoise_from_t):
-            latents = _weighted((table.alpha[i], table.sigma[i]), (cond, noise))
-        elif start == "input" and i == 0:
-            latents = _weighted((table.alpha[i],), (cond,))
+        latents = _weighted(_entering(table, i, start, renoise_from_t), (latents, cond, noise))
         output = denoise(i, latents)
         _check(output, noise.shape, f"step {i + 1} of {steps} (t = {table.t[i]:g})")
         if on_step is not None:
@@ -69,12 +64,10 @@ def sample(
         last = _weighted(table.correct[i], (last, latents, x0, x0_1, x0_2))
         latents = _weighted(table.predict[i], (last, x0, x0_1))
         x0_1, x0_2 = x0, x0_1
-        if progress is not None:
-            progress(i + 1, steps)
     return latents
 
 
-def step_weights(table: StepTable, i: int, start: str, renoise_from_t: float) -> Array:
+def step_weights(table: StepTable, i: int, start: Start, renoise_from_t: float) -> Array:
     """Weights of step ``i`` of a loop, float32 [13], for the graph ``step`` (:func:`diffplugin.spec.graph_specs`).
 
     Start (latents, cond, noise), denoise (x, output), correct (last, x, x0, previous x0, the x0 before), predict
@@ -83,24 +76,20 @@ def step_weights(table: StepTable, i: int, start: str, renoise_from_t: float) ->
 
     Args:
         start, renoise_from_t: as :func:`sample` takes them.
-
-    Raises:
-        RequestError: unknown ``start``.
     """
-    _check_start(start)
-    mixed = (1.0, 0.0, 0.0)
+    entering = _entering(table, i, start, renoise_from_t)
+    return np.concatenate((entering, table.denoise[i], table.correct[i], table.predict[i])).astype(np.float32)
+
+
+def _entering(table: StepTable, i: int, start: Start, renoise_from_t: float) -> tuple[float, float, float]:
+    """The start rule: weights of (latents, cond, noise) in what enters the model at step ``i``."""
     if start == "noised_input" and (i == 0 or table.t[i] >= renoise_from_t):
-        mixed = (0.0, table.alpha[i], table.sigma[i])
-    elif start == "input" and i == 0:
-        mixed = (0.0, table.alpha[i], 0.0)
-    elif i == 0:
-        mixed = (0.0, 0.0, 1.0)
-    return np.concatenate((mixed, table.denoise[i], table.correct[i], table.predict[i])).astype(np.float32)
-
-
-def _check_start(start: str) -> None:
-    if start not in ("noised_input", "input", "noise"):
-        raise RequestError(f"start is {start!r}, expected 'noised_input', 'input' or 'noise'")
+        return 0.0, float(table.alpha[i]), float(table.sigma[i])
+    if start not in get_args(Start):
+        raise RequestError(f"start is {start!r}, expected one of {', '.join(get_args(Start))}")
+    if i > 0:
+        return 1.0, 0.0, 0.0
+    return (0.0, float(table.alpha[i]), 0.0) if start == "input" else (0.0, 0.0, 1.0)
 
 
 def _weighted(weights: Sequence[float] | Array, arrays: Sequence[Array]) -> Array:

@@ -99,6 +99,11 @@ SAMPLERS: dict[str, Callable[[NoiseSchedule, int, int | None], StepTable]] = {
 }
 
 
+def max_steps(sampler: str, first_t: int) -> int:
+    """Most steps from timestep ``first_t``: one more would visit a timestep twice (unipc, dpmpp_2m: end on one)."""
+    return first_t + (sampler not in ("unipc", "dpmpp_2m"))
+
+
 @lru_cache(maxsize=64)
 def step_table(name: str, schedule: NoiseSchedule, steps: int, first_t: int | None = None) -> StepTable:
     """The table of sampler ``name`` for ``steps`` steps. Cached: the arrays are shared and read-only.
@@ -117,7 +122,7 @@ def step_table(name: str, schedule: NoiseSchedule, steps: int, first_t: int | No
         faults.append(f"first_t is {first_t!r}, expected 1 to {last}")
     if name not in SAMPLERS:
         faults.append(f"sampler {name!r} does not exist; choose one of {', '.join(SAMPLERS)}")
-    most = _first(schedule, first_t) + (name not in ("unipc", "dpmpp_2m"))
+    most = max_steps(name, _first(schedule, first_t))
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or not 1 <= steps <= most:
         faults.append(f"steps is {steps!r}, expected an integer from 1 to {most}")
     if faults:

@@ -59,13 +59,20 @@ def normal(seed: int, shape: tuple[int, ...]) -> Floats:
     Raises:
         RequestError: the seed is not an integer of that range.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not -(2**63) <= seed < 2**64:
-        raise RequestError(f"seed: {seed!r} is not usable; expected an integer from -2**63 to 2**64 - 1")
+    check_seed(seed)
     # RandomState, not Generator: it is seeded by the reference initialisation, as PyTorch is, and frozen (NEP 19).
     stream = np.random.RandomState(int(seed) & 0xFFFFFFFF)
     count = math.prod(shape)
     numbers = _blocks(stream, count) if count >= _BLOCK else _pairs(stream, count)
     return numbers.reshape(shape)
+
+
+def check_seed(seed: int) -> None:
+    """Raises:
+    RequestError: not an integer of PyTorch's range.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not -(2**63) <= seed < 2**64:
+        raise RequestError(f"seed: {seed!r} is not usable; expected an integer from -2**63 to 2**64 - 1")
 
 
 def _raw(stream: np.random.RandomState, count: int) -> NDArray[np.uint32]:

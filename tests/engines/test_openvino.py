@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +20,9 @@ pytest.importorskip("openvino", reason="needs the extra [openvino]")
 from diffplugin.bundle import ENGINES, Bundle, list_files
 from diffplugin.engines import openvino as module
 from diffplugin.engines.base import BuildOptions
+from diffplugin.engines.choice import choose
 from diffplugin.engines.compiled_cache import write_blob
+from diffplugin.engines.devices import Device
 from diffplugin.engines.openvino import OpenVinoBuilder, OpenVinoEngine
 from diffplugin.errors import BundleDamaged, EngineError, EngineUnavailable, RequestError, ShapeMismatch
 from diffplugin.manifest import EngineEntry, fingerprint
@@ -27,6 +31,7 @@ from diffplugin.shapes import Range
 Make = Callable[..., Any]
 Worst = Callable[[Any, Any], float]
 NATIVE = OpenVinoBuilder().precisions()
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def load(tiny: Any, **options: Any) -> OpenVinoEngine:
@@ -135,17 +140,96 @@ def test_threads(tiny: Any) -> None:
         load(tiny, threads=-1)
 
 
-@pytest.mark.skipif("bf16" in NATIVE, reason="this processor computes bf16")
 def test_bf16_is_refused_where_it_would_be_float32(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here where the processor has no native bf16, else below in a process that is denied it."""
+    if "bf16" in NATIVE:
+        pytest.skip("this processor computes bf16: test_a_lesser_processor runs this one")
     with pytest.raises(EngineUnavailable, match=r"bf16 does not run natively on .*AVX512-BF16.*--precision fp32"):
         load(tiny, precision="bf16")
-    with monkeypatch.context() as patch:  # past that gate, OpenVINO itself takes the hint and computes in float32
+    # Past that gate OpenVINO takes the hint. Without AVX-512 it computes in float32 and says so only when asked; with
+    # it, it computes in bf16 by emulation, slower than float32.
+    emulated = "WINOGRAD" in module._core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # reported with AVX-512
+    with monkeypatch.context() as patch:
         patch.setattr(OpenVinoBuilder, "precisions", lambda self: ("bf16", "fp32"))
-        with pytest.raises(EngineUnavailable, match="asked for bf16, it computes in f32"):
-            load(tiny, precision="bf16").run(tiny.inputs())
+        if emulated:
+            assert load(tiny, precision="bf16").run(tiny.inputs())["eps"].shape == (1, 4, 8, 8)
+        else:
+            with pytest.raises(EngineUnavailable, match="asked for bf16, it computes in f32"):
+                load(tiny, precision="bf16").run(tiny.inputs())
     with pytest.raises(EngineUnavailable, match="bf16 does not run natively"):
-        OpenVinoBuilder().build(tiny.bundle, "unet", precision="bf16", sizes={"h": 8, "w": 8}, out=tmp_path / "out")
+        OpenVinoBuilder().build(
+            tiny.bundle,
+            "unet",
+            precision="bf16",
+            profile={"h": Range.of(8), "w": Range.of(8)},
+            out=tmp_path / "out",
+            options=BuildOptions(),
+        )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_cached_model_of_another_hint_is_refused(tiny: Any) -> None:
+    """The gate itself, on every processor: what OpenVINO says that it computes in is compared with what was asked."""
+    path = tiny.bundle.graph_file("unet")
+    compiled = module.compile_graph(
+        path, tiny.bundle.spec("unet"), {"h": 8, "w": 8}, module._properties(path, "f32", 1)
+    )
+    module._check_hint(compiled, {"INFERENCE_PRECISION_HINT": "f32"})
+    with pytest.raises(EngineUnavailable, match="asked for bf16, it computes in f32; use --precision fp32"):
+        module._check_hint(compiled, {"INFERENCE_PRECISION_HINT": "bf16"})
+
+
+LESSER = (  # what a processor decides in this file
+    "test_bf16_is_refused_where_it_would_be_float32",
+    "test_equal_to_numpy_at_any_size",
+    "test_the_builder_names_its_machine",
+    "test_int8_runs_the_quantised_graph_and_is_close",
+)
+
+
+@pytest.mark.parametrize("ceiling", ["AVX2", pytest.param("AVX512_CORE_VNNI", marks=pytest.mark.slow)])
+def test_a_lesser_processor(ceiling: str, tmp_path: Path) -> None:
+    """The tests above on a processor without bf16 and without or with AVX-512: none may be skipped.
+
+    OpenVINO has two ceilings: of what it reports and decides, and of the kernels of the oneDNN inside it.
+    """
+    ceilings = {"OV_CPU_MAX_ISA": ceiling, "ONEDNN_MAX_CPU_ISA": ceiling}
+    environment = {**os.environ, **ceilings, "DIFFPLUGIN_CACHE": str(tmp_path)}
+    tests = [f"{__file__}::{name}" for name in LESSER]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *tests],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and " passed" in done.stdout and "skipped" not in done.stdout, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("abilities", "order", "floats"),
+    [
+        (["FP32", "INT8"], None, ("fp32",)),
+        (["BF16", "FP32", "INT8"], ("bf16", "fp32"), ("bf16", "fp32")),
+        (["BF16", "FP32", "INT8"], ("fp32", "bf16"), ("fp32", "bf16")),
+    ],
+)
+def test_precisions_are_what_the_processor_can_in_the_order_of_their_speed(
+    monkeypatch: pytest.MonkeyPatch, abilities: list[str], order: tuple[str, ...] | None, floats: tuple[str, ...]
+) -> None:
+    """Processors that cannot be simulated, such as one with bf16 where this one has none, by what they report."""
+
+    class Core:
+        def get_property(self, device: str, name: str) -> object:
+            return abilities if name == "OPTIMIZATION_CAPABILITIES" else "some processor"
+
+    def measured(name: str, precisions: tuple[str, ...], runner: object) -> tuple[str, ...]:
+        assert order is not None, "nothing to measure"
+        assert set(precisions) == {"bf16", "fp32"} and "BF16" in name
+        return order
+
+    monkeypatch.setattr(module, "_core", Core)
+    monkeypatch.setattr(module, "fastest_first", measured)
+    builder = OpenVinoBuilder()
+    assert builder.precisions() == (*floats, "int8")
+    assert builder.hint("int8") == builder.hint(floats[0]) == {"fp32": "f32", "bf16": "bf16"}[floats[0]]
 
 
 @pytest.mark.skipif("bf16" not in NATIVE, reason="this processor has no native bf16")
@@ -343,3 +427,44 @@ def test_int8_runs_the_quantised_graph_and_is_close(tiny: Any, tmp_path: Path) -
 def test_int8_without_int8_graphs_names_the_remedy(tiny: Any) -> None:
     with pytest.raises(EngineUnavailable, match="has no int8 graphs; export it with dp-export --precision int8"):
         load(tiny, precision="int8")
+
+
+# Other devices: this machine has none of Intel's, so that they are refused, and how they would be asked is looked at.
+
+
+@pytest.mark.parametrize(("device", "target"), [("gpu", "GPU.0"), ("gpu:1", "GPU.1"), ("npu", "NPU"), ("cpu", "CPU")])
+def test_a_device_that_is_not_here_is_refused_by_name(device: str, target: str) -> None:
+    builder = OpenVinoBuilder(Device.parse(device))
+    here = module._core().available_devices
+    reason = builder.unavailable_reason()
+    assert builder.target == target
+    if target in here or target.partition(".")[0] in here:
+        assert reason is None
+        return
+    assert reason is not None and f"finds no device {target} here, only CPU" in reason and "Intel's driver" in reason
+    with pytest.raises(EngineUnavailable, match=f"engine openvino: OpenVINO finds no device {target}"):
+        choose("openvino", device=device)
+
+
+def test_threads_are_for_processors(tiny: Any) -> None:
+    path = tiny.bundle.graph_file("unet")
+    assert "INFERENCE_NUM_THREADS" in module._properties(path, "f32", 2)
+    assert module._properties(path, "f16", 2, "GPU.0") == {
+        "INFERENCE_PRECISION_HINT": "f16",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+
+
+@pytest.mark.parametrize(
+    ("abilities", "precisions"),
+    [(["FP32", "FP16", "INT8", "EXPORT_IMPORT"], ("fp16", "fp32", "int8")), (["FP16", "INT8"], ("fp16", "int8"))],
+)
+def test_precisions_are_what_the_device_says(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, abilities: list[str], precisions: tuple[str, ...]
+) -> None:
+    """Float16 there needs no graphs of its own: OpenVINO takes the float32 ones."""
+    builder = OpenVinoBuilder(Device("gpu"))
+    monkeypatch.setattr(OpenVinoBuilder, "_abilities", lambda self: abilities)
+    assert builder.precisions() == precisions and builder.hint("fp16") == builder.hint("int8") == "f16"
+    assert builder.missing_variant(tiny.bundle, "fp16") is None and builder.variant("fp16") == "fp32"
+    assert "has no int8 graphs" in str(builder.missing_variant(tiny.bundle, "int8"))

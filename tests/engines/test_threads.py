@@ -64,7 +64,8 @@ def threads():
     return int(re.search(r"Threads:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 bundle, before = open_bundle(default_bundle()), threads()
-engines = [OnnxRuntimeEngine(bundle.spec(k), bundle.graph_file(k), {threads}) for k in ("tpb/derain", "tpb/face", "selector")]
+keys = ("tpb/derain", "tpb/face", "selector")
+engines = [OnnxRuntimeEngine(bundle.spec(k), bundle.graph_file(k), {threads}) for k in keys]
 print(threads() - before, module._pool.holds(ort, {threads}))
 """
 

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the extra [export]")
+pytest.importorskip("torch", reason="needs the extra [export]")
+
+import torch
 
 from diffplugin.bundle import default_bundle, open_bundle
 from diffplugin.errors import CheckpointError, ParityError, RequestError
-from diffplugin.export import checkpoints, cli, exporter
+from diffplugin.export import cli, exporter
 from diffplugin.export.checkpoints import Checkpoint, embedded_checkpoint, find
+from diffplugin.export.embedded import embedded_checkpoint_folder
 from diffplugin.export.exporter import export_bundle
 from diffplugin.export.maintenance import verify
 from diffplugin.export.measures import psnr, relative_error
@@ -56,7 +59,7 @@ def test_the_embedded_bundle_has_its_own_cards() -> None:
 
     bundle = open_bundle(default_bundle())
     for plugin, card in bundle.cards().items():
-        assert card == load_card(checkpoints.embedded_checkpoint_folder() / "cards" / f"{plugin}.toml")
+        assert card == load_card(embedded_checkpoint_folder() / "cards" / f"{plugin}.toml")
 
 
 def test_the_embedded_bundle_was_validated() -> None:
@@ -84,7 +87,7 @@ def test_a_graph_over_its_budget_fails_the_export(
 ) -> None:
     """Break one weight on the way to ONNX: the comparison must see it, and no bundle may be left."""
     _tiny_graphs(monkeypatch)
-    trace = exporter.export_graph
+    from diffplugin.export.onnx import export_graph as trace
 
     def broken(module: torch.nn.Module, *args: object, **kwargs: object) -> None:
         with torch.no_grad():
@@ -120,9 +123,7 @@ def test_own_cards_and_compounds_travel_with_the_bundle(
     own = Checkpoint(checkpoint.base, checkpoint.clip, {"colourise": checkpoint.plugins["deblur"]}, None)
     (tmp_path / "own" / "colourise").mkdir(parents=True)
     card = (
-        (checkpoints.embedded_checkpoint_folder().parent / "cards" / "deblur.toml")
-        .read_text()
-        .replace('"deblur"', '"colourise"')
+        (embedded_checkpoint_folder().parent / "cards" / "deblur.toml").read_text().replace('"deblur"', '"colourise"')
     )
     card = "\n".join(line for line in card.splitlines() if not line.startswith(("order", "aliases")))
     (tmp_path / "own" / "colourise" / "card.toml").write_text(card + '\naliases = ["colour"]\n')
@@ -135,15 +136,22 @@ def test_own_cards_and_compounds_travel_with_the_bundle(
 
 @pytest.mark.parametrize(
     ("text", "sizes"),
-    [("512", ("512", "512")), ("512x768", ("512", "768")), ("256:512:1024", ("256:512:1024", "256:512:1024"))],
+    [
+        ("512", ("512", "512")),
+        ("768x512", ("768", "512")),
+        ("256:512:1024", ("256:512:1024", "256:512:1024")),
+        ("1024x256:512:1024", ("1024", "256:512:1024")),
+    ],
 )
-def test_sizes(text: str, sizes: tuple[str, str]) -> None:
+def test_sizes_are_width_first(text: str, sizes: tuple[str, str]) -> None:
     assert tuple(map(str, parse_size(text))) == sizes
 
 
-@pytest.mark.parametrize("text", ["", "0", "512x", "a", "256:1024", "1024:512:256", "-5", "512x512x512"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "512x", "a", "256:1024", "1024:512:256", "-5", "512x512x512", "512x1:2", "x512"]
+)
 def test_wrong_sizes_are_refused(text: str) -> None:
-    with pytest.raises(RequestError, match=r"expected (N, HxW or )?MIN:OPT:MAX"):
+    with pytest.raises(RequestError, match=r"expected (N, WxH \(width first\) or )?MIN:OPT:MAX"):
         parse_size(text)
 
 

@@ -69,4 +69,5 @@ def test_faults_all_at_once(tmp_path: Path) -> None:
     for part in ("'a b c' is no pair", "bos token '<|startoftext|>'", "merged tokens", "tokenizer_config.json cannot"):
         assert part in str(caught.value)
     with pytest.raises(CheckpointError, match=r"vocab.json cannot be read.*merges.txt cannot be read"):
+        (tmp_path / "none").mkdir()
         build_tokenizer(tmp_path / "none")

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from diffplugin.errors import Cancelled, EngineError, ImageError, NotFinite, RequestError, ShapeMismatch
+from diffplugin.runtime.options import Sampler
 from diffplugin.runtime.photos.read import photo_from
 from diffplugin.runtime.restorer import Restorer
 from diffplugin.runtime.sampling.start_noise import normal
@@ -45,7 +46,7 @@ def _off(found: Array, expected: Array) -> int:
 
 @pytest.mark.parametrize("plugin", ["derain", "lowlight"])
 @pytest.mark.parametrize(("sampler", "left"), [("unipc", 0.0291), ("ddim", 0.0291), ("dpmpp_2m", 0.0), ("euler", 0.0)])
-def test_one_plugin(restorer: Restorer, sampler: str, left: float, plugin: str) -> None:
+def test_one_plugin(restorer: Restorer, sampler: Sampler, left: float, plugin: str) -> None:
     """Samplers that land on t = 0 leave that share of noise (the release does), the others a clean latent."""
     made = restorer.restore(_photo(), plugins=[plugin], sampler=sampler, steps=8)
     assert made.array.shape == (64, 80, 3) and not made.untouched
@@ -282,7 +283,7 @@ def test_a_bundle_without_selector_asks_for_a_plugin(fake_bundle: Bundle, model:
     bare = replace(fake_bundle, manifest=replace(fake_bundle.manifest, selector=False))
     with pytest.raises(RequestError, match=r"no selector.*derain, lowlight, deblur"):
         Restorer(bare, model, "fp32").restore(_photo(), "rain")
-    assert Restorer(bare, model, "fp32").prepare(64, 64).latent_size == (8, 8)
+    assert Restorer(bare, model, "fp32").prepare((64, 64)).latent_size == (8, 8)
 
 
 # --- cost and sharing ---
@@ -293,12 +294,12 @@ def test_plan_is_what_runs(restorer: Restorer, model: FakeModel) -> None:
     assert "unet" not in model.loads
     made = restorer.restore(_photo(300, 300), "rain", steps=5, seed=3)
     assert replace(made.plan, available=None) == replace(plan, available=None) and made.selection == selection
-    assert set(made.to_json()) == {"plan", "selection", "timings", "untouched"}
+    assert set(made.to_json()) == {"plan", "selection", "timings", "untouched", "frames", "notes"}
     assert {"unet", "scb", "vae_encoder", "vae_decoder", "clip_vision"} <= set(made.timings)
 
 
 def test_prepare_leaves_nothing_to_load(restorer: Restorer, model: FakeModel) -> None:
-    plan = restorer.prepare(300, 300)
+    plan = restorer.prepare((300, 300))
     assert len(plan.tiles) == 9 and model.runs("unet") == 1
     loaded = list(model.loads)
     restorer.restore(_photo(300, 300), "rain dark blur", steps=1)

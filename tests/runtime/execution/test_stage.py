@@ -80,7 +80,7 @@ def test_no_shallow_engine_is_loaded_where_none_runs(restorer: Restorer, less: L
     less(2, 2).restore(_photo(), plugins=["derain"], steps=1)
     assert "unet_shallow" not in model.loads
     ready = less(2, 2)
-    ready.prepare(64, 80, plugins=["derain"])
+    ready.prepare((80, 64), plugins=["derain"])
     loaded = list(model.loads)
     ready.restore(_photo(), plugins=["derain"], steps=4)
     assert "unet_shallow" in loaded and model.loads == loaded, "prepare left something to load"
@@ -185,7 +185,7 @@ def test_a_residual_keeps_what_the_latent_cannot_carry(less: Less, size: tuple[i
     restorer, photo = less(1, 1), _photo(*size)
     errors = []
     for output in ("residual", "decoded"):
-        restorer.cards["derain"] = replace(restorer.cards["derain"], output=output)  # type: ignore[arg-type]
+        restorer.cards["derain"] = replace(restorer.cards["derain"], output=output)
         made = restorer.restore(photo, plugins=["derain"], steps=3)
         assert made.plan.chain[0].output == output
         errors.append(np.abs(made.array - (photo + 0.2 * 127.5)).mean())

@@ -10,8 +10,9 @@ import pytest
 
 from diffplugin.errors import RequestError
 from diffplugin.plugins.cards import shipped_cards
+from diffplugin.runtime.options import RestoreOptions
 from diffplugin.runtime.planning.memory import Footprint
-from diffplugin.runtime.planning.plan import Options, Plan, make_plan, plan_stages
+from diffplugin.runtime.planning.plan import Plan, make_plan, plan_stages
 from diffplugin.runtime.planning.quality import EXACT, Quality
 from diffplugin.spec import ModelDims
 
@@ -34,9 +35,9 @@ LESS = Quality(name="less", description="", steps=10, deep_every=2, scb_every=4)
 
 def _plan(width: int, height: int, available: int | None = None, memory: Footprint = LIGHT, **options: Any) -> Plan:
     quality = options.pop("quality", EXACT)
-    chain = plan_stages(["deblur"], shipped_cards(), None, quality)
+    chain = plan_stages(["deblur"], shipped_cards(), quality)
     return make_plan(
-        (width, height), chain, Options(**options),
+        (width, height), chain, RestoreOptions(plugins=["deblur"], **options),
         dims=DIMS, memory=memory, available=available, engine="fake", precision="fp32", quality=quality.name,
     )  # fmt: skip
 
@@ -45,28 +46,29 @@ def _plan(width: int, height: int, available: int | None = None, memory: Footpri
     ("steps", "expected"), [(None, [20, 3, 3]), (50, [50, 3, 3]), (3, [3, 3, 3]), (2, [2, 2, 2]), (1, [1, 1, 1])]
 )
 def test_chained_plugins_take_few_steps(steps: int | None, expected: list[int]) -> None:
-    chain = plan_stages(["derain", "lowlight", "deblur"], shipped_cards(), steps)
+    chain = plan_stages(["derain", "lowlight", "deblur"], shipped_cards(), steps=steps)
     assert [stage.steps for stage in chain] == expected
     assert [stage.start for stage in chain] == ["noised_input", "noise", "noised_input"]
 
 
-@pytest.mark.parametrize("steps", [0, -3, 1001])
-def test_impossible_steps(steps: int) -> None:
-    with pytest.raises(RequestError, match=f"steps is {steps}, expected 1 to 1000"):
-        plan_stages(["derain"], shipped_cards(), steps)
+@pytest.mark.parametrize(("sampler", "most"), [("unipc", 999), ("ddim", 1000)])
+def test_more_steps_than_a_sampler_can_take(sampler: str, most: int) -> None:
+    assert plan_stages(["derain"], shipped_cards(), steps=most, sampler=sampler)[0].steps == most
+    with pytest.raises(RequestError, match=rf"derain, which starts at t = 999: steps is .*, expected .* 1 to {most}"):
+        plan_stages(["derain"], shipped_cards(), steps=most + 1, sampler=sampler)
 
 
 @pytest.mark.parametrize(
     ("steps", "expected"), [(None, [10, 3]), (50, [50, 3]), (20, [20, 3]), (2, [2, 2]), (1, [1, 1])]
 )
 def test_a_quality_limits_only_steps_that_nobody_asked_for(steps: int | None, expected: list[int]) -> None:
-    assert [stage.steps for stage in plan_stages(["derain", "deblur"], shipped_cards(), steps, LESS)] == expected
+    assert [stage.steps for stage in plan_stages(["derain", "deblur"], shipped_cards(), LESS, steps=steps)] == expected
 
 
 def test_a_quality_says_which_steps_run_everything() -> None:
-    exact = plan_stages(["derain"], shipped_cards(), 4)[0]
+    exact = plan_stages(["derain"], shipped_cards(), steps=4)[0]
     assert exact.full_steps == exact.scb_steps == (0, 1, 2, 3)
-    first, second = plan_stages(["derain", "deblur"], shipped_cards(), None, LESS)
+    first, second = plan_stages(["derain", "deblur"], shipped_cards(), LESS)
     assert (first.full_steps, first.scb_steps) == ((0, 2, 4, 6, 8), (0, 4, 8, 9))
     assert (second.full_steps, second.scb_steps) == ((0, 2), (0, 2))
 
@@ -139,7 +141,7 @@ def test_asked_tiles() -> None:
     assert plan.tiles[0].height == 32 and len(plan.tiles) == 9 and "as asked" in plan.tiling
     assert len(_plan(200, 200, tile=256).tiles) == 1
     for wrong in (0, 127, -5, "some", True):
-        with pytest.raises(RequestError, match=r"tile .* at least 128 pixels"):
+        with pytest.raises(RequestError, match=r"tile .* at least (1|128) pixels"):
             _plan(100, 100, tile=wrong)
 
 

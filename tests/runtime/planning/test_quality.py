@@ -26,28 +26,22 @@ def test_the_first_step_is_always_whole_and_the_scb_runs_at_both_ends() -> None:
 
 
 def test_each_is_less_work_than_the_one_before() -> None:
-    assert tuple(QUALITIES) == ("exact", "balanced", "fast")
-    work = [(q.steps or 20, len(q.full_steps(12)), len(q.scb_steps(12))) for q in QUALITIES.values()]
+    assert tuple(QUALITIES) == ("exact", "high", "balanced", "fast")
+    work = [(q.steps or 20, len(q.full_steps(40)), len(q.scb_steps(40))) for q in QUALITIES.values()]
     assert all(less <= more for a, b in zip(work[1:], work, strict=False) for less, more in zip(a, b, strict=True))
-    assert len(set(work)) == 3
+    assert len(set(work)) == 4, work
     for name, quality in QUALITIES.items():
         assert quality.name == name and quality.description and "\n" not in quality.description
 
 
-def test_reduced_precision_shares_the_scb_between_timesteps() -> None:
-    for quality in QUALITIES.values():
-        assert quality.at("fp32") is quality and quality.at("fp16") is quality
-    for precision in ("bf16", "int8"):
-        made = EXACT.at(precision)
-        assert [len(made.scb_steps(n)) for n in (1, 10, 19, 20, 50, 100)] == [1, 10, 19, 11, 11, 11]
-        assert made.full_steps(20) == EXACT.full_steps(20)
-        for name in ("balanced", "fast"):  # at their own few steps nothing changes
-            quality = QUALITIES[name]
-            assert quality.steps and quality.at(precision).scb_steps(quality.steps) == quality.scb_steps(quality.steps)
+def test_high_shares_the_scb_between_timesteps_and_nothing_else() -> None:
+    high = QUALITIES["high"]
+    assert [len(high.scb_steps(n)) for n in (1, 2, 3, 10, 20)] == [1, 2, 2, 6, 11]
+    assert high.full_steps(20) == EXACT.full_steps(20)
 
 
 @pytest.mark.parametrize("name", ["best", "", "Exact"])
 def test_unknown_names(name: str) -> None:
     for refuse in (get_quality, lambda name: diffplugin.load(quality=name)):
-        with pytest.raises(RequestError, match="choose one of exact, balanced, fast"):
+        with pytest.raises(RequestError, match="choose one of exact, high, balanced, fast"):
             refuse(name)

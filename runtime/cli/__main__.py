@@ -1,0 +1,8 @@
+"""``python -m diffplugin.runtime.cli``: as ``dp-infer``."""
+
+import sys
+
+from diffplugin.entry import infer
+
+if __name__ == "__main__":
+    sys.exit(infer())
