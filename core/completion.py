@@ -27,7 +27,7 @@ def completion_script(parser: argparse.ArgumentParser, shell: str, path_type: Ca
         ) from None
     for action in _actions(parser):
         metavar = str(action.metavar or "")
-        if metavar in _FOLDERS:
+        if metavar.partition("|")[0] in _FOLDERS and "FILE" not in metavar:
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
         elif action.type is path_type or "FILE" in metavar or "INPUT" in metavar:
             action.complete = shtab.FILE  # type: ignore[attr-defined]

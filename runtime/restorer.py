@@ -97,6 +97,7 @@ class Restorer:
         self.dims = bundle.manifest.dims
         self._schedule = NoiseSchedule.from_config(bundle.manifest.scheduler)
         self._compounds = bundle.compounds()
+        self.device: DeviceLoop | None = None
         cores = thread_count(threads)
         self.concurrency = restorations_at_once(
             concurrency,
@@ -316,7 +317,9 @@ class Restorer:
         return plan if self.device is None else self.device.planned(plan)
 
     def _footprint(self, chain: Sequence[Stage]) -> Footprint:
-        return chain_footprint(self.bundle.manifest, chain, self.precision)
+        memory = chain_footprint(self.bundle.manifest, chain, self.precision)
+        # of a device the free memory is its own; the picture stays with the host
+        return memory if self.device is None else replace(memory, picture_per_latent_pixel=0)
 
     def _run(self, clock: Clock, tiles: tuple[Tile, ...], latent_size: tuple[int, int], seed: int) -> Run:
         noise = normal(seed, (1, self.dims.latent_channels, latent_size[1], latent_size[0]))

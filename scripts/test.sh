@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Set up everything for development in .venv-test, then lint, type-check and run the quick tests.
+# Set up everything for development in .venv-test, then lint, type-check, build the API reference and run
+# the quick tests.
 # Arguments go to pytest: scripts/test.sh -m slow
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,4 +17,5 @@ ruff check .
 ruff format --check .
 mypy
 mypy tests setup.py
+python scripts/api_docs.py build/api
 OMP_WAIT_POLICY=passive python -m pytest -q "$@"

@@ -10,7 +10,7 @@ from diffplugin.errors import CheckpointError
 from diffplugin.export.checkpoints import configs, weights
 from diffplugin.export.checkpoints.checkpoint import BASE_PARTS, Checkpoint
 from diffplugin.export.tokenizer import build_tokenizer, end_and_largest
-from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule, defaulted_settings, sampler_settings
+from diffplugin.runtime.sampling.noise_schedule import defaulted_settings, sampler_settings
 
 OLD_EOS = 2  # configs written before the ids were fixed say so; the text ends at the highest id then
 
@@ -26,10 +26,10 @@ def check_checkpoint(checkpoint: Checkpoint) -> list[str]:
     """
     faults: list[str] = []
     parts = checkpoint.parts()
-    for part in (*(part for part in parts if part.partition("/")[0] in configs.TABLES), "preprocessor"):
+    for part in (*(part for part in parts if part.partition("/")[0] in configs.TABLES), "preprocessor", "scheduler"):
         with _collected(faults):
             checkpoint.config(part)
-    for check in (_dims, _preprocessor, _tokenizer, _scheduler):
+    for check in (_dims, _preprocessor, _tokenizer):
         with _collected(faults):
             check(checkpoint)
     for part in parts:
@@ -84,14 +84,6 @@ def _tokenizer(checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{folder}: ends a text with id {end}, the text encoder's eos_token_id is {eos}")
 
 
-def _scheduler(checkpoint: Checkpoint) -> None:
-    config, path = checkpoint.config("scheduler"), checkpoint.config_file("scheduler")
-    try:
-        NoiseSchedule.from_config(config)
-    except CheckpointError as error:
-        raise CheckpointError(str(error).replace("scheduler_config", str(path), 1)) from None
-
-
 def _weights(checkpoint: Checkpoint, part: str) -> None:
     path = checkpoint.source(part).main
     network, tensors, faults = checkpoint.misfits(part)
@@ -109,7 +101,7 @@ def _notes(checkpoint: Checkpoint) -> Iterator[str]:
         absent = configs.defaulted(part.partition("/")[0], checkpoint.raw_config(part))
         if absent and not (checkpoint.single and part in BASE_PARTS):
             yield f"{checkpoint.config_file(part)}: lacks {_listed(absent)}, taken from the library"
-    scheduler, path = checkpoint.config("scheduler"), checkpoint.config_file("scheduler")
+    scheduler, path = checkpoint.raw_config("scheduler"), checkpoint.config_file("scheduler")
     if absent := defaulted_settings(scheduler):
         yield f"{path}: lacks {_listed(absent)}, taken from the library's {scheduler.get('_class_name')}"
     if ignored := sampler_settings(scheduler):

@@ -22,6 +22,7 @@ from diffplugin.plugins.networks.clip import TextEncoder, VisionEncoder
 from diffplugin.plugins.networks.taskplugin import SelectorHeads, SpatialComplementBranch, TaskPromptBranch
 from diffplugin.plugins.networks.unet import UNet
 from diffplugin.plugins.networks.vae import Autoencoder
+from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
 from diffplugin.runtime.sampling.time_features import time_settings
 from diffplugin.spec import ModelDims
 
@@ -160,7 +161,10 @@ class Checkpoint:
         """
         raw = self.raw_config(part)
         if part == "scheduler":
-            return raw
+            try:
+                return raw | NoiseSchedule.from_config(raw).to_config()
+            except CheckpointError as error:
+                raise CheckpointError(str(error).replace("scheduler_config", str(self.config_file(part)), 1)) from None
         made, faults = configs.read_config(part.partition("/")[0], raw, str(self.config_file(part)))
         if faults:
             raise CheckpointError("; ".join(faults))

@@ -153,7 +153,7 @@ def _snapshot(name: str, choose: Choose, anchor: str, *, offline: bool, log: Cal
     try:
         info = HfApi().model_info(name, files_metadata=True)
     except Exception as error:  # the hub client has a dozen kinds for "not there" and "no network"
-        return _cached(name, anchor, f"; the hub does not answer ({_reason(error)})")
+        return _cached(name, anchor, f"; asking the hub failed ({_reason(error)})")
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     try:
         wanted = choose(sizes.keys())

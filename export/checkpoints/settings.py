@@ -124,7 +124,7 @@ def side(*keys: str) -> Read:
     """The side of a square in pixels: a number, or an object with one of ``keys``, or with all where they agree."""
 
     def read(value: Any) -> int:
-        found = list(value.values()) if isinstance(value, dict) and set(value) <= set(keys) else [value]
+        found: list[Any] = list(value.values()) if isinstance(value, dict) and set(value) <= set(keys) else [value]
         if not found or any(type(v) is not int or v != found[0] or not 1 <= v <= 4096 for v in found):
             raise ValueError(f"one side in pixels, up to 4096 (or an object with {', '.join(keys)})")
         return int(found[0])

@@ -215,7 +215,8 @@ class Session:
         else:
             self._write(paths, made, photo)
             notes = not_kept(paths.target, made.photo) if paths.target != STDOUT else ()
-            self._say(*(f"{_target_name(paths)}: {note}" for note in notes))
+            for note in notes:
+                self._say(f"{_target_name(paths)}: {note}")
         seconds = time.perf_counter() - began
         if not made.untouched:
             self._say(done_line(made, _target_name(paths), seconds))

@@ -16,6 +16,7 @@ from diffplugin.runtime.photos.deep import (
     as_rgba_png,
     deep_layout,
     deep_pixels,
+    is_misread,
     to_8_bits,
 )
 from diffplugin.runtime.photos.metadata import (
@@ -115,6 +116,11 @@ def _further(image: Image.Image, source: Source, count: int, first: Photo) -> It
 
 def _frame(image: Image.Image, source: Source, index: int) -> Photo:
     """The current frame: decoded, upright, RGB."""
+    if is_misread(image):
+        raise UnsupportedImage(
+            f"{source.name}: a TIFF picture of 16 bits with each channel in a plane of its own, which is not read here "
+            "uncompressed; save it with all channels in one plane"
+        )
     layout = deep_layout(image)
     mode, opened_as = _mode(image, layout), image.mode  # some formats change it as they load
     image.load()
@@ -122,6 +128,8 @@ def _frame(image: Image.Image, source: Source, index: int) -> Photo:
     turn = _UPRIGHT.get(exif.get(0x0112, 1))
     icc = image.info.get("icc_profile") or None
     notes = list(_lost(image, exif, opened_as, icc))
+    if layout is None and image.format == "TIFF" and max(getattr(image, "tag_v2", {}).get(258, (8,))) > 8:
+        notes.append("16 bits a channel became 8: they stand in an arrangement of which only 8 are read")
     deep, deep_alpha = None, None
     grey_icc = icc if icc and mode == "L" and colour_space(icc) == "L" else None
     if layout is not None and source.file is not None and (layout != "grey" or grey_icc is None):

@@ -29,11 +29,20 @@ def deep_layout(image: Image.Image) -> Layout | None:
         return None
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format != "TIFF"):
         return "grey"
+    if getattr(image, "tag_v2", {}).get(284) == 2:  # a plane for each channel: the unpackers are others
+        return None
     raw = [_raw_mode(tile) for tile in getattr(image, "tile", [])]
     if raw and all(mode == "LA;16B" for mode in raw):
         return "grey and alpha"
     colour = all(mode.partition(";16")[0] in ("RGB", "RGBA", "RGBX") and mode[-3:-1] == "16" for mode in raw)
     return "colour" if raw and colour else None
+
+
+def is_misread(image: Image.Image) -> bool:
+    """Whether Pillow takes the bytes of an opened TIFF for 8-bit samples that they are not: its uncompressed planes of
+    16 bits."""
+    bits = getattr(image, "tag_v2", {}).get(258, (8,))
+    return max(bits) > 8 and any(_raw_mode(tile) in ("R", "G", "B", "A", "X") for tile in getattr(image, "tile", []))
 
 
 def deep_pixels(image: Image.Image, layout: Layout, reopen: Callable[[], Image.Image]) -> Deep:

@@ -190,7 +190,8 @@ def _image(photo: Photo, form: Format) -> Image.Image:
         alpha = None
     if form is GIF or (photo.mode == "P" and "P" in form.modes):
         if form is GIF and alpha is not None:
-            alpha = np.where(alpha < 128, 0, 255).astype(np.uint8)
+            alpha = np.where(alpha < 128, 0, 255).astype(np.uint8)  # one transparent entry, all or nothing
+            rgb = np.where(alpha[..., None] == 0, 0, rgb).astype(np.uint8)
         return with_palette(rgb, alpha)[0]
     image = Image.fromarray(_grey(photo, rgb) if photo.mode == "L" and "L" in form.modes else rgb)
     if alpha is not None:

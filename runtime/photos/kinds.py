@@ -126,12 +126,14 @@ def _is_raw_tiff(layout: Mapping[int, tuple[int, ...]]) -> bool:
     return _DNG_VERSION in layout or small_copy
 
 
-def _tiff_kind(layout: Mapping[int, tuple[int, ...]]) -> str:
-    bits = layout.get(258, (1,))
-    sample = _SAMPLES.get(layout.get(339, (1,))[0] if layout.get(339) else 1, "unknown")
-    count = layout.get(277, (1,))[0] if layout.get(277) else 1
-    apart = ", each in a plane of its own" if layout.get(284) == (2,) else ""
-    return f"a TIFF picture of {count} channel{'s' * (count != 1)} of {max(bits or (1,))} {sample} bits{apart}"
+def _tiff_kind(layout: Mapping[int, tuple[int, ...]]) -> str | None:
+    """The layout of a TIFF file in words; None for those that are read here."""
+    bits = max(layout.get(258) or (1,))
+    sample, count, plane = ((layout.get(tag) or (1,))[0] for tag in (339, 277, 284))
+    if sample == 1 and plane == 1 and (bits in (1, 2, 4, 8) or (bits == 16 and count in (1, 3, 4))) and count <= 5:
+        return None
+    apart = ", each in a plane of its own" if plane == 2 else ""
+    return f"a TIFF picture of {count} channel{'s' * (count != 1)} of {bits} {_SAMPLES.get(sample, '')} bits{apart}"
 
 
 def _box_length(head: bytes) -> int:

@@ -23,7 +23,9 @@ def with_palette(rgb: Pixels, alpha: Pixels | None) -> tuple[Image.Image, bool]:
     if alpha is not None and np.isin(alpha, (0, 255)).all():
         made = _spread(image, _COLOURS - 1)
         indices = np.where(alpha == 0, _COLOURS - 1, np.asarray(made)).astype(np.uint8)
-        return _image(indices, _palette_of(made), transparency=_COLOURS - 1), False
+        entries = _palette_of(made)
+        entries = np.concatenate((entries, np.zeros((_COLOURS - len(entries), 3), np.uint8)))
+        return _image(indices, entries, transparency=_COLOURS - 1), False
     if alpha is not None:
         image.putalpha(Image.fromarray(alpha))
         return image.quantize(_COLOURS, method=Image.Quantize.FASTOCTREE), False

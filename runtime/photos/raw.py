@@ -49,7 +49,8 @@ def _opened(file: IO[bytes], name: str) -> Iterator[tuple[Any, Any]]:
             "damaged; convert it to DNG or TIFF first"
         ) from None
     except rawpy.LibRawError as error:
-        raise DamagedImage(f"{name}: truncated or damaged ({_text(error)}); expected a complete picture") from None
+        what = f"a camera RAW picture, truncated or damaged ({_text(error)})"
+        raise DamagedImage(f"{name}: {what}; expected a complete picture") from None
 
 
 def read_raw(file: IO[bytes], name: str, limit: int | None) -> Photo:
@@ -87,7 +88,7 @@ def _exif(file: IO[bytes]) -> Image.Exif:
         file.seek(0)
         data = file.read()
         if data[:4] in (b"II*\0", b"MM\0*"):
-            exif.load_from_fp(io.BytesIO(data), 0)
+            exif.load_from_fp(io.BytesIO(data))
             dict(exif)
     except Exception:  # Pillow's parser raises errors of any type; a broken block is no reason to refuse the picture
         return Image.Exif()

@@ -256,8 +256,8 @@ def _unidentified(file: IO[bytes], name: str) -> ImageError:
     """What to say of a file that no decoder wants."""
     kind = unread_kind(file)
     if kind is not None and kind.startswith("a TIFF"):
-        remedy = "save it with 8 or 16 unsigned bits a channel first"
-        return UnsupportedImage(f"{name}: {kind}, which is not read here, or a damaged one; {remedy}")
+        remedy = "save it with 8 or 16 unsigned bits a channel, all channels in one plane"
+        return UnsupportedImage(f"{name}: {kind}, which is not read here; {remedy}")
     if kind is not None:
         return UnsupportedImage(f"{name}: {kind}, which is not read here; convert it to PNG, TIFF or JPEG first")
     if looks_like_a_picture(file):

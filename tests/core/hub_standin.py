@@ -38,9 +38,10 @@ class Hub(ThreadingHTTPServer):
     def commit(self, repository: str, revision: str) -> str:
         """Hash of a branch as it is; "" if there is none."""
         for branch, files in self.repositories.get(repository, {}).items():
-            digest = hashlib.sha1(branch.encode() + b"".join(k.encode() + v for k, v in sorted(files.items())))
-            if revision in (branch, digest.hexdigest()):
-                return digest.hexdigest()
+            names = "".join(f"{name} {len(data)}" for name, data in sorted(files.items()))
+            digest = hashlib.sha1(f"{branch} {names}".encode()).hexdigest()
+            if revision in (branch, digest):
+                return digest
         return ""
 
     def files(self, repository: str, revision: str) -> dict[str, bytes]:
@@ -75,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
             {"error": f"{what} not found"}, 404, X_Error_Code=f"{what}NotFound", X_Error_Message=f"{what} not found"
         )
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: PLR0911
         path = unquote(urlsplit(self.path).path)
         self.server.asked.append(f"{self.command} {path}")
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+?))?/?", path):
@@ -107,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(200, data, ETag=f'"{etag}"', X_Repo_Commit=commit, Accept_Ranges="bytes")
         return self._missing("Repo")
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815
 
     @staticmethod
     def _entry(name: str, data: bytes) -> dict[str, Any]:
@@ -118,7 +119,7 @@ class Handler(BaseHTTPRequestHandler):
             "oid": hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(),
         }
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: PLR0911
         path = unquote(urlsplit(self.path).path)
         self.server.asked.append(f"POST {path}")
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))

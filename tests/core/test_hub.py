@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from diffplugin.bundle import default_bundle, open_bundle
-from diffplugin.errors import RequestError
+from diffplugin.errors import BundleError, RequestError
+from diffplugin.export import cli as export
+from diffplugin.export.push import push_bundle
 from diffplugin.hub import HubName, parse_name
+from diffplugin.runtime import cli as infer
 from tests.core.hub_standin import Hub, serving
 
 pytest.importorskip("huggingface_hub", reason="needs the extra [hub]")
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    from huggingface_hub import constants
+
     with serving() as made:
+        monkeypatch.setattr(constants, "ENDPOINT", made.url)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("/{repo_id}")
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", made.url + "".join(template[1:]))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("DIFFPLUGIN_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", made.token)
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.setenv(name, "127.0.0.1")
         yield made
-
-
-def run(hub: Hub, cache: Path, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    given = {
-        "HF_ENDPOINT": hub.url, "HF_HOME": str(cache / "hf"), "DIFFPLUGIN_CACHE": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }  # fmt: skip
-    command = [sys.executable, "-W", "ignore", *map(str, words)]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | given | environment, timeout=120, check=False
-    )
-
-
-INFER = ("-m", "diffplugin.runtime.cli")
-OPEN = "import sys; from diffplugin.bundle import open_bundle; print(open_bundle(sys.argv[1]).path)"
 
 
 def test_names() -> None:
@@ -47,21 +42,12 @@ def test_names() -> None:
             parse_name(text)
 
 
-def test_pushed_and_fetched_again(hub: Hub, tmp_path: Path) -> None:
+def test_pushed_and_fetched_again(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
     source = default_bundle()
-    pushed = run(
-        hub,
-        tmp_path,
-        "-m",
-        "diffplugin.export.cli",
-        "--bundle",
-        source,
-        "--push-to",
-        "hf:anna/small",
-        HF_TOKEN=hub.token,
-    )
-    assert pushed.returncode == 0, pushed.stderr
-    assert f"hf:anna/small: {hub.url}/anna/small/commit/" in pushed.stdout
+    address = push_bundle(source, "hf:anna/small")
+    assert address.startswith(f"{hub.url}/anna/small/commit/")
     files = hub.repositories["anna/small"]["main"]
     manifest = open_bundle(source).manifest
     assert files.keys() == {"manifest.json", "README.md", *manifest.files}
@@ -76,48 +62,47 @@ def test_pushed_and_fetched_again(hub: Hub, tmp_path: Path) -> None:
         "hf:anna/small",
     ):
         assert expected in card, card
-    found = run(hub, tmp_path, "-c", OPEN, "hf:anna/small")
-    assert found.returncode == 0, found.stderr
-    folder = Path(found.stdout.strip())
-    assert folder == tmp_path / "hub" / "anna" / "small" / "main"
+    folder = open_bundle("hf:anna/small").path
+    assert folder == tmp_path / "cache" / "hub" / "anna" / "small" / "main"
     for name in manifest.files:
         assert (folder / name).read_bytes() == (source / name).read_bytes() and not (folder / name).is_symlink()
     hub.asked.clear()
-    assert run(hub, tmp_path, "-c", OPEN, "hf:anna/small", HF_HUB_OFFLINE="1").returncode == 0
-    assert hub.asked == [], "offline is offline"
-    assert run(hub, tmp_path, "-c", OPEN, "hf:anna/small").returncode == 0
+    open_bundle("hf:anna/small")
     assert not [line for line in hub.asked if line.startswith("GET /anna")], "nothing is loaded twice"
+    hub.asked.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    open_bundle("hf:anna/small")
+    assert hub.asked == [], "offline is offline"
     (folder / "onnx" / "unet.onnx").write_bytes(b"half")
-    cut = run(hub, tmp_path, "-c", OPEN, "hf:anna/small", HF_HUB_OFFLINE="1")
-    assert cut.returncode == 1 and "onnx/unet.onnx is missing or not whole" in cut.stderr
+    with pytest.raises(BundleError, match=r"onnx/unet\.onnx is missing or not whole"):
+        open_bundle("hf:anna/small")
 
 
-def test_revisions_and_what_is_not_there(hub: Hub, tmp_path: Path) -> None:
+def test_revisions_and_what_is_not_there(hub: Hub) -> None:
     bundle = default_bundle()
     files = {name: (bundle / name).read_bytes() for name in ("manifest.json", *open_bundle(bundle).manifest.files)}
     hub.repositories["anna/small"] = {"main": {}, "v1": files}
-    assert run(hub, tmp_path, "-c", OPEN, "hf:anna/small@v1").stdout.strip().endswith("/anna/small/v1")
-    for name, offline in (("hf:anna/none", ""), ("hf:anna/small@v9", ""), ("hf:ben/none", "1")):
-        run_one = run(hub, tmp_path, *INFER, "p.png", "rain", "--bundle", name, HF_HUB_OFFLINE=offline)
-        assert run_one.returncode == 1 and run_one.stderr.startswith(f"dp-infer: {name}: not found in the hub"), (
-            run_one.stderr
-        )
-        assert run_one.stderr.count("\n") == 1
+    assert open_bundle("hf:anna/small@v1").path.name == "v1"
+    for name, reason in (
+        ("hf:anna/none", "not found in the hub"),
+        ("hf:anna/small@v9", "not found in the hub"),
+        ("hf:anna/small", "no bundle"),
+    ):
+        with pytest.raises(BundleError, match=f"{name}: .*{reason}") as refused:
+            open_bundle(name)
+        assert "\n" not in str(refused.value)
 
 
-def test_a_push_without_a_token_is_one_line(hub: Hub, tmp_path: Path) -> None:
-    refused = run(
-        hub,
-        tmp_path,
-        "-m",
-        "diffplugin.export.cli",
-        "--bundle",
-        default_bundle(),
-        "--push-to",
-        "hf:anna/small",
-        HF_TOKEN="hf_wrong",
-    )
-    assert refused.returncode == 1 and "hf:anna/small: the hub refuses: " in refused.stderr, refused.stderr
-    assert refused.stderr.count("\n") == 1
-    wrong = run(hub, tmp_path, "-m", "diffplugin.export.cli", "--bundle", default_bundle(), "--push-to", "anna/small")
-    assert wrong.returncode == 2 and "expected hf:user/name" in wrong.stderr
+def test_from_the_command_line(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert infer.main([str(tmp_path / "p.png"), "rain", "--bundle", "hf:anna/none"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("dp-infer: hf:anna/none: not found in the hub") and said.count("\n") == 1
+    words = ["--bundle", str(default_bundle()), "--push-to"]
+    assert export.main([*words, "anna/small"]) == 2
+    assert "expected hf:user/name" in capsys.readouterr().err
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert export.main([*words, "hf:anna/small"]) == 1
+    said = capsys.readouterr().err
+    assert "hf:anna/small: the hub refuses: " in said and said.count("\n") == 1

@@ -21,6 +21,7 @@ torch = pytest.importorskip("torch", reason="needs the extra [export]")
 pytest.importorskip("huggingface_hub")
 
 from diffplugin.errors import CheckpointError
+from diffplugin.export.checkpoints import check_checkpoint, find
 from diffplugin.export.checkpoints.hub import base_files, base_path, clip_files, clip_path
 from tests.export.checkpoints.tiny import write_tiny
 
@@ -174,51 +175,63 @@ def _info(name: str, folder: Path) -> dict[str, Any]:
 
 
 _SCRIPT = """
-import sys
+import json, sys
 from diffplugin.errors import CheckpointError
 from diffplugin.export.checkpoints import check_checkpoint, find
 from diffplugin.export.checkpoints.hub import base_path, clip_path
-base, clip, plugins, offline = sys.argv[1:]
-try:
-    found = base_path(base, offline=offline == "yes", log=print)
-    clip = clip_path(clip, offline=offline == "yes", tokenizer=not found.is_dir(), log=print)
-    check_checkpoint(find(found, clip, __import__("pathlib").Path(plugins)))
-    print("sound")
-except CheckpointError as error:
-    print("refused:", error)
+for kind, name, offline in json.loads(sys.argv[1]):
+    try:
+        print((base_path if kind == "base" else clip_path)(name, offline=offline, log=print))
+    except CheckpointError as error:
+        print("refused:", error)
 """
 
 
-def _run(home: Path, endpoint: str, *arguments: str, **more: str) -> str:
-    """In a process of its own: the hub client reads its environment once."""
+def _run(home: Path, endpoint: str, *asked: tuple[str, str, bool]) -> list[str]:
+    """Lines that a process of its own prints: the hub client reads its environment once."""
     environment = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1",
-                   "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **more}  # fmt: skip
-    command = [sys.executable, "-c", _SCRIPT, *arguments]
+                   "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # fmt: skip
+    command = [sys.executable, "-c", _SCRIPT, json.dumps(asked)]
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout.splitlines()
 
 
 def test_a_hub_id_brings_what_is_read_and_nothing_else(tmp_path: Path) -> None:
-    root = write_tiny(tmp_path / "tiny")
+    root, home = write_tiny(tmp_path / "tiny"), tmp_path / "home"
     base, clip = root / "base", root / "clip"
     for copy in ("diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.non_ema.safetensors",
                  "diffusion_flax_model.msgpack", "diffusion_pytorch_model.bin"):  # fmt: skip
         shutil.copy(base / "unet" / "diffusion_pytorch_model.safetensors", base / "unet" / copy)
-    (base / "v1-5-pruned.safetensors").write_bytes(b"x")
-    (clip / "tf_model.h5").write_bytes(b"x")
-    home, plugins = tmp_path / "home", str(root / "pre-trained")
-    with fake_hub({"some/base": base, "open/clip": clip}) as (address, asked):
-        said = _run(home, address, "some/base", "open/clip", plugins, "no")
-        assert said.splitlines()[-1] == "sound" and "some/base: 11 of " in said
-        read = {f for f in asked if f.endswith((".safetensors", ".bin", ".msgpack", ".h5"))}
-        assert read == {"unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
-                        "text_encoder/model.safetensors", "model.safetensors"}  # fmt: skip
-        asked.clear()
-        assert "sound" in _run(home, address, "some/base", "open/clip", plugins, "yes") and not asked
-        assert "refused: other/one: not found" in _run(home, address, "other/one", "open/clip", plugins, "no")
+    single = tmp_path / "single"
+    for file in (base / "v1-5-pruned.safetensors", clip / "tf_model.h5", single / "one.safetensors"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"x")
+    hubs = {"some/base": base, "open/clip": clip, "some/single": single}
+    with fake_hub(hubs) as (address, asked):
+        said = _run(
+            home, address, ("base", "some/base", False), ("clip", "open/clip", False), ("base", "some/single", False),
+            ("base", "some/single/one.safetensors", False), ("base", "some/single/two.safetensors", False),
+            ("base", "other/one", False), ("clip", "some/single", False),
+        )  # fmt: skip
+    assert said[0].startswith("some/base: 11 of 18 files, 0.0 GB") and said[2].startswith("open/clip: 3 of 4 files")
+    found, eyes = Path(said[1]), Path(said[3])
+    checkpoint = find(found, eyes, root / "pre-trained")
+    check_checkpoint(checkpoint)
+    assert said[5] == said[7] and Path(said[5]).read_bytes() == b"x"
+    assert said[8] == "refused: some/single: two.safetensors is not in it"
+    assert said[9].startswith("refused: other/one: not found in the local hub cache; asking the hub failed (")
+    assert said[10].startswith("refused: some/single: config.json is missing; there are no weights")
+    assert {file for file in asked if file.endswith((".safetensors", ".bin", ".msgpack", ".h5"))} == {
+        "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors", "model.safetensors", "one.safetensors",
+    }  # fmt: skip
     # the hub is gone: what was downloaded is used, what was not is one line
-    assert "sound" in _run(home, address, "some/base", "open/clip", plugins, "no")
-    refused = _run(home, address, "some/other", "open/clip", plugins, "no")
-    assert refused.startswith("refused: some/other: not found in the local hub cache; the hub does not answer")
-    assert len(refused.splitlines()) == 1
+    again = _run(
+        home, address, ("base", "some/base", True), ("base", "some/base", False), ("clip", "open/clip", True),
+        ("base", "some/single/one.safetensors", True), ("base", "some/other", True), ("base", "some/other", False),
+    )  # fmt: skip
+    assert again[:4] == [said[1], said[1], said[3], said[5]]
+    assert again[4].startswith("refused: some/other: not found in the local hub cache (offline); go online")
+    assert again[5].startswith("refused: some/other: not found in the local hub cache; asking the hub failed")
+    assert len(again) == 6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
+import posixpath
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +41,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         "notes.txt": b"x", ".hidden.png": photo(), ".thumbs/e.png": photo(), "b/UPPER.PNG": photo(3),
     }  # fmt: skip
     for name, data in content.items():
-        files.makedirs(os.path.dirname(f"{root}/in/{name}"), exist_ok=True)
+        files.makedirs(posixpath.dirname(f"{root}/in/{name}"), exist_ok=True)
         files.pipe_file(f"{root}/in/{name}", data)
     yield url
     files.rm(root, recursive=True)
@@ -51,7 +51,7 @@ def test_photos_keep_their_places(folder: str, restorer: Restorer) -> None:
     source, target = f"{folder}/in", f"{folder}/out"
     tasks = list(find_tasks(source, target, "r"))
     root = filesystem(target)[1]
-    assert [os.path.relpath(task.target, root) for task in tasks] == [
+    assert [posixpath.relpath(task.target, root) for task in tasks] == [
         "a.png",
         "b/UPPER.PNG",
         "b/c.jpg",
@@ -66,7 +66,7 @@ def test_photos_keep_their_places(folder: str, restorer: Restorer) -> None:
     np.testing.assert_array_equal(made, restorer.restore(smooth_photo(48, 64), OPTIONS).array)
     assert Image.open(io.BytesIO(files.cat_file(tasks[2].target))).format == "JPEG"
     assert Image.open(io.BytesIO(files.cat_file(tasks[3].target))).format == "PNG"
-    left = [name for name in files.find(root) if "tmp" in os.path.basename(name)]
+    left = [name for name in files.find(root) if "tmp" in posixpath.basename(name)]
     assert left == []
 
 
