@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffplugin.engines.base import Engine, OnnxBuilder, check_names, check_precision, engine_threads, one_line
 from diffplugin.engines.onnxruntime_install import broken_reason
-from diffplugin.errors import EngineError, EngineUnavailable
+from diffplugin.errors import EngineError, EngineNotLoaded, EngineUnavailable
 from diffplugin.spec import Array, GraphSpec
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class OnnxRuntimeEngine(Engine):
 
     Raises:
         EngineUnavailable: the provider cannot be used; ONNX Runtime by itself would take another without a word.
-        EngineError: the file cannot be loaded.
+        EngineNotLoaded: the file cannot be loaded.
         BundleDamaged: the file's tensors are not the contract's.
     """
 
@@ -66,7 +66,7 @@ class OnnxRuntimeEngine(Engine):
                 disabled_optimizers=["NchwcTransformer"] if weights_bytes > _BLOCKED_UP_TO else None,
             )
         except Exception as error:  # the library raises a dozen kinds for one fact
-            raise EngineError(f"{path}: ONNX Runtime cannot load it ({one_line(error)})") from None
+            raise EngineNotLoaded(f"{path}: ONNX Runtime cannot load it ({one_line(error)})") from None
         used = self._session.get_providers()
         if used[0] != provider:
             raise EngineUnavailable(

@@ -7,6 +7,7 @@ import ctypes
 import importlib
 import importlib.metadata
 import logging
+import re
 import threading
 import weakref
 from collections import OrderedDict
@@ -35,7 +36,7 @@ from diffplugin.engines.compiled_cache import read_blob, trim, write_blob
 from diffplugin.engines.devices import Device
 from diffplugin.engines.fastest import fastest_first
 from diffplugin.engines.pages import give_back_memory, releasing
-from diffplugin.errors import EngineError, EngineUnavailable, ForeignEngine, RequestError
+from diffplugin.errors import EngineError, EngineNotLoaded, EngineUnavailable, ForeignEngine, RequestError
 from diffplugin.manifest import fingerprint
 from diffplugin.shapes import Profile, shapes_text
 from diffplugin.spec import Array, GraphSpec
@@ -53,6 +54,7 @@ _CPU = "CPU"
 _KEPT_SHAPES = 4
 _KEPT_WEIGHTS = 2**30
 _BLOB = "model.blob"
+_OLDEST = (2026, 3)  # knows com.microsoft.MultiHeadAttention and the other operators of our graphs
 
 
 class OpenVinoEngine(Engine):
@@ -108,7 +110,7 @@ class OpenVinoEngine(Engine):
                 self._core = self._core or _core()
                 self._requests[shapes] = self._load(shapes, sizes)
             except RuntimeError as error:
-                raise EngineError(f"{self._path}: OpenVINO cannot load it ({_said(error)})") from None
+                raise EngineNotLoaded(f"{self._path}: OpenVINO cannot load it ({_said(error)})") from None
         self._requests.move_to_end(shapes)
         return self._requests[shapes][0]
 
@@ -297,9 +299,15 @@ class OpenVinoBuilder:
 
     def unavailable_reason(self) -> str | None:
         try:
-            importlib.import_module("openvino")
+            version = importlib.import_module("openvino").__version__
+            if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < _OLDEST:
+                needed = ".".join(map(str, _OLDEST))
+                return f"openvino {version} lacks operators, {needed} has them; pip install -U 'diffplugin[openvino]'"
+            _facts(_CPU)
         except ImportError as error:
             return f"the package openvino cannot be imported ({error}); pip install 'diffplugin[openvino]'"
+        except Exception as error:  # a broken installation, or a processor that it does not know
+            return f"openvino cannot start here ({one_line(error, last=True)}); install it again"
         here = _core().available_devices if self.target != _CPU else [_CPU]
         # one GPU alone is listed without its number
         if self.target in here or (self.target == "GPU.0" and "GPU" in here):
