@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 from diffplugin.engines.base import OnnxBuilder, check_names, check_precision, one_line
 from diffplugin.engines.cuda import CudaDriver
 from diffplugin.engines.device import DeviceEngine
-from diffplugin.engines.onnxruntime_install import cuda_session, cuda_unavailable_reason
+from diffplugin.engines.onnxruntime_install import cuda_session, cuda_unavailable_reason, meant
 from diffplugin.errors import DeviceMemoryFull, EngineError, EngineUnavailable
 from diffplugin.spec import DTYPES
 
@@ -37,7 +37,6 @@ _SETTINGS = {
     "use_tf32": "0",
     "arena_extend_strategy": "kSameAsRequested",  # the other one doubles what it takes
 }
-_LONGEST = 300  # characters of a message of ONNX Runtime
 _FULL = ("Failed to allocate memory", "out of memory", "CUDA failure 2:", "CUDNN_STATUS_ALLOC_FAILED")
 # What a process takes of a GPU before any of our tensors: CUDA's context, cuBLAS, cuDNN. Not measured here.
 _LIBRARIES_BYTES = 600 * 2**20
@@ -160,8 +159,7 @@ def _failure(what: str, error: BaseException) -> EngineError:
         return DeviceMemoryFull(
             f"{what}: {lacking} on the device; take a smaller photo or tile, or stop other programs on the device"
         )
-    # behind the library's tags stand its source file, a function's signature and then what is meant
-    return EngineError(f"{what} ({text if len(text) < _LONGEST else '… ' + text[-_LONGEST:]})")
+    return EngineError(f"{what} ({meant(error)})")
 
 
 class OnnxRuntimeCudaContext:

@@ -22,7 +22,7 @@ from diffplugin.runtime.photos.pixels import (
     crop,
     from_tensor,
     from_tensor_deep,
-    grow,
+    pad,
     resize,
     to_tensor,
     with_rgb,
@@ -210,7 +210,7 @@ class Restorer:
                 run = replace(run, noise=self._noise_of_area(plan), grid=plan.grid or None)
             working = working_photo(photo, options.size)
             area = plan.area.cut(working.transpose(2, 0, 1)).transpose(1, 2, 0)
-            image = grow(to_tensor(area), plan.padded_size)
+            image = pad(to_tensor(area), plan.padded_size)
         device = self.device if plan.loop == "device" and run.observe is None else None
         levels = from_tensor if photo.deep is None else from_tensor_deep
         for i, stage in enumerate(plan.chain):

@@ -27,7 +27,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 VERSION = "1.31.1"
@@ -83,7 +83,7 @@ def _pack_onnxruntime(file: Path, python: str, gpus: set[int]) -> None:
         data, kept, zeroed = keep_only(library.read_bytes(), gpus)
         library.write_bytes(data)
         print(f"machine code kept {kept / 2**20:.1f} MiB, zeroed {zeroed / 2**20:.1f} MiB")
-        with ProcessPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(2) as pool:
             list(pool.map(_compress, sorted(map(str, site.rglob("*.so*")))))
         with tarfile.open(file, "w") as archive:
             archive.add(site, ".")
@@ -108,10 +108,10 @@ def _sections(data: bytes) -> Iterator[tuple[str, int, int]]:
 
 def _images(data: bytes) -> Iterator[tuple[int, int, int]]:
     """(compute capability, place, bytes) of every image of machine code."""
-    for name, at, size in _sections(data):
+    for name, start, size in _sections(data):
         if name != ".nv_fatbin":
             continue
-        end = at + size
+        at, end = start, start + size
         while at < end - 16:
             magic, _, head, length = struct.unpack_from("<IHHQ", data, at)
             if magic != _FATBIN:
@@ -143,7 +143,7 @@ def unpack(parts: Path, site: Path) -> None:
         if (parts / name).is_file():
             with tarfile.open(fileobj=io.BytesIO((parts / name).read_bytes())) as archive:
                 archive.extractall(site, filter="data")
-    with ProcessPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool:  # lzma leaves other threads their turn
         list(pool.map(_expand, sorted(map(str, site.rglob("*.so*.xz")))))
 
 

@@ -294,7 +294,11 @@ def test_every_import_of_the_tests_is_declared() -> None:
 def test_doors_load_without_any_extra() -> None:
     """What ``pip install diffplugin`` alone can import: the doors, and all that they import at their top."""
     runtime, _ = declared()
-    waiting, seen, faults = [*DOORS, *(m for m in graph() if room(m).startswith("runtime") and room(m) not in EXTRA_DOORS)], set(), []
+    waiting, seen, faults = (
+        [*DOORS, *(m for m in graph() if room(m).startswith("runtime") and room(m) not in EXTRA_DOORS)],
+        set(),
+        [],
+    )
     while waiting:
         module = waiting.pop()
         if module in seen:

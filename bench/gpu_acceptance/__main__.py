@@ -207,10 +207,10 @@ def run(
     began = time.monotonic()
     for job in jobs:
         left = timeout if budget is None else min(timeout, budget - (time.monotonic() - began))
-        if job.part != "build" and not ready[job.kind]:
-            made: dict[str, Any] = {"error": "its engines were not built"}
-        elif left < MIN_SECONDS:
-            made = {"error": f"no time left of {budget:g} s"}
+        if budget is not None and left < MIN_SECONDS:
+            made: dict[str, Any] = {"error": f"no time left of {budget:g} s"}
+        elif job.part != "build" and not ready[job.kind]:
+            made = {"error": "its engines were not built"}
         else:
             print(f"{job.kind}, {job.part}: …", flush=True)
             made = execute(job.to_json(), left)

@@ -189,18 +189,9 @@ def _levels(image: NDArray[np.floating[Any]], dtype: type[_Any]) -> NDArray[_Any
     return levels
 
 
-def pad_to(image: NDArray[_Any], multiple: int) -> tuple[NDArray[_Any], tuple[int, int]]:
-    """Grow [..., H, W] at the bottom and right to multiples of ``multiple`` by reflection (a side of 1 is repeated).
-
-    Returns:
-        The padded array (the same one if nothing was needed) and (H, W), what :func:`crop` needs.
-    """
-    height, width = image.shape[-2:]
-    return grow(image, (width + -width % multiple, height + -height % multiple)), (height, width)
-
-
-def grow(image: NDArray[_Any], size: tuple[int, int]) -> NDArray[_Any]:
-    """[..., H, W] grown at the bottom and right to ``size`` (width, height), as :func:`pad_to` does it."""
+def pad(image: NDArray[_Any], size: tuple[int, int]) -> NDArray[_Any]:
+    """[..., H, W] grown at the bottom and right to ``size`` (width, height) by reflection (a side of 1 is repeated).
+    The same array if nothing is needed."""
     height, width = image.shape[-2:]
     for axis, extra, side in ((-2, size[1] - height, height), (-1, size[0] - width, width)):
         if extra:
@@ -211,7 +202,7 @@ def grow(image: NDArray[_Any], size: tuple[int, int]) -> NDArray[_Any]:
 
 
 def crop(image: NDArray[_Any], size: tuple[int, int]) -> NDArray[_Any]:
-    """The top left (H, W) of [..., H', W'], contiguous: the inverse of :func:`pad_to`."""
+    """The top left (H, W) of [..., H', W'], contiguous: the inverse of :func:`pad`."""
     return np.ascontiguousarray(image[..., : size[0], : size[1]])
 
 

@@ -1,4 +1,4 @@
-"""Which ONNX Runtime is installed: CPU build, GPU build, both, each uninstalled - in an environment of its own (slow)."""
+"""Which ONNX Runtime is installed: CPU build, GPU build, both, each uninstalled; real packages in slow tests."""
 
 from __future__ import annotations
 
