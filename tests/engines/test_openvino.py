@@ -225,8 +225,10 @@ def test_precisions_are_what_the_processor_can_in_the_order_of_their_speed(
         assert set(precisions) == {"bf16", "fp32"} and "BF16" in name
         return order
 
+    module._facts.cache_clear()
     monkeypatch.setattr(module, "_core", Core)
     monkeypatch.setattr(module, "fastest_first", measured)
+    monkeypatch.setattr(module, "_facts", module._facts.__wrapped__)
     builder = OpenVinoBuilder()
     assert builder.precisions() == (*floats, "int8")
     assert builder.hint("int8") == builder.hint(floats[0]) == {"fp32": "f32", "bf16": "bf16"}[floats[0]]
