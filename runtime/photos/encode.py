@@ -66,6 +66,7 @@ GIF = Format(
 def not_kept(photo: Photo, form: Format) -> tuple[str, ...]:
     """What a file of this format cannot hold of a photo, one phrase each."""
     details = photo.details
+    deep = form.deep and not (form is PNG and photo.frames)  # an animated PNG is written by Pillow, at 8
     lost = {
         "alpha: the picture stands over white": photo.alpha is not None and not form.alpha,
         "16 bits a channel: 8 are written": photo.deep is not None and not deep,
