@@ -16,7 +16,8 @@ UNET_BYTES = 130_000
 VAE_BYTES = 300_000
 # Arrays as large as the picture, bytes per pixel: float32 of three channels that live at the same time (the input, the
 # restored picture, its weights where it is blended; for a residual also the reconstruction and the change), and the
-# 8-bit pictures that come and go.
+# 8-bit pictures that come and go. Measured on the embedded model in pieces (ONNX Runtime, one thread): 1280x1280 told
+# 0.50 GiB, used 0.39; 2304x2304 told 0.75, used 0.69.
 _TENSOR_BYTES, _PIXEL_BYTES = 12, 6
 PICTURE_BYTES = {"decoded": 3 * _TENSOR_BYTES + _PIXEL_BYTES, "residual": 4 * _TENSOR_BYTES + _PIXEL_BYTES}
 # Weights that belong to these widths, bytes in float32. A network of other widths has the square of their ratio.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +124,9 @@ def test_other_formats_say_that_8_bits_are_written(tmp_path: Path) -> None:
     photo = photo_from(levels(3))
     assert not_kept("x.jpg", photo) == ("JPEG does not keep: 16 bits a channel: 8 are written",)
     assert not_kept("x.png", photo) == () == not_kept("x.tif", photo)
+    assert not_kept("x.png", replace(photo, frames=(photo,))) == (
+        "PNG does not keep: 16 bits a channel: 8 are written",
+    )
     write_photo(tmp_path / "out.jpg", photo)
     assert read_photo(tmp_path / "out.jpg").deep is None
 
