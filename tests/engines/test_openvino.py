@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,11 +25,11 @@ from diffplugin.engines.openvino import OpenVinoBuilder, OpenVinoEngine
 from diffplugin.errors import BundleDamaged, EngineError, EngineUnavailable, RequestError, ShapeMismatch
 from diffplugin.manifest import EngineEntry, fingerprint
 from diffplugin.shapes import Range
+from tests.lesser import openvino_below, run_tests
 
 Make = Callable[..., Any]
 Worst = Callable[[Any, Any], float]
 NATIVE = OpenVinoBuilder().precisions()
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def load(tiny: Any, **options: Any) -> OpenVinoEngine:
@@ -183,24 +181,21 @@ LESSER = (  # what a processor decides in this file
     "test_bf16_is_refused_where_it_would_be_float32",
     "test_equal_to_numpy_at_any_size",
     "test_the_builder_names_its_machine",
-    "test_int8_runs_the_quantised_graph_and_is_close",
 )
+INT8 = "test_int8_runs_the_quantised_graph_and_is_close"
 
 
-@pytest.mark.parametrize("ceiling", ["AVX2", pytest.param("AVX512_CORE_VNNI", marks=pytest.mark.slow)])
-def test_a_lesser_processor(ceiling: str, tmp_path: Path) -> None:
-    """The tests above on a processor without bf16 and without or with AVX-512: none may be skipped.
-
-    OpenVINO has two ceilings: of what it reports and decides, and of the kernels of the oneDNN inside it.
-    """
-    ceilings = {"OV_CPU_MAX_ISA": ceiling, "ONEDNN_MAX_CPU_ISA": ceiling}
-    environment = {**os.environ, **ceilings, "DIFFPLUGIN_CACHE": str(tmp_path)}
-    tests = [f"{__file__}::{name}" for name in LESSER]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *tests],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0 and " passed" in done.stdout and "skipped" not in done.stdout, done.stdout[-3000:]
+@pytest.mark.parametrize(
+    ("ceiling", "names"),
+    [
+        ("AVX2", LESSER),
+        pytest.param("AVX2", (INT8,), marks=pytest.mark.slow),
+        pytest.param("AVX512_CORE_VNNI", (*LESSER, INT8), marks=pytest.mark.slow),
+    ],
+)
+def test_a_lesser_processor(ceiling: str, names: tuple[str, ...], tmp_path: Path) -> None:
+    """The tests above on a processor without bf16, and without or with AVX-512."""
+    run_tests(openvino_below(ceiling), __file__, *names, cache=tmp_path)
 
 
 @pytest.mark.parametrize(
