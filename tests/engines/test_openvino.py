@@ -378,9 +378,9 @@ def test_an_unreadable_graph_is_one_line(tiny: Any, content: bytes) -> None:
     graphs = {"unet": replace(tiny.bundle.manifest.graphs["unet"], file="onnx/unet.xml")}
     path.rename(path.with_suffix(".xml"))
     bundle = Bundle(tiny.bundle.path, replace(tiny.bundle.manifest, graphs=graphs, files=list_files(tiny.bundle.path)))
-    with pytest.raises(EngineError, match="OpenVINO cannot load it") as caught:
+    with pytest.raises(EngineError, match="OpenVINO cannot load it") as unread:
         load(replace(tiny, bundle=bundle)).run(tiny.inputs())
-    assert "\n" not in str(caught.value) and "unet.xml" in str(caught.value)
+    assert "\n" not in str(unread.value) and "unet.xml" in str(unread.value)
 
 
 def test_another_graph_in_the_file_is_refused(tiny: Any) -> None:
