@@ -465,3 +465,37 @@ def test_precisions_are_what_the_device_says(
     assert builder.precisions() == precisions and builder.hint("fp16") == builder.hint("int8") == "f16"
     assert builder.missing_variant(tiny.bundle, "fp16") is None and builder.variant("fp16") == "fp32"
     assert "has no int8 graphs" in str(builder.missing_variant(tiny.bundle, "int8"))
+
+
+_CLOSED = """
+import gc, re, sys
+import numpy as np
+from pathlib import Path
+import diffplugin
+
+def threads():
+    return int(re.search(r"Threads:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+def private():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+
+photo = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+facts = []
+for _ in range(2):
+    with diffplugin.load(engine="openvino", precision="fp32", threads=2) as restorer:
+        restorer.restore(photo, plugins=["derain"])
+        living = threads(), private()
+    gc.collect()
+    facts += [living, (threads(), private())]
+print(*(number for pair in facts for number in pair))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_closing_gives_threads_and_memory_back() -> None:
+    done = subprocess.run([sys.executable, "-c", _CLOSED], capture_output=True, text=True, check=True)
+    numbers = [int(number) for number in done.stdout.split()]
+    (living, used), (left, kept), (again, _), (left_again, kept_again) = zip(numbers[::2], numbers[1::2], strict=True)
+    print(f"threads {living} -> {left}, {again} -> {left_again}; MiB {used} -> {kept} -> {kept_again}")
+    assert left_again <= left < 10 < living
+    assert kept < 0.5 * used and kept_again < kept + 16
