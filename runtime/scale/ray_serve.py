@@ -12,12 +12,14 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from ray import serve
 
+from diffplugin.runtime.photos.read import Photo
 from diffplugin.runtime.scale.recipe import Recipe
 from diffplugin.runtime.serve.app import make_app
 from diffplugin.runtime.serve.call import restore_job
@@ -62,7 +64,15 @@ class Photos:
                 progress=lambda step, steps, plugin: None,
                 cancelled=lambda: False,
             )
-            return (Path(folder) / name).read_bytes(), name, made
+            small = replace(made, photo=Photo(rgb=made.photo.rgb[:1, :1]))  # the pixels travel as the file
+            return (Path(folder) / name).read_bytes(), name, small
+
+
+class RemoteModels(Models):
+    """What is served, for the API's replica: plans and answers, and loads no engine before it must."""
+
+    def prepare(self, size: tuple[int, int]) -> None:
+        self.unready = None
 
 
 def remote_job(handle: Any) -> Callable[..., tuple[Restoration, str]]:
@@ -87,8 +97,7 @@ def build(recipe: Recipe, settings: Settings, max_replicas: int = MAX_REPLICAS) 
 
     def make_api() -> FastAPI:
         handle = serve.get_deployment_handle("Photos", app_name=serve.get_replica_context().app_name)
-        models = Models([recipe.load()], workers=max_replicas)
-        models.unready = None  # the replicas prepare their own engines
+        models = RemoteModels([recipe.load()], workers=max_replicas)
         service = Service(settings, models, JobStore(settings.state), Metrics(), run_job=remote_job(handle))
         return make_app(service)
 
