@@ -95,7 +95,7 @@ class _PrintCompletion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None) -> NoReturn:
         from diffplugin.completion import completion_script
 
-        answer(completion_script(parser, values))
+        answer(completion_script(parser, values, path))
         parser.exit()
 
 

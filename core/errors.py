@@ -14,6 +14,8 @@
     ├── MissingDependency      an optional package is needed; the message names the extra
     ├── ParityError            an exported graph leaves its error budget
     ├── ImageError             a file is not a usable picture, or cannot be written
+    │   ├── DamagedImage       it is cut off or broken
+    │   └── UnsupportedImage   it is of a kind that is not read here
     ├── RequestError           the user asked for something that does not exist
     └── Cancelled              the caller stopped the run
 
@@ -75,6 +77,14 @@ class ParityError(DiffPluginError):
 
 class ImageError(DiffPluginError):
     """A file is not a usable picture, or cannot be written."""
+
+
+class DamagedImage(ImageError):
+    """A picture of a kind that is read here is cut off or broken."""
+
+
+class UnsupportedImage(ImageError):
+    """A file is of a kind that is not read here; the message says which, and what to do."""
 
 
 class RequestError(DiffPluginError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from abc import ABC, abstractmethod
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from diffplugin.control_groups import cpu_quota
 from diffplugin.errors import BundleDamaged, EngineError, EngineUnavailable, RequestError
 from diffplugin.shapes import Profile
 from diffplugin.spec import Array, GraphSpec, check_inputs, check_outputs
@@ -85,7 +87,7 @@ class Engine(ABC):
     def _run(self, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         """Outputs of inputs that fit ``spec``; ``sizes``: of its free input axes."""
 
-    def _release(self) -> None:
+    def _release(self) -> None:  # noqa: B027 - most have nothing to free
         """Free what the engine holds; called once."""
 
 
@@ -196,7 +198,18 @@ class OnnxBuilder:
 
 
 def usable_cores() -> int:
-    """Physical cores that this process may use: two threads on one core gain nothing in dense arithmetic."""
+    """Cores that this process may use: physical ones of its affinity (two threads on one core gain nothing in dense
+    arithmetic), at most as many as its control group's quota of processor time and ``OMP_NUM_THREADS`` allow."""
+    limits = [_physical_cores()]
+    if (quota := cpu_quota()) is not None:
+        limits.append(max(1, math.ceil(quota)))
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if asked.isdecimal() and int(asked):
+        limits.append(int(asked))
+    return min(limits)
+
+
+def _physical_cores() -> int:
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     allowed = os.sched_getaffinity(0)

@@ -122,10 +122,11 @@ class OnnxRuntimeBuilder(OnnxBuilder):
         self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None
     ) -> OnnxRuntimeEngine:
         check_precision(self, precision)
-        return OnnxRuntimeEngine(
-            bundle.spec(key),
-            bundle.graph_file(key),
-            thread_count(threads),
-            weights_bytes=bundle.graph(key).weights_bytes,
-            provider=self.provider,
-        )
+        with bundle.reading(key) as path:
+            return OnnxRuntimeEngine(
+                bundle.spec(key),
+                path,
+                thread_count(threads),
+                weights_bytes=bundle.graph(key).weights_bytes,
+                provider=self.provider,
+            )

@@ -109,7 +109,7 @@ class OpenVinoEngine(Engine):
         """(infer request, what must live as long): from the bundle, else from the cache, else compiled."""
         stored = [file for file in (self._built(sizes), self._cache_file(shapes)) if file is not None]
         # the compiled model has its own copy of the weights, in its own order
-        with releasing((*graph_files(self._path), *stored)):
+        with self._bundle.reading(self._key, self.precision), releasing((*graph_files(self._path), *stored)):
             for file in stored:
                 if found := _import(file, self._path, self._properties, self._builder.target):
                     compiled, blob = found
@@ -142,7 +142,7 @@ class OpenVinoEngine(Engine):
                 _log.warning("%s Compiling again for this machine.", error)
             self._warned = True
             return None
-        return self._bundle.path / entry.files[0] if entry is not None and entry.files else None
+        return self._bundle.file(entry.files[0]) if entry is not None and entry.files else None
 
     def _cache_file(self, shapes: str) -> Path | None:
         if self._cache is None:
@@ -339,7 +339,7 @@ class OpenVinoBuilder:
         self.check_options(options)
         shapes = shapes_text(bundle.spec(key), profile)
         if ":" in shapes:
-            raise RequestError(f"engine {self.name}: builds {key} for one size, not for {shapes}; use --size N or HxW")
+            raise RequestError(f"engine {self.name}: builds {key} for one size, not for {shapes}; use --size N or WxH")
         sizes = {axis: size.best for axis, size in profile.items()}
         path = bundle.graph_file(key, self.variant(precision))
         properties = _properties(path, self.hint(precision), thread_count(None), self.target)

@@ -8,24 +8,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffplugin.command import Parser, add_common_options, execute, path
-from diffplugin.errors import MissingDependency, RequestError
+from diffplugin.command import Parser, add_common_options, answer, execute, path, positive, print_error, say
+from diffplugin.errors import RequestError
 from diffplugin.hub import parse_name
 
 CALIBRATION_PICTURES = 8
-BASE_FILES = (
-    "model_index.json",
-    "unet/config.json",
-    "unet/diffusion_pytorch_model.*",
-    "vae/config.json",
-    "vae/diffusion_pytorch_model.*",
-    "text_encoder/config.json",
-    "text_encoder/model.safetensors",
-    "text_encoder/pytorch_model.bin",
-    "tokenizer/*",
-    "scheduler/*",
-)
-CLIP_FILES = ("config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,7 +23,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     model = parser.add_argument_group("checkpoints")
     model.add_argument("--plugin", action="append", default=[], metavar="ID", help="Task-Plugin to export; repeatable")
-    model.add_argument("--base", metavar="DIR|HUB-ID", help="diffusers Stable Diffusion 1.x")
+    model.add_argument(
+        "--base",
+        metavar="DIR|FILE|HUB-ID",
+        help="Stable Diffusion 1.x: a diffusers folder, or one .safetensors file in the original layout",
+    )
     model.add_argument("--clip", metavar="DIR|HUB-ID", help="CLIP with its vision encoder")
     model.add_argument("--plugins", type=path, metavar="DIR", help="the released pre-trained/ tree")
     model.add_argument(
@@ -56,8 +47,8 @@ def _parser() -> argparse.ArgumentParser:
         "--size",
         action="append",
         default=[],
-        metavar="N|HxW|MIN:OPT:MAX",
-        help="picture size that engines are prepared for (default: 512); repeatable, one engine each",
+        metavar="N|WxH|MIN:OPT:MAX",
+        help="photo size, width first, that engines are prepared for (default: 512); repeatable, one engine each",
     )
     made.add_argument(
         "--gpus",
@@ -66,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="sm_89,...",
         help="compute capabilities that tensorrt-rtx builds for; no GPU is needed here",
     )
-    made.add_argument("--workspace", type=int, metavar="MIB", help="most scratch memory of a TensorRT engine's layer")
+    made.add_argument(
+        "--workspace", type=positive, metavar="MIB", help="most scratch memory of a TensorRT engine's layer"
+    )
     made.add_argument("--weight-streaming", action="store_true", help="TensorRT weights may stay in the host's memory")
     made.add_argument(
         "--calibration",
@@ -116,16 +109,18 @@ def _command(args: argparse.Namespace) -> int:
 
 def _list(folder: Path | None) -> int:
     from diffplugin.bundle import cache_folder
+    from diffplugin.default_bundle import latest_bundle
     from diffplugin.export.maintenance import list_bundles
 
     where = folder or cache_folder()
-    bundles = list_bundles(where)
+    bundles, latest = list_bundles(where), latest_bundle()
     for bundle in bundles:
         manifest = bundle.manifest
         engines = ", ".join(sorted({f"{e.engine} {e.precision}" for e in manifest.engines})) or "onnx"
-        print(f"{bundle.path}\t{', '.join(manifest.plugins)}\t{engines}")
+        taken = ["taken by default"] if bundle.path == latest else []
+        answer("\t".join([str(bundle.path), ", ".join(manifest.plugins), engines, *taken]))
     if not bundles:
-        print(f"no bundles in {where}")
+        answer(f"no bundles in {where}")
     return 0
 
 
@@ -134,9 +129,9 @@ def _verify(path: Path) -> int:
 
     faults = verify(path)
     for fault in faults:
-        print(f"dp-export: {fault}", file=sys.stderr)
+        print_error("dp-export", fault)
     if not faults:
-        print(f"{path}: sound")
+        answer(f"{path}: sound")
     return 1 if faults else 0
 
 
@@ -145,25 +140,23 @@ def _prune(path: Path) -> int:
 
     removed, freed = prune(path)
     for name in removed:
-        print(f"removed {name}")
-    print(f"{path}: {freed / 2**20:.1f} MiB freed")
+        say(f"removed {name}")
+    say(f"{path}: {freed / 2**20:.1f} MiB freed")
     return 0
 
 
 def _export(args: argparse.Namespace) -> int:
-    from diffplugin.bundle import cache_folder
-
     if args.calibration and args.precision != "int8":
         raise RequestError(f"--calibration is for --precision int8, here it is {args.precision}; leave it out")
 
-    try:
-        from diffplugin.engines.base import BuildOptions
-        from diffplugin.export.checkpoints import embedded_checkpoint, find, local_folder
-        from diffplugin.export.exporter import export_bundle
-        from diffplugin.export.prebuild import parse_size
-    except ModuleNotFoundError as error:
-        raise MissingDependency(f"dp-export needs the package {error.name}: pip install 'diffplugin[export]'") from None
+    from diffplugin.default_bundle import EMBEDDED, bundles_folder, set_latest
+    from diffplugin.engines.base import BuildOptions
+    from diffplugin.export.checkpoints import embedded_checkpoint, find
+    from diffplugin.export.checkpoints.hub import base_path, clip_path
+    from diffplugin.export.exporter import export_bundle
+    from diffplugin.export.prebuild import parse_size
 
+    log = (lambda line: None) if args.quiet else say
     given = [name for name in ("base", "clip", "plugins") if getattr(args, name)]
     if given and len(given) < 3:
         missing = ", ".join(f"--{name}" for name in ("base", "clip", "plugins") if name not in given)
@@ -171,8 +164,8 @@ def _export(args: argparse.Namespace) -> int:
             f"--{', --'.join(given)} given without {missing}: a model needs all three, or none for the embedded one"
         )
     if given:
-        base = local_folder(args.base, offline=args.offline, patterns=BASE_FILES)
-        clip = local_folder(args.clip, offline=args.offline, patterns=CLIP_FILES)
+        base = base_path(args.base, offline=args.offline, log=log)
+        clip = clip_path(args.clip, offline=args.offline, tokenizer=not base.is_dir(), log=log)
         checkpoint, cards, name = (
             find(base, clip, args.plugins, args.plugin),
             args.cards or args.plugins,
@@ -183,7 +176,7 @@ def _export(args: argparse.Namespace) -> int:
     started = time.monotonic()
     path = export_bundle(
         checkpoint,
-        args.out or cache_folder() / "bundles" / name,
+        args.out or bundles_folder() / name,
         name=name,
         cards=cards,
         engine=args.engine,
@@ -196,9 +189,11 @@ def _export(args: argparse.Namespace) -> int:
             workspace=None if args.workspace is None else args.workspace * 2**20,
             weight_streaming=args.weight_streaming,
         ),
-        log=lambda line: print(line, flush=True),
+        log=log,
     )
-    print(f"{path}: written in {time.monotonic() - started:.0f} s")
+    log(f"{path}: written in {time.monotonic() - started:.0f} s")
+    if set_latest(path):
+        log(f"dp-infer takes this bundle from now on; dp-infer --bundle {EMBEDDED}: the small model in the package")
     return _deliver(args, path)
 
 
@@ -209,8 +204,8 @@ def _deliver(args: argparse.Namespace, bundle: Path) -> int:
     if args.push_to:
         from diffplugin.export.push import push_bundle
 
-        address = push_bundle(bundle, args.push_to, log=lambda line: print(line, flush=True))
-        print(f"{args.push_to}: {address}")
+        address = push_bundle(bundle, args.push_to, log=say)
+        say(f"{args.push_to}: {address}")
     return 0
 
 
@@ -219,7 +214,7 @@ def _triton(bundle: Path, out: Path) -> int:
     from diffplugin.export.triton import write_repository
 
     names = write_repository(open_bundle(bundle), out)
-    print(f"{out}: {len(names)} models; the loop is {names[0]}")
+    say(f"{out}: {len(names)} models; the loop is {names[0]}")
     return 0
 
 
@@ -227,11 +222,12 @@ def _pictures(folder: Path | None) -> list[Path]:
     """At most eight pictures of a folder, evenly over its names."""
     if folder is None:
         return []
-    from diffplugin.runtime.cli.files import find_photos
+    from diffplugin.runtime.cli.inputs import find_photos
 
-    found, faults = find_photos([str(folder)])
-    if faults or not found:
-        raise RequestError(f"--calibration {folder}: {faults[0] if faults else 'no pictures'}")
+    inputs = find_photos([str(folder)])
+    found = [photo.path for photo in inputs.photos]
+    if not found:
+        raise RequestError(f"--calibration {folder}: {inputs.faults[0] if inputs.faults else 'none is read here'}")
     return found[:: -(-len(found) // CALIBRATION_PICTURES)]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from diffplugin.engines.base import thread_count
 from diffplugin.engines.onnxruntime import OnnxRuntimeEngine
@@ -19,7 +19,6 @@ from diffplugin.export.fp16.variant import write, write_step
 from diffplugin.export.graphs import graph_keys, kind_of, module_for
 from diffplugin.export.onnx import trace
 from diffplugin.manifest import GraphEntry
-from diffplugin.plugins.networks.form import Form, traced_as
 from diffplugin.spec import GraphSpec, graph_specs
 
 if TYPE_CHECKING:
@@ -47,8 +46,8 @@ def export_cuda(
 
 def cuda_graph(module: Any, spec: GraphSpec, precision: str, *, factor: int) -> Any:
     """``module`` as an ``onnx_ir.Model`` in the form for the CUDA provider; ``precision``: fp16 or fp32."""
-    with traced_as(cast(Form, VARIANTS[precision])):
-        model = trace(module, spec, factor=factor)
+    form: Literal["cuda-fp16", "cuda-fp32"] = "cuda-fp16" if precision == "fp16" else "cuda-fp32"
+    model = trace(module, spec, factor=factor, form=form)
     if precision == "fp16":
         to_fp16(model, spec.graph)
     return model

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from diffplugin.plugins.networks.form import has_group_normalization
+from diffplugin.plugins.networks.form import Form, has_group_normalization, traced_as
 from diffplugin.spec import DTYPES, Array, GraphSpec
 
 if TYPE_CHECKING:
@@ -61,8 +61,15 @@ def save(model: ir.Model, path: Path) -> None:
     ir.save(model, path, external_data=f"{path.name}.data" if weights_bytes(model) > EXTERNAL_ABOVE else None)
 
 
-def trace(module: torch.nn.Module, spec: GraphSpec, *, factor: int) -> ir.Model:
-    """``module`` as a graph with the spec's names and axes, float32, without notes of where it was made."""
+def trace(module: torch.nn.Module, spec: GraphSpec, *, factor: int, form: Form | None = None) -> ir.Model:
+    """``module`` as a graph with the spec's names and axes, float32, without notes of where it was made.
+
+    Args:
+        form: in which it is written (:mod:`diffplugin.plugins.networks.form`); None: that of the caller's context.
+    """
+    if form is not None:
+        with traced_as(form):
+            return trace(module, spec, factor=factor)
     sizes = _TRACE_SIZES | {"H": _TRACE_SIZES["h"] * factor, "W": _TRACE_SIZES["w"] * factor}
     inputs = example_inputs(spec, sizes, ids_below=8)
     free = tuple(

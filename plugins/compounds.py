@@ -5,15 +5,19 @@ from __future__ import annotations
 import functools
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from diffplugin.errors import CheckpointError
+from diffplugin.integrity import read_text
 
 FILE = "compounds.toml"
+_MAX_BYTES = 2**16  # the shipped table has 2 kB
+_MAX_WORDS = 32  # of a phrase, with its gaps
+_MAX_GAP = 3  # words that ``*`` stands for at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,10 @@ def _faults(name: str, entry: Any) -> list[str]:
             faults.append(f"{name}.{key} is missing")
         elif not isinstance(value, list) or not value or not all(isinstance(v, str) and v.strip() for v in value):
             faults.append(f"{name}.{key} is {value!r}, expected a list of texts that are not empty")
+        elif not all(v.isprintable() for v in value):
+            faults.append(f"{name}.{key} has characters that cannot be printed")
+        elif long := [v for v in value if len(v.split()) > _MAX_WORDS]:
+            faults.append(f"{name}.{key} has {long[0][:40]!r}..., expected at most {_MAX_WORDS} words")
     return faults
 
 
@@ -71,13 +79,21 @@ def compound_table(*folders: str | Path) -> dict[str, Compound]:
     Raises:
         CheckpointError: the faults of all files at once.
     """
+    places = (Path(folder) / place for folder in folders for place in (FILE, f"cards/{FILE}"))
+    return read_tables(file for file in places if file.exists())
+
+
+def read_tables(files: Iterable[Path]) -> dict[str, Compound]:
+    """The shipped table, replaced or extended by each of ``files``.
+
+    Raises:
+        CheckpointError: the faults of all files at once.
+    """
     table = dict(_shipped())
     faults = []
-    for file in (Path(folder) / place for folder in folders for place in (FILE, f"cards/{FILE}")):
-        if not file.is_file():
-            continue
+    for file in files:
         try:
-            table |= parse_table(file.read_text(encoding="utf-8"), where=str(file))
+            table |= parse_table(read_text(file, limit=_MAX_BYTES), where=str(file))
         except CheckpointError as error:
             faults.append(str(error))
         except (OSError, UnicodeDecodeError) as error:
@@ -92,8 +108,8 @@ def compounds_in(prompt: str, table: Table) -> list[str]:
 
     A phrase matches whole words in any case; hyphens count as spaces and ``*`` stands for up to three words.
     """
-    text = _plain(prompt)
-    return [name for name, entry in table.items() if any(_pattern(phrase).search(text) for phrase in entry.phrases)]
+    words = _plain(prompt).split()
+    return [name for name, entry in table.items() if any(_matches(phrase, words) for phrase in entry.phrases)]
 
 
 def expand(prompt: str, table: Table, installed: Iterable[str]) -> list[str]:
@@ -107,9 +123,35 @@ def _plain(text: str) -> str:
     return " ".join(re.sub(r"[-‐‑–_]", " ", text).casefold().split())
 
 
-@functools.lru_cache(maxsize=1024)
-def _pattern(phrase: str) -> re.Pattern[str]:
-    words = _plain(phrase).strip("* ").split()
-    gap = r"(?:\S+ ){0,3}"
-    pattern = "".join(gap if word == "*" else re.escape(word) + " " for word in words)
-    return re.compile(rf"(?<!\w){pattern.removesuffix(' ')}(?!\w)")
+def _matches(phrase: str, words: Sequence[str]) -> bool:
+    """Whether ``words`` contain the phrase.
+
+    Bit i of ``ends`` says that what was read of the phrase so far may end before word i: a few operations on one
+    number per word of the phrase, whatever the phrase is.
+    """
+    parts = _plain(phrase).strip("* ").split()
+    every = (1 << len(words)) - 1
+    ends = every
+    for i, part in enumerate(parts):
+        if part == "*":
+            for _ in range(_MAX_GAP):
+                ends |= ends << 1
+        else:
+            first, last = i == 0, i == len(parts) - 1
+            here = sum(1 << k for k, word in enumerate(words) if _fits(part, word, first=first, last=last))
+            ends = (ends & here) << 1
+        ends &= every | 1 << len(words)
+        if not ends:
+            return False
+    return True
+
+
+def _fits(part: str, word: str, *, first: bool, last: bool) -> bool:
+    """Whether a word of a request is this one of a phrase; signs may stand before the first and after the last."""
+    if part not in word:
+        return False
+    if part == word:
+        return True
+    before = "(?<!\\w)" if first else "^"
+    after = "(?!\\w)" if last else "$"
+    return re.search(f"{before}{re.escape(part)}{after}", word) is not None

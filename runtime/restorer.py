@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import IO, TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 
 from diffplugin.engines.base import thread_count
-from diffplugin.plugins.compounds import compound_table
 from diffplugin.runtime.execution.clock import Clock
 from diffplugin.runtime.execution.device_loop import DeviceLoop, device_loop
 from diffplugin.runtime.execution.engine_pool import EnginePool
@@ -22,7 +21,8 @@ from diffplugin.runtime.photos.mask import Mask, MaskSource, as_mask, compose
 from diffplugin.runtime.photos.pixels import (
     crop,
     from_tensor,
-    grow,
+    from_tensor_deep,
+    pad,
     resize,
     to_tensor,
     with_rgb,
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
     from diffplugin.engines.base import EngineBuilder
 
-    PhotoLike = Photo | Image.Image | Pixels | str | os.PathLike[str]
+    PhotoLike = Photo | Image.Image | Pixels | str | os.PathLike[str] | bytes | IO[bytes]
 
 Progress = Callable[[int, int, str], None]  # (UNet runs done, in all, the plugin at work)
 
@@ -96,7 +96,8 @@ class Restorer:
         self.cards = bundle.cards()
         self.dims = bundle.manifest.dims
         self._schedule = NoiseSchedule.from_config(bundle.manifest.scheduler)
-        self._compounds = compound_table(bundle.path / "plugins")
+        self._compounds = bundle.compounds()
+        self.device: DeviceLoop | None = None
         cores = thread_count(threads)
         self.concurrency = restorations_at_once(
             concurrency,
@@ -136,10 +137,11 @@ class Restorer:
         observe: Observer | None = None,
         **options: Unpack[OptionFields],
     ) -> Restoration:
-        """Restore a photo as ``request`` says.
+        """Restore a photo as ``request`` says, with all its frames: the first one decides which plugins run.
 
         Args:
-            photo: a path, Pillow image, uint8 array [H,W], [H,W,3] or [H,W,4], or Photo.
+            photo: a path, the bytes of a file, a file object, Pillow image, uint8 array [H,W], [H,W,3] or [H,W,4], or
+                Photo.
             request: the words, or complete options.
             mask: where to restore, white on black: a path, Pillow image or array of any size, or a Mask
                 (``runtime.photos.mask``). The rest stays bit for bit. The plugins see the whole photo; what the mask
@@ -169,30 +171,50 @@ class Restorer:
             on_plan(plan, selection)
         if not plan.chain:
             return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=True)
-        ticks = _Ticks(plan.unet_runs, progress)
-        run = self._run(clock, plan.tiles, plan.latent_size, plan.seed)
-        run = replace(run, tick=ticks.tick, cancelled=cancelled, observe=observe)
-        with clock("prepare"):
+        plans = [plan, *(self._plan(frame.size, complete, selection.chosen, mask) for frame in photo.frames)]
+        ticks = _Ticks(sum(each.unet_runs for each in plans), progress)
+        frames = []
+        for frame, its_plan in zip((photo, *photo.frames), plans, strict=True):
+            seen = tokens if frame is photo else self._encoders.tokens(frame, selection.chosen, clock)
+            run = self._run(clock, its_plan.tiles, its_plan.latent_size, plan.seed)
+            run = replace(run, tick=ticks.tick, cancelled=cancelled, observe=observe)
+            frames.append(self._restore_frame(frame, complete, its_plan, run, seen, ticks, mask))
+        photo = replace(frames[0], frames=tuple(frames[1:]))
+        return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=False)
+
+    def _restore_frame(
+        self,
+        photo: Photo,
+        options: RestoreOptions,
+        plan: Plan,
+        run: Run,
+        tokens: Mapping[str, Array],
+        ticks: _Ticks,
+        mask: Mask | None,
+    ) -> Photo:
+        """One frame or page through the chain of ``plan``."""
+        with run.clock("prepare"):
             if mask is not None:
                 run = replace(run, noise=self._noise_of_area(plan), grid=plan.grid or None)
-            working = working_photo(photo, complete.size)
+            working = working_photo(photo, options.size)
             area = plan.area.cut(working.transpose(2, 0, 1)).transpose(1, 2, 0)
-            image = grow(to_tensor(area), plan.padded_size)
-        device = self.device if plan.loop == "device" and observe is None else None
+            image = pad(to_tensor(area), plan.padded_size)
+        device = self.device if plan.loop == "device" and run.observe is None else None
+        levels = from_tensor if photo.deep is None else from_tensor_deep
         for i, stage in enumerate(plan.chain):
             ticks.begin(stage.plugin)
-            if i:  # the release hands an 8-bit picture from plugin to plugin
-                image = to_tensor(from_tensor(image))
+            if i:  # the release hands an 8-bit picture from plugin to plugin; a deep one keeps its 16
+                image = to_tensor(levels(image))
             image = self._restore_stage(run, stage, image, plan.sampler, tokens, device)
-        with clock("finish"):
-            made = from_tensor(crop(image, area.shape[:2]))
+        with run.clock("finish"):
+            made: Any = levels(crop(image, area.shape[:2]))
             if mask is None:
                 made = resize(made, plan.output_size)
             else:
-                before = resize(photo.rgb, plan.output_size)
+                before: Any = resize(photo.rgb if photo.deep is None else photo.deep, plan.output_size)
                 made = compose(before, made, (plan.area.top, plan.area.left), working, mask)
-            photo = with_rgb(photo, made)
-        return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=False)
+            colour = any(self.cards[stage.plugin].colour for stage in plan.chain)
+            return with_rgb(photo, made, colour=colour)
 
     def plan(
         self,
@@ -295,7 +317,9 @@ class Restorer:
         return plan if self.device is None else self.device.planned(plan)
 
     def _footprint(self, chain: Sequence[Stage]) -> Footprint:
-        return chain_footprint(self.bundle.manifest, chain, self.precision)
+        memory = chain_footprint(self.bundle.manifest, chain, self.precision)
+        # of a device the free memory is its own; the picture stays with the host
+        return memory if self.device is None else replace(memory, picture_per_latent_pixel=0)
 
     def _run(self, clock: Clock, tiles: tuple[Tile, ...], latent_size: tuple[int, int], seed: int) -> Run:
         noise = normal(seed, (1, self.dims.latent_channels, latent_size[1], latent_size[0]))

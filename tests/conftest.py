@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffplugin.bundle import Bundle, default_bundle, open_bundle, sha256
+from diffplugin.bundle import Bundle, default_bundle, list_files, open_bundle
+from diffplugin.integrity import sha256
 from diffplugin.manifest import GraphEntry
 from diffplugin.shapes import Range, full_profile
 
@@ -72,14 +73,15 @@ def device_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     manifest = replace(source.manifest, graphs={**source.manifest.graphs, "step": step})
     side = Range(8, 16, 32)
     profile = full_profile(side, side, manifest.dims, batch=4, plugins=len(manifest.plugins))
-    return Bundle(folder, replace(manifest, engines=fake_engines(Bundle(folder, manifest), [profile])))
+    engines = fake_engines(Bundle(folder, manifest), [profile])
+    return Bundle(folder, replace(manifest, engines=engines, files=list_files(folder)))
 
 
 @pytest.fixture(scope="session")
 def half_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model with one plugin, derain, and its fp16 variant; no engines."""
     pytest.importorskip("torch", reason="needs the extra [export]")
-    from diffplugin.bundle import list_files, write_manifest
+    from diffplugin.bundle import write_manifest
     from diffplugin.export.checkpoints import embedded_checkpoint
     from diffplugin.export.fp16.variant import export_fp16
 

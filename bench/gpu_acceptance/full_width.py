@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import diffplugin.plugins
 from diffplugin.bench.full_width import SCB as SCB_CONFIG
 from diffplugin.bench.full_width import SCHEDULER, UNET, VAE, VISION
-from diffplugin.bundle import default_bundle, list_files, open_bundle, sha256, write_manifest
+from diffplugin.bundle import default_bundle, list_files, open_bundle, write_manifest
 from diffplugin.engines.onnxruntime_cuda import VARIANTS
+from diffplugin.integrity import sha256
 from diffplugin.manifest import GraphEntry
+from diffplugin.plugins.cards import card_to_toml, registry
 from diffplugin.spec import ModelDims, graph_specs
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def write_bundle(out: Path, log: Any = print) -> Path:
     (out / _SHAPES).write_text(json.dumps(shapes, sort_keys=True), encoding="utf-8")
     plugin = out / "plugins" / PLUGIN
     plugin.mkdir(parents=True)
-    shutil.copy(Path(diffplugin.plugins.__path__[0]) / "cards" / f"{PLUGIN}.toml", plugin / "card.toml")
+    (plugin / "card.toml").write_text(card_to_toml(registry()[PLUGIN]), encoding="utf-8")
     shutil.copy(source.path / "tokenizer.json", out)
     manifest = replace(
         source.manifest,

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffplugin.bundle import graph_files, sha256
+from diffplugin.bundle import graph_files
 from diffplugin.export.fp16.convert import found_islands, to_fp16
 from diffplugin.export.graphs import graph_keys, kind_of, module_for
 from diffplugin.export.onnx import save, trace, weights_bytes
 from diffplugin.export.step import to_step
+from diffplugin.integrity import sha256
 from diffplugin.manifest import GraphEntry
 from diffplugin.plugins.networks.form import portable
 from diffplugin.spec import GraphSpec, graph_specs

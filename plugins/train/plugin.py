@@ -19,6 +19,7 @@ from diffplugin.plugins.networks.unet import UNet, per_block
 from diffplugin.plugins.networks.vae import Autoencoder
 from diffplugin.plugins.train.common import gaussian
 from diffplugin.plugins.train.pool import Batch, Crops, Pool
+from diffplugin.runtime.sampling.time_features import time_settings
 
 RENOISE_FROM = 960  # from this t on, the runtime may start from the noised input or from pure noise
 
@@ -31,7 +32,7 @@ class Denoiser(nn.Module):
         self.metric: Tensor
         self.alpha_bar: Tensor
         unet, vision = configs["unet"], configs["vision"]
-        self.flip, self.shift = unet.get("flip_sin_to_cos", True), unet.get("freq_shift", 0)
+        self.time = time_settings(unet)
         self.features: int = unet["block_out_channels"][0]
         self.prediction: str = configs["scheduler"]["prediction_type"]
         self.unet, self.vision = UNet(unet), VisionEncoder(vision)
@@ -53,7 +54,7 @@ class Denoiser(nn.Module):
 
     def forward(self, latents: Tensor, t: Tensor, tokens: Tensor, cond: Tensor | None) -> Tensor:
         """The UNet's estimate [n, 4, h, w]; without ``cond`` no plugin speaks."""
-        time = sinusoidal(t, self.features, flip_sin_to_cos=self.flip, freq_shift=self.shift)
+        time = sinusoidal(t, self.features, **self.time)
         residuals = () if cond is None else self.scb(time, tokens, cond)
         return self.unet(latents, time, tokens, residuals)  # type: ignore[no-any-return]
 
@@ -69,7 +70,7 @@ class EncoderSide(Denoiser):
     def forward(self, latents: Tensor, t: Tensor, tokens: Tensor, cond: Tensor | None) -> Tensor:
         if cond is None:
             return super().forward(latents, t, tokens, None)
-        time = sinusoidal(t, self.features, flip_sin_to_cos=self.flip, freq_shift=self.shift)
+        time = sinusoidal(t, self.features, **self.time)
         stage: Any = self.unet.down_blocks[0]
         places = (self.unet.conv_in, *getattr(stage, "attentions", stage.resnets))
         with ExitStack() as hooks:

@@ -89,7 +89,9 @@ def _from_host(run: Run, stage: Stage, image: Array, table: StepTable, time: Arr
 def residual_output(image: Array, restored: Array, reconstructed: Array) -> Array:
     """x + D(z) - D(E(x)), clipped to [-1, 1]: the input x changed by what the plugin changed, so that detail which the
     autoencoder cannot carry stays. All float32 [n,3,H,W]."""
-    changed: Array = np.clip(image + (restored - reconstructed), -1, 1)
+    changed: Array = restored - reconstructed
+    changed += image  # in place: each of these is as large as the picture
+    np.clip(changed, -1, 1, out=changed)
     return changed
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from diffplugin.errors import ImageError, RequestError
+from diffplugin.runtime.photos.pixels import resize
 from diffplugin.runtime.photos.read import Photo, Pixels, photo_from, read_photo
 
 MAX_FEATHER = 512
@@ -22,6 +23,7 @@ _AUTO_RADII = (8, 4, 2, 1)  # of the feather, pixels: the first one that leaves 
 _SOFT = 0.01  # share of grey in a mask whose edge needs no feather
 
 Region = tuple[int, int, int, int]
+_Level = TypeVar("_Level", np.uint8, np.uint16)
 MaskSource = str | os.PathLike[str] | Image.Image | Photo | NDArray[Any]
 
 
@@ -184,19 +186,21 @@ def _box_sum(padded: NDArray[np.bool_], radius: int) -> NDArray[np.int64]:
     return sums
 
 
-def blend(before: Pixels, after: Pixels, weight: Pixels | float) -> Pixels:
-    """before + weight x (after - before), uint8 [H, W, 3]; exactly the one or the other at weight 0 and 1.
+def blend(before: NDArray[_Level], after: NDArray[_Level], weight: Pixels | float) -> NDArray[_Level]:
+    """before + weight x (after - before), uint8 or uint16 [H, W, 3]; exactly the one or the other at weight 0 and 1.
 
     Args:
         weight: uint8 [H, W], 255 for 1; or one number for all pixels.
     """
     alpha = np.float32(weight) if isinstance(weight, float | int) else weight[..., None] / np.float32(255)
     mixed = before + alpha * (after.astype(np.float32) - before)
-    return np.rint(mixed).astype(np.uint8)
+    return np.rint(mixed).astype(before.dtype)
 
 
-def compose(before: Pixels, piece: Pixels, place: tuple[int, int], working: Pixels, mask: Mask) -> Pixels:
-    """The photo with a restored piece put in through the mask, uint8 [H, W, 3] of the size of ``before``.
+def compose(
+    before: NDArray[_Level], piece: NDArray[_Level], place: tuple[int, int], working: NDArray[_Level], mask: Mask
+) -> NDArray[_Level]:
+    """The photo with a restored piece put in through the mask, uint8 or uint16 [H, W, 3] of the size of ``before``.
 
     Args:
         before: the photo at the size of the output.
@@ -217,5 +221,5 @@ def compose(before: Pixels, piece: Pixels, place: tuple[int, int], working: Pixe
     if mask.size != size:
         alpha = np.asarray(Image.fromarray(alpha).resize(size, Image.Resampling.BILINEAR))
     if restored.shape != before.shape:
-        after = np.asarray(Image.fromarray(restored).resize(size, Image.Resampling.LANCZOS))
+        after = resize(restored, size)
     return blend(before, after, alpha)

@@ -16,7 +16,7 @@ from diffplugin.runtime.options import RestoreOptions, Tiling, check_tiling
 from diffplugin.runtime.photos.mask import Mask
 from diffplugin.runtime.photos.pixels import working_size
 from diffplugin.runtime.planning.engine_sizes import EngineSizes, best_fit, fits, no_fit
-from diffplugin.runtime.planning.memory import Footprint, footprint, kept_bytes
+from diffplugin.runtime.planning.memory import PICTURE_BYTES, Footprint, footprint, kept_bytes
 from diffplugin.runtime.planning.quality import EXACT, Quality
 from diffplugin.runtime.planning.tiles import Tile, plan_tiles
 from diffplugin.runtime.sampling.samplers import max_steps
@@ -176,7 +176,9 @@ def chain_footprint(manifest: Manifest, chain: Sequence[Stage], precision: str) 
     keys += [f"{kind}/{stage.plugin}" for stage in chain for kind in ("tpb", "scb")]
     weights = {key: manifest.graphs[key].weights_bytes for key in keys}
     kept = kept_bytes(manifest.dims, deep=deep, residuals=shared)
-    return footprint(manifest.dims, weights, bytes_per_value=_VALUE_BYTES.get(precision, 4), kept=kept)
+    picture = max((PICTURE_BYTES[stage.output] for stage in chain), default=0)
+    share = _VALUE_BYTES.get(precision, 4)
+    return footprint(manifest.dims, weights, bytes_per_value=share, kept=kept, picture=picture)
 
 
 def make_plan(
@@ -271,7 +273,9 @@ def masked_area(touched: NDArray[np.bool_], native: int) -> Tile:
 
 def _estimate(memory: Footprint, tiles: Sequence[Tile]) -> int:
     """Bytes of a run over these pieces, of one size."""
-    return memory.total(tiles[0].height * tiles[0].width, sum(tile.height * tile.width for tile in tiles))
+    together = sum(tile.height * tile.width for tile in tiles)
+    picture = max(tile.top + tile.height for tile in tiles) * max(tile.left + tile.width for tile in tiles)
+    return memory.total(tiles[0].height * tiles[0].width, together, picture)
 
 
 def _pieces(latent: tuple[int, int], side: int, dims: ModelDims) -> tuple[Tile, ...]:
@@ -330,8 +334,8 @@ def _engine_side(
     fit = best_fit(found, available, native=native, most=MAX_WHOLE_AREAS * dims.native_latent**2)
     if fit is None:
         pieces = {"off": " as one piece", "auto": ""}.get(str(tile), f" in pieces of {tile} px")
-        raise no_fit(f"a picture of {latent[1] * factor}x{latent[0] * factor} px{pieces}", engine_sizes, factor)
-    grown = "" if fit.latent == latent else f" grown to {fit.latent[1] * factor}x{fit.latent[0] * factor} px"
+        raise no_fit(f"a picture of {latent[0] * factor}x{latent[1] * factor} px{pieces}", engine_sizes, factor)
+    grown = "" if fit.latent == latent else f" grown to {fit.latent[0] * factor}x{fit.latent[1] * factor} px"
     kind = "one piece" if fit.whole else f"pieces of {fit.side * factor} px"
     return fit.latent, fit.side, f"{kind}{grown}: what engines were built for"
 
@@ -344,7 +348,7 @@ def _auto_side(latent: tuple[int, int], dims: ModelDims, memory: Footprint, avai
     native = max(dims.native_latent // MULTIPLE * MULTIPLE, MIN_TILE)
     sides = range(MIN_TILE, int(MAX_WHOLE_AREAS**0.5 * native) + 1, MULTIPLE)
     together = {side: sum(t.height * t.width for t in _pieces(latent, side, dims)) for side in sides}
-    needed = {side: memory.total(side * side, together[side]) for side in sides}
+    needed = {side: memory.total(side * side, together[side], latent[0] * latent[1]) for side in sides}
     fitting = [side for side in sides if available is None or needed[side] <= available]
     work = {side: together[side] for side in fitting if side >= native}
     if work:

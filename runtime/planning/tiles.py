@@ -40,7 +40,7 @@ class Tile:
         return array[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
 
-def plan_tiles(h: int, w: int, tile: int, overlap: int, *, multiple: int = 1, shrink: bool = False) -> tuple[Tile, ...]:
+def plan_tiles(h: int, w: int, tile: int, overlap: int, *, multiple: int = 1) -> tuple[Tile, ...]:
     """As few tiles of one size as cover ``h x w``, spread evenly, row by row.
 
     A side that fits into ``tile`` is not cut (nor rounded: the tile is the side). Neighbours overlap by at least
@@ -50,8 +50,6 @@ def plan_tiles(h: int, w: int, tile: int, overlap: int, *, multiple: int = 1, sh
         tile: longest side of a tile; rounded down to ``multiple`` where the picture is cut.
         overlap: least overlap of neighbours, under the tile's side.
         multiple: sides of cut tiles are multiples of it.
-        shrink: take the smallest side (a multiple of ``multiple``) that covers with as few tiles. Less work, at most
-            down to about half a tile; but pictures of different sizes then run at different tile shapes.
 
     Raises:
         RequestError: all faults of the arguments at once.
@@ -66,18 +64,15 @@ def plan_tiles(h: int, w: int, tile: int, overlap: int, *, multiple: int = 1, sh
         faults.append(f"overlap is {overlap}, expected at least 0 and less than the tile's side, {side}")
     if faults:
         raise RequestError(f"tiles: {'; '.join(faults)}")
-    rows, columns = (_spans(length, tile, side, overlap, multiple if shrink else None) for length in (h, w))
+    rows, columns = (_spans(length, tile, side, overlap) for length in (h, w))
     return tuple(Tile(top, left, height, width) for top, height in rows for left, width in columns)
 
 
-def _spans(length: int, tile: int, side: int, overlap: int, shrink_to: int | None) -> list[tuple[int, int]]:
+def _spans(length: int, tile: int, side: int, overlap: int) -> list[tuple[int, int]]:
     """(start, length) of each tile along one axis."""
     if length <= tile:
         return [(0, length)]
     count = -(-(length - overlap) // (side - overlap))
-    if shrink_to is not None:
-        least = -(-(length + (count - 1) * overlap) // count)
-        side = -(-least // shrink_to) * shrink_to
     return [(i * (length - side) // (count - 1), side) for i in range(count)]
 
 

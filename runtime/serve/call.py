@@ -86,10 +86,9 @@ def restore_job(
 
 
 def blended(before: Photo, after: Photo, strength: float) -> Any:
-    """Pixels uint8 [H, W, 3]: before + strength x (after - before)."""
-    if strength == 1:
-        return after.rgb
-    return blend(resize(before.rgb, after.size), after.rgb, strength)
+    """Pixels [H, W, 3], 16 bits where the photo has them: before + strength x (after - before)."""
+    was, now = (before.rgb, after.rgb) if after.deep is None or before.deep is None else (before.deep, after.deep)
+    return now if strength == 1 else blend(resize(was, after.size), now, strength)
 
 
 def fitting(size: tuple[int, int], fit: tuple[int, int] | None) -> tuple[int, int]:

@@ -20,10 +20,6 @@ from diffplugin.runtime.serve.settings import Settings, count, is_loopback, pixe
 if TYPE_CHECKING:
     from diffplugin.runtime.serve.service import Service
 
-EPILOG = (
-    "Exit status: 0 stopped by SIGTERM or Ctrl-C, 1 cannot run, 2 the options cannot be understood, "
-    "143 terminated before it served."
-)
 _log = logging.getLogger("diffplugin.serve")
 
 
@@ -31,8 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The options of ``dp-serve``."""
     parser = Parser(
         prog="dp-serve",
-        description="Serve restoration over HTTP: an API with jobs, OpenAI's image edits, and a page at /.",
-        epilog=EPILOG,
+        description="Serve restoration over HTTP: an API with jobs, OpenAI's image edits, and a page at /. SIGTERM or "
+        "Ctrl-C stops it with exit status 0.",
     )
     add = parser.add_argument
     add(
