@@ -35,7 +35,8 @@ with httpx.Client(base_url=f"http://127.0.0.1:{sys.argv[2]}", timeout=120, trust
     answer = client.post("/v1/restore", files=photo, data={"plugins": "deblur"})
     assert answer.status_code == 200, answer.text
     (folder / "restored.png").write_bytes(answer.content)
-    jobs = [client.post("/v1/jobs", files=photo, data={"plugins": "deblur", "seed": str(i)}).json()["id"] for i in range(6)]
+    wishes = [{"plugins": "deblur", "seed": str(i)} for i in range(6)]
+    jobs = [client.post("/v1/jobs", files=photo, data=wish).json()["id"] for wish in wishes]
     began = time.monotonic()
     while any(client.get(f"/v1/jobs/{job}").json()["state"] != "done" for job in jobs):
         assert time.monotonic() - began < 120
