@@ -265,14 +265,13 @@ def enter(name: str, argv: Sequence[str] | None = None) -> int:
     with tolerant_streams():
         command = next(command for command in COMMANDS if command.name == name)
         try:
-            main = importlib.import_module(command.module).main
+            return int(importlib.import_module(command.module).main(argv))
         except Exception as error:
             if isinstance(error, ImportError) and (error.name or "").startswith("diffplugin"):
                 raise
             code, message = _outcome(name, error)
             print_error(name, message)
             return code
-    return int(main(argv))
 
 
 def describe(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterator
 
 from diffplugin.errors import MissingDependency
@@ -26,10 +27,10 @@ def completion_script(parser: argparse.ArgumentParser, shell: str, path_type: Ca
             "--print-completion needs the package shtab: pip install 'diffplugin[completion]'"
         ) from None
     for action in _actions(parser):
-        metavar = str(action.metavar or "")
-        if metavar.partition("|")[0] in _FOLDERS and "FILE" not in metavar:
+        named = re.split(r"\W+", str(action.metavar or ""))
+        if "FILE" not in named and set(_FOLDERS) & set(named):
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
-        elif action.type is path_type or "FILE" in metavar or "INPUT" in metavar:
+        elif action.type is path_type or {"FILE", "INPUT"} & set(named):
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     return str(shtab.complete(parser, shell))
 

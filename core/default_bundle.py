@@ -18,10 +18,11 @@ _LATEST = "latest"  # file that names the bundle of the last export, in the fold
 
 @dataclass(frozen=True, kw_only=True)
 class BundleChoice:
-    """A bundle's folder, and why that one. ``fallback``: the package's model may stand in for it, nobody named it."""
+    """A bundle's folder. ``note``: why that one, where nobody named it and it is not simply the package's model;
+    ``fallback``: that model may stand in for it."""
 
     path: Path
-    reason: str
+    note: str = ""
     fallback: bool = False
 
 
@@ -53,18 +54,16 @@ def choose_bundle(asked: str | os.PathLike[str] | None = None) -> BundleChoice:
         asked: a folder, or ``embedded`` for the model in the package; None: the last export, if it can be read.
     """
     if asked is not None:
-        embedded = os.fspath(asked) == EMBEDDED
-        return BundleChoice(path=default_bundle() if embedded else Path(asked).expanduser(), reason="as asked")
+        return BundleChoice(path=default_bundle() if asked == EMBEDDED else Path(asked).expanduser())
     latest = latest_bundle()
     if latest is None:
-        return BundleChoice(path=default_bundle(), reason="the model in the package")
+        return BundleChoice(path=default_bundle())
     try:
         Manifest.read(latest)
     except BundleError as error:
-        return BundleChoice(path=default_bundle(), reason=f"the model in the package, since {error}")
-    return BundleChoice(
-        path=latest, reason=f"the last export, {latest}; --bundle {EMBEDDED}: the package's model", fallback=True
-    )
+        return BundleChoice(path=default_bundle(), note=f"the model in the package, since {error}")
+    note = f"the last export, {latest}; --bundle {EMBEDDED}: the model in the package"
+    return BundleChoice(path=latest, note=note, fallback=True)
 
 
 def latest_bundle() -> Path | None:

@@ -8,6 +8,7 @@
     │   └── ForeignEngine      an engine was built for another device, version or graph
     ├── EngineError            an engine cannot be built, loaded or run
     │   ├── EngineUnavailable  its package or its hardware is not here
+    │   ├── EngineNotLoaded    its library cannot load a graph
     │   ├── DeviceMemoryFull   the device has too little free memory
     │   ├── ShapeMismatch      tensors do not fit the graph's specification
     │   └── NotFinite          an engine produced a NaN, an infinity or a constant picture
@@ -53,6 +54,10 @@ class EngineError(DiffPluginError):
 
 class EngineUnavailable(EngineError):
     """The engine's package or hardware is not here."""
+
+
+class EngineNotLoaded(EngineError):
+    """The engine's library cannot load a graph."""
 
 
 class DeviceMemoryFull(EngineError):

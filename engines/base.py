@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from diffplugin.control_groups import cpu_quota
+from diffplugin.control_groups import cpu_quota, spare_threads
 from diffplugin.errors import BundleDamaged, EngineError, EngineUnavailable, RequestError
 from diffplugin.shapes import Profile
 from diffplugin.spec import Array, GraphSpec, check_inputs, check_outputs
@@ -229,6 +229,55 @@ def thread_count(threads: int | None) -> int:
     if threads is not None and threads < 1:
         raise RequestError(f"threads is {threads}, expected 1 or more, or None for all cores")
     return threads or usable_cores()
+
+
+def engine_threads(threads: int | None) -> int:
+    """Threads of one run of an engine on this machine: :func:`thread_count`, and no more than there are processors.
+
+    Raises:
+        RequestError: not positive.
+        EngineError: so many cannot be started here: libraries wait without end for those that they did not get.
+    """
+    count = min(thread_count(threads), max_threads())
+    _check_startable(count)
+    return count
+
+
+def max_threads() -> int:
+    """Processors that this process may use at once; more threads than these only wait for each other."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return processors if quota is None else max(1, min(processors, math.ceil(quota)))
+
+
+def _check_startable(threads: int) -> None:
+    spare = spare_threads()
+    started = threads if spare is None else min(threads, spare)
+    if started == threads:
+        started = _startable(threads)
+    if started < threads:
+        raise EngineError(
+            f"threads is {threads}, but only {started} more can be started here (a limit on processes: pids.max of the "
+            f"container, or ulimit -u); use --threads {max(1, started // 2)} or raise the limit"
+        )
+
+
+def _startable(threads: int) -> int:
+    """How many of so many threads could be started at once; they end before this returns."""
+    done = threading.Event()
+    waiting: list[threading.Thread] = []
+    try:
+        for _ in range(threads - 1):  # the caller's own is one
+            thread = threading.Thread(target=done.wait, daemon=True)
+            thread.start()
+            waiting.append(thread)
+    except RuntimeError:  # can't start new thread
+        return len(waiting)
+    finally:
+        done.set()
+        for thread in waiting:
+            thread.join()
+    return threads
 
 
 VARIANTS = ("int8", "fp16")  # precisions that have graphs of their own

@@ -129,6 +129,17 @@ def choose(
     return builders[-1], FULL, "; ".join(others + faults) or "the only engine here"
 
 
+def choose_fallback(
+    builder: EngineBuilder, engine: str, precision: str, device: str = "auto"
+) -> tuple[EngineBuilder, str] | None:
+    """(builder, precision) to go on with where the library of ``builder`` cannot load a graph; None: the user has
+    asked for this engine, or there is no other."""
+    if not engine == precision == device == "auto" or isinstance(builder, DeviceBuilder):
+        return None
+    other = get_builder("onnxruntime")
+    return (other, FULL) if builder.name != other.name and other.unavailable_reason() is None else None
+
+
 def _first(builder: EngineBuilder, bundle: Bundle | None) -> str:
     """The engine's best precision that the bundle has graphs for; its best one where it has none."""
     precisions = builder.precisions()

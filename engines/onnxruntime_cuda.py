@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -22,7 +22,7 @@ from diffplugin.engines.base import OnnxBuilder, check_names, check_precision, o
 from diffplugin.engines.cuda import CudaDriver
 from diffplugin.engines.device import DeviceEngine
 from diffplugin.engines.onnxruntime_install import cuda_session, cuda_unavailable_reason, meant
-from diffplugin.errors import DeviceMemoryFull, EngineError, EngineUnavailable
+from diffplugin.errors import DeviceMemoryFull, DiffPluginError, EngineError, EngineUnavailable
 from diffplugin.spec import DTYPES
 
 if TYPE_CHECKING:
@@ -142,8 +142,10 @@ def _session(ort: Any, engine: OnnxRuntimeCudaEngine, sizes: Mapping[str, int], 
         options.add_free_dimension_override_by_name(axis, size)
     given = {**_SETTINGS, "device_id": str(engine.driver.device), "user_compute_stream": str(stream)}
     try:
-        with engine.driver.lock:  # it copies its weights on the stream
-            made = cuda_session(ort, engine.path, options, given)
+        with engine.reading() as path, engine.driver.lock:  # it copies its weights on the stream
+            made = cuda_session(ort, path, options, given)
+    except DiffPluginError:
+        raise
     except Exception as error:  # the library raises a dozen kinds for one fact
         raise _failure(f"{engine.path}: ONNX Runtime cannot load it", error) from None
     names = (i.name for i in made.get_inputs()), (o.name for o in made.get_outputs())
@@ -215,6 +217,7 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
 
     Attributes:
         driver: of all engines of a bundle.
+        path, reading: the graph's file, and what holds it unchanged while it is loaded.
         fused: the graph is in this engine's form; the provider then runs all of it.
         capture_blocker: why it is only enqueued; None: it may be captured.
 
@@ -230,6 +233,7 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
         super().__init__(bundle.spec(key), precision, lambda: driver)
         lacking = missing_cuda_variant(bundle, precision)
         self.path = bundle.graph_file(key, _variant(bundle, precision))
+        self.reading = partial(bundle.reading, key, _variant(bundle, precision))
         self.driver, self.fused = driver, lacking is None
         self.capture_blocker = lacking
         self.run_options = ort.RunOptions()
@@ -307,8 +311,8 @@ class OnnxRuntimeCudaBuilder(OnnxBuilder):
         )
 
     def missing_variant(self, bundle: Bundle | None, precision: str) -> str | None:
-        """Float32 runs from any bundle's graphs."""
-        if bundle is None or precision == "fp32" or bundle.manifest.variants.get(precision):
+        """Float32 runs from any bundle's graphs; float16 ones that were made for TensorRT compute shapes on the GPU."""
+        if bundle is None or precision == "fp32":
             return None
         return missing_cuda_variant(bundle, precision)
 

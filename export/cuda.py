@@ -17,7 +17,7 @@ from diffplugin.export.fp16.convert import to_fp16
 from diffplugin.export.fp16.emulate import EmulatedFp16
 from diffplugin.export.fp16.variant import write, write_step
 from diffplugin.export.graphs import graph_keys, kind_of, module_for
-from diffplugin.export.onnx import trace
+from diffplugin.export.onnx import EXTERNAL_ABOVE, halve_weights, trace, weights_bytes
 from diffplugin.manifest import GraphEntry
 from diffplugin.spec import GraphSpec, graph_specs
 
@@ -39,7 +39,9 @@ def export_cuda(
     for key in graph_keys(checkpoint):
         log(f"{variant} {key}")
         model = cuda_graph(module_for(checkpoint, key), specs[kind_of(key)], precision, factor=checkpoint.dims.factor)
-        entries[key] = write(model, folder, key, variant)
+        if precision == "fp32" and weights_bytes(model) <= EXTERNAL_ABOVE:
+            halve_weights(model)
+        entries[key] = write(model, folder, key, variant, beside=key == "unet")  # whose weights `step` names
     entries["step"] = write_step(folder, specs["step"], variant)
     return entries
 

@@ -49,16 +49,16 @@ def export_graph(module: torch.nn.Module, spec: GraphSpec, path: Path, *, factor
     """
     model = trace(module, spec, factor=factor)
     if weights_bytes(model) <= EXTERNAL_ABOVE:
-        _halve_weights(model)
+        halve_weights(model)
     save(model, path)
 
 
-def save(model: ir.Model, path: Path) -> None:
-    """Write a graph, its weights beside it where they are large."""
+def save(model: ir.Model, path: Path, *, beside: bool = False) -> None:
+    """Write a graph, its weights beside it where they are large, or with ``beside`` however large they are."""
     import onnx_ir as ir
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    ir.save(model, path, external_data=f"{path.name}.data" if weights_bytes(model) > EXTERNAL_ABOVE else None)
+    ir.save(model, path, external_data=f"{path.name}.data" if beside or weights_bytes(model) > EXTERNAL_ABOVE else None)
 
 
 def trace(module: torch.nn.Module, spec: GraphSpec, *, factor: int, form: Form | None = None) -> ir.Model:
@@ -144,7 +144,7 @@ def _strip(model: ir.Model) -> None:
         value.metadata_props.clear()
 
 
-def _halve_weights(model: ir.Model) -> None:
+def halve_weights(model: ir.Model) -> None:
     """Store float32 weights as float16 plus a cast where every value survives the round trip.
 
     Engines fold the cast when they load; a checkpoint in half precision then costs its own size. Large graphs are

@@ -90,9 +90,9 @@ class Restorer:
         cache: Path | None = None,
         quality: Quality = EXACT,
         concurrency: int | None = 1,
+        fallback: tuple[EngineBuilder, str] | None = None,
     ) -> None:
-        self.bundle, self.quality = bundle, quality
-        self.engine, self.precision, self.reason = builder.name, precision, reason
+        self.bundle, self.quality, self._reason = bundle, quality, reason
         self.cards = bundle.cards()
         self.dims = bundle.manifest.dims
         self._schedule = NoiseSchedule.from_config(bundle.manifest.scheduler)
@@ -103,13 +103,25 @@ class Restorer:
             concurrency,
             builder,
             cores=cores,
-            memory=self._footprint(plan_stages(list(self.cards), self.cards, quality)),
+            memory=chain_footprint(bundle.manifest, plan_stages(list(self.cards), self.cards, quality), precision),
             piece=round(MAX_WHOLE_AREAS * self.dims.native_latent**2),
         )
         threads = max(1, cores // self.concurrency) if self.concurrency > 1 else threads
-        self._pool = EnginePool(bundle, builder, precision, threads=threads, cache=cache)
+        self._pool = EnginePool(bundle, builder, precision, threads=threads, cache=cache, fallback=fallback)
         self._encoders = Encoders(self._pool)
         self.device = device_loop(self._pool)
+
+    @property
+    def engine(self) -> str:
+        return self._pool.builder.name
+
+    @property
+    def precision(self) -> str:
+        return self._pool.precision
+
+    @property
+    def reason(self) -> str:
+        return self._pool.fallback_reason or self._reason
 
     def __enter__(self) -> Self:
         return self

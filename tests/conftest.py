@@ -125,10 +125,10 @@ def cuda_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
             model = cuda_graph(module, spec, "fp16", factor=manifest.dims.factor)
         else:  # but for the autoencoder's norms the two are traced alike
             model = cuda_graph(module, spec, "fp32", factor=manifest.dims.factor)
-            variants["cuda-fp32"][key] = write(model, out, key, "cuda-fp32")
+            variants["cuda-fp32"][key] = write(model, out, key, "cuda-fp32", beside=key == "unet")
             model = ir.load(out / variants["cuda-fp32"][key].file)
             to_fp16(model, spec.graph)
-        variants["cuda-fp16"][key] = write(model, out, key, "cuda-fp16")
+        variants["cuda-fp16"][key] = write(model, out, key, "cuda-fp16", beside=key == "unet")
     for variant, entries in variants.items():
         entries["step"] = write_step(out, bundle.spec("step"), variant)
     write_manifest(out, replace(manifest, variants=variants, files=list_files(out)))

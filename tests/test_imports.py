@@ -181,8 +181,11 @@ def allowed(name: str) -> set[str]:
     found = set()
     for entry in MAY_IMPORT.get(name, set()):
         prefix = entry.removesuffix("*")
-        found |= {other for other in MAY_IMPORT if other.startswith(prefix)} if prefix != entry else {entry}
-    return found - ({name, *DOOR_ROOMS} if name in DOOR_ROOMS else {name})
+        below = {other for other in MAY_IMPORT if other.startswith(prefix)} - (
+            DOOR_ROOMS if name in DOOR_ROOMS else set()
+        )
+        found |= below if prefix != entry else {entry}
+    return found - {name}
 
 
 def circles(arrows: Mapping[str, set[str]]) -> list[str]:

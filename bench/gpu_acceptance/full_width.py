@@ -23,7 +23,7 @@ import numpy as np
 
 from diffplugin.bench.full_width import SCB as SCB_CONFIG
 from diffplugin.bench.full_width import SCHEDULER, UNET, VAE, VISION
-from diffplugin.bundle import default_bundle, list_files, open_bundle, write_manifest
+from diffplugin.bundle import default_bundle, open_bundle, write_manifest
 from diffplugin.engines.onnxruntime_cuda import VARIANTS
 from diffplugin.integrity import sha256
 from diffplugin.manifest import GraphEntry
@@ -84,13 +84,13 @@ def _networks() -> Iterator[tuple[str, nn.Module]]:
 
 
 def write_step(folder: Path) -> Path:
-    """The graph ``step`` at these widths in float16; its weights are to lie in ``step.onnx.data``."""
+    """The graph ``step`` at these widths in float16; its weights are to lie in ``unet.onnx.data``."""
     from diffplugin.export.step import to_step
 
     key, module = next(_networks())
     model = _traced(key, module)
     to_step(model, graph_specs(DIMS)["step"])
-    _without_weights(model, "step.onnx.data")
+    _without_weights(model, "unet.onnx.data")
     return _written(model, folder / "step.onnx")
 
 
@@ -129,8 +129,9 @@ def write_bundle(out: Path, log: Any = print) -> Path:
         selector=False,
         parity={},
         variants={variant: entries},
+        files={},
     )
-    write_manifest(out, replace(manifest, files=list_files(out)))
+    write_manifest(out, manifest)  # lists no files, as one that is being written: the weights are to come
     return out
 
 

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -41,6 +42,7 @@ from diffplugin.engines.onnxruntime_cuda import NAME, VARIANTS
 from diffplugin.errors import DiffPluginError, RequestError
 
 FORMAT = 1
+_SHARED = ("clip_vision", "vae_encoder", "unet", "step", "vae_decoder")
 ROOT = Path(__file__).resolve().parents[2]
 _NATIVE = ("group_norm_silu.h", "half.h", "launch.h", "launch.cu", "team.h")  # of plugins/native
 
@@ -65,7 +67,7 @@ def prepare(out: Path, *, width: int, height: int, steps: int, log: Log = print)
     _embedded(out, job, log)
     log("full widths without weights")
     full_width.write_bundle(out / FULL, log)
-    _photographs(replace(job, model=FULL), [full_width.PLUGIN], out, log)
+    _photographs(replace(job, model=FULL), [full_width.PLUGIN], out)
     (out / NATIVE).mkdir()
     for file in (
         *(ROOT / "plugins" / "native" / name for name in _NATIVE),
@@ -85,7 +87,7 @@ def _goldens(out: Path, log: Log) -> None:
     whole = unpack(out / "unpacked")
     root = whole / "checkpoint"
     checkpoint = find(root / "stable-diffusion", root / "clip", root / "pre-trained")
-    _export(checkpoint, out / ORACLE, ORACLE, None, ("fp32", "fp16"), log)
+    _export(checkpoint, out / ORACLE, ORACLE, None, ("fp32", "fp16"), log, [KNOWN[GOLDEN].plugin])
     folder = out / GOLDENS / "golden"
     folder.mkdir(parents=True)
     for name in (f"{GOLDEN}.npz", f"{GOLDEN}.png", KNOWN[GOLDEN].photo):
@@ -100,7 +102,7 @@ def _embedded(out: Path, job: Job, log: Log) -> None:
 
     checkpoint, cards, _ = embedded_checkpoint([])
     _export(checkpoint, out / EMBEDDED, EMBEDDED, cards, ("fp16",), log)
-    photos = _photographs(job, list(checkpoint.plugins), out, log)
+    photos = _photographs(job, list(open_bundle(out / EMBEDDED).cards()), out)
     (out / EXPECTED).mkdir()
     with diffplugin.load(engine="onnxruntime", precision="fp32") as restorer:
         for plugin, (photo, _) in photos.items():
@@ -109,7 +111,7 @@ def _embedded(out: Path, job: Job, log: Log) -> None:
             Image.fromarray(made.array).save(out / EXPECTED / f"{plugin}.png")
 
 
-def _photographs(job: Job, plugins: Sequence[str], out: Path, log: Log) -> dict[str, tuple[Path, Path]]:
+def _photographs(job: Job, plugins: Sequence[str], out: Path) -> dict[str, tuple[Path, Path]]:
     """Two degraded photographs for each plugin, as files."""
     from diffplugin.bench.gpu_acceptance.job import photograph
 
@@ -123,27 +125,47 @@ def _photographs(job: Job, plugins: Sequence[str], out: Path, log: Log) -> dict[
     return made
 
 
-def _export(checkpoint: object, out: Path, name: str, cards: Path | None, precisions: Sequence[str], log: Log) -> None:
-    """A bundle with the variants for these precisions; the float32 graphs for processors stay behind."""
+def _export(
+    checkpoint: Any,
+    out: Path,
+    name: str,
+    cards: Path | None,
+    precisions: Sequence[str],
+    log: Log,
+    only: Sequence[str] = (),
+) -> None:
+    """A bundle with the variants for these precisions, of all plugins or of ``only`` these. What named plugins do not
+    need stays behind, and so do float32 graphs for processors."""
     from diffplugin.export.cuda import export_cuda
     from diffplugin.export.exporter import export_bundle
 
     export_bundle(
-        checkpoint, out, name=name, cards=cards, engine=NAME, precision=precisions[0], validate=False, log=log  # type: ignore[arg-type]
+        checkpoint, out, name=name, cards=cards, engine=NAME, precision=precisions[0], validate=False, log=log
     )  # fmt: skip
     manifest = open_bundle(out).manifest
     variants = dict(manifest.variants)
     for precision in precisions[1:]:
-        variants[VARIANTS[precision]] = export_cuda(checkpoint, out, precision, log)  # type: ignore[arg-type]
+        variants[VARIANTS[precision]] = export_cuda(checkpoint, out, precision, log)
     shutil.rmtree(out / "onnx")
     for file in (out / "plugins").rglob("*.onnx"):
         file.unlink()
+    plugins = tuple(p for p in manifest.plugins if p in only) if only else manifest.plugins
+    kept = {*_SHARED, *(f"{kind}/{plugin}" for plugin in plugins for kind in ("tpb", "scb"))}
+    for variant, entries in variants.items():
+        for key in set(entries) - kept:
+            (out / entries[key].file).unlink()
+        variants[variant] = {key: entry for key, entry in entries.items() if key in kept}
+    for plugin in set(manifest.plugins) - set(plugins):
+        shutil.rmtree(out / "plugins" / plugin)
     first = variants[VARIANTS[precisions[0]]]
     # its sizes in float32, as the entries of a bundle's own graphs have them
     graphs = {
-        key: replace(entry, file=first[key].file, sha256=first[key].sha256) for key, entry in manifest.graphs.items()
+        key: replace(entry, file=first[key].file, sha256=first[key].sha256)
+        for key, entry in manifest.graphs.items()
+        if key in kept
     }
-    write_manifest(out, replace(manifest, graphs=graphs, variants=variants, files=list_files(out)))
+    manifest = replace(manifest, graphs=graphs, variants=variants, plugins=plugins, selector=False)
+    write_manifest(out, replace(manifest, files=list_files(out)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -199,25 +199,26 @@ class Checkpoint:
             context=text["max_position_embeddings"],
             native_latent=configs.native_latent(unet),
         )
-        pairs = [
-            ("unet in_channels", unet["in_channels"], "vae latent_channels", dims.latent_channels),
-            ("text_encoder hidden_size", text["hidden_size"], "unet cross_attention_dim", dims.token_width),
-        ]
-        for plugin in self.plugins:
-            scb = self.scb_config(plugin)
-            pairs += [
-                (f"{plugin} scb in_channels", scb["in_channels"], "vae latent_channels", dims.latent_channels),
-                (f"{plugin} scb width", scb["block_out_channels"][0], "unet width", dims.residual_channels),
-                (f"{plugin} scb cross_attention_dim", scb["cross_attention_dim"], "unet's", dims.token_width),
-                (f"{plugin} scb layers_per_block", scb["layers_per_block"], "what three residuals need", 2),
-            ]
-            # one set of time features feeds both networks
-            ours, theirs = time_settings(scb), time_settings(unet)
-            pairs += [(f"{plugin} scb {key}", ours[key], "unet's", theirs[key]) for key in ours]  # type: ignore[literal-required]
-        faults = [f"{left} is {a}, {right} is {b}" for left, a, right, b in pairs if a != b]
+        faults = [f"{left} is {a}, {right} is {b}" for left, a, right, b in self._pairs(dims) if a != b]
         if faults:
             raise CheckpointError(f"checkpoint parts do not fit each other: {'; '.join(faults)}")
         return dims
+
+    def _pairs(self, dims: ModelDims) -> Iterator[tuple[str, Any, str, Any]]:
+        """Settings that must agree: (name, value, name, value)."""
+        unet, text = self.config("unet"), self.config("text_encoder")
+        yield "unet in_channels", unet["in_channels"], "vae latent_channels", dims.latent_channels
+        yield "text_encoder hidden_size", text["hidden_size"], "unet cross_attention_dim", dims.token_width
+        for plugin in self.plugins:
+            scb = self.scb_config(plugin)
+            yield f"{plugin} scb in_channels", scb["in_channels"], "vae latent_channels", dims.latent_channels
+            yield f"{plugin} scb width", scb["block_out_channels"][0], "unet width", dims.residual_channels
+            yield f"{plugin} scb cross_attention_dim", scb["cross_attention_dim"], "unet's", dims.token_width
+            yield f"{plugin} scb layers_per_block", scb["layers_per_block"], "what three residuals need", 2
+            # one set of time features feeds both networks
+            ours, theirs = dict(time_settings(scb)), dict(time_settings(unet))
+            for key, value in ours.items():
+                yield f"{plugin} scb {key}", value, "unet's", theirs[key]
 
     def blank(self, part: str) -> nn.Module:
         """A part's network without storage: its weights come from the file, and are not held twice.

@@ -41,11 +41,11 @@ def export_fp16(checkpoint: Checkpoint, folder: Path, log: Callable[[str], None]
     return entries
 
 
-def write(model: ir.Model, folder: Path, key: str, variant: str = FOLDER) -> GraphEntry:
-    """One graph of a variant below a bundle's folder."""
+def write(model: ir.Model, folder: Path, key: str, variant: str = FOLDER, *, beside: bool = False) -> GraphEntry:
+    """One graph of a variant below a bundle's folder; ``beside``: its weights in a file that others may name."""
     path = folder / variant / f"{key}.onnx"
     weights = weights_bytes(model)
-    save(model, path)
+    save(model, path, beside=beside)
     return _entry(path, folder, weights)
 
 

@@ -31,11 +31,19 @@ class Account:
         self._lock = Lock()
 
     def made(
-        self, paths: PhotoPaths, made: Restoration, seconds: float, *, copied: bool, notes: Sequence[str] = ()
+        self,
+        paths: PhotoPaths,
+        made: Restoration,
+        seconds: float,
+        *,
+        copied: bool,
+        bundle: str,
+        notes: Sequence[str] = (),
     ) -> None:
         """A photo that went through: restored, or untouched since nothing was selected.
 
         Args:
+            bundle: what restored it.
             notes: what the result's file could not hold.
         """
         if not made.untouched or copied:
@@ -47,12 +55,13 @@ class Account:
         status = "restored" if not made.untouched else "copied" if copied else "nothing selected"
         told = made.to_json()
         told["notes"] = [*told["notes"], *notes]
-        self._put(paths, status, **facts, seconds=round(seconds, 3), **told)
+        self._put(paths, status, **facts, bundle=bundle, seconds=round(seconds, 3), **told)
 
-    def planned(self, paths: PhotoPaths, plan: Plan, selection: Selection) -> None:
+    def planned(self, paths: PhotoPaths, plan: Plan, selection: Selection, *, bundle: str) -> None:
         """A dry run's photo."""
         status = "planned" if plan.chain else "nothing selected"
-        self._put(paths, status, output=str(paths.target), plan=plan.to_json(), selection=selection.to_json())
+        facts = {"plan": plan.to_json(), "selection": selection.to_json()}
+        self._put(paths, status, output=str(paths.target), bundle=bundle, **facts)
 
     def skipped(self, paths: PhotoPaths) -> None:
         """Its result is up to date."""

@@ -6,16 +6,13 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import PurePath
 
+from diffplugin.runtime.photos.kinds import RAW_SUFFIXES
 from diffplugin.runtime.photos.write import output_suffixes
 
-_READ_ONLY = (".gif", ".jfif", ".jp2", ".j2k", ".jpe", ".pgm", ".pnm", ".ppm")
-_RAW = (
-    ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".kdc", ".mef", ".mos", ".mrw",
-    ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
-)  # fmt: skip
+_READ_ONLY = (".jfif", ".jp2", ".j2k", ".jpe", ".pgm", ".pnm", ".ppm")
 _HEIF = (".heic", ".heics", ".heif", ".heifs", ".hif")
 # kinds that an extra brings: suffixes, what people call them, the package, the extra
-_EXTRAS = ((_HEIF, "HEIC", "pillow_heif", "heif"), (_RAW, "camera RAW", "rawpy", "raw"))
+_EXTRAS = ((_HEIF, "HEIC", "pillow_heif", "heif"), (RAW_SUFFIXES, "camera RAW", "rawpy", "raw"))
 _NEVER = {
     ".ai": "Illustrator", ".cdr": "CorelDRAW", ".dds": "DDS", ".eps": "EPS", ".exr": "OpenEXR", ".hdr": "Radiance HDR",
     ".ico": "icon", ".jxl": "JPEG XL", ".jxr": "JPEG XR", ".pcx": "PCX", ".psb": "Photoshop", ".psd": "Photoshop",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 from diffplugin.command import Parser, add_common_options, execute, path, size
+from diffplugin.default_bundle import EMBEDDED
 from diffplugin.engines.choice import ENGINES
 from diffplugin.errors import RequestError
 from diffplugin.runtime.cli.session import Session
@@ -27,6 +29,11 @@ def _size(text: str) -> Size:
         return size(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; expected native, released, N or WxH") from None
+
+
+def _bundle(text: str) -> str | Path:
+    """A folder, or the word for the model in the package (./embedded is a folder)."""
+    return text if text == EMBEDDED else path(text)
 
 
 def _output(text: str) -> str:
@@ -83,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--bundle",
-        type=path,
+        type=_bundle,
         metavar="FOLDER|hf:USER/NAME",
         help="default: the last export into the cache folder, else the small model in the package; embedded: that one",
     )

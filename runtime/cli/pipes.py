@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import sys
-import tempfile
-from pathlib import Path
 from typing import BinaryIO
 
 from diffplugin.errors import ImageError, RequestError
-from diffplugin.files import TEMPORARY, unfinished
-from diffplugin.runtime.photos.read import Photo
-from diffplugin.runtime.photos.write import write_photo
 
 MAX_BYTES = 2**31  # of a file that is piped in; pixels are counted when its header is read
 
@@ -45,16 +40,6 @@ def read_stdin() -> bytes:
     if len(content) > MAX_BYTES:
         raise ImageError(f"stdin: more than {MAX_BYTES:,} bytes came, expected one photo")
     return content
-
-
-def photo_bytes(photo: Photo, suffix: str) -> bytes:
-    """The file of a photo in the format of a suffix.
-
-    Raises:
-        ImageError: the format cannot hold it.
-    """
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder, unfinished(Path(folder)):
-        return write_photo(Path(folder) / f"stdout{suffix}", photo).read_bytes()
 
 
 def write_all(stream: BinaryIO, content: bytes) -> None:

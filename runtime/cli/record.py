@@ -78,7 +78,7 @@ class Record:
     def made(self, path: Path) -> Entry | None:
         """What ``path`` was made from, if it is a result and still as it was made, wherever it lies now."""
         with suppress(OSError):
-            status, real = path.stat(), os.path.realpath(path)
+            status, real = path.stat(), _real(path)
             here = self._by_target.get(real)
             if here and (here.target_bytes, here.target_mtime_ns) == (status.st_size, status.st_mtime_ns):
                 return here
@@ -89,21 +89,24 @@ class Record:
                 return here if here in found else next(moved, None)
         return None
 
-    def results_among(self, paths: Iterable[Path], folder: Path) -> set[Path]:
-        """Those of a folder's photos that were made from others of that folder: a run must not take them again.
+    def results_among(self, paths: Iterable[Path], folder: Path | None) -> set[Path]:
+        """Those of a run's photos that were made from others of the run: it must not take them again.
 
         Results whose originals lie elsewhere are photos like any other.
+
+        Args:
+            folder: that all of them were found in: what was made from a photo that lay there is a result, too. None:
+                they were named, or match a pattern.
         """
         paths = list(paths)
-        root = os.path.join(os.path.realpath(folder), "")  # noqa: PTH118
-        originals = {os.path.realpath(path) for path in paths}
+        root = None if folder is None else os.path.join(_real(folder), "")  # noqa: PTH118
+        originals = {_real(path) for path in paths}
         results = set()
         for path in paths:
             entry = self.made(path)
-            if entry is None or entry.source == os.path.realpath(path):
+            if entry is None or entry.source == _real(path):
                 continue
-            moved = not entry.source.startswith(root) and self._lies_among(entry, originals, paths)
-            if entry.source.startswith(root) or moved:
+            if (root and entry.source.startswith(root)) or self._lies_among(entry, originals, paths):
                 results.add(path)
         return results
 
@@ -133,7 +136,7 @@ class Record:
 
     def targets_of(self, source: Path) -> list[Path]:
         """Where results of a photo were put."""
-        return [Path(entry.target) for entry in self._by_source.get(os.path.realpath(source), ())]
+        return [Path(entry.target) for entry in self._by_source.get(_real(source), ())]
 
     def hash(self, path: Path) -> str:
         """SHA-256 of a file, computed once for as long as it does not change."""
@@ -168,6 +171,14 @@ class Record:
                 os.close(handle)
         except OSError as error:
             _log.debug("%s: not noted as made from %s (%s)", target, source, error)
+
+
+def _real(path: Path) -> str:
+    """The path with links resolved; as it is where the working folder was deleted."""
+    try:
+        return os.path.realpath(path)
+    except OSError:
+        return str(path)
 
 
 def fingerprint(facts: object) -> str:

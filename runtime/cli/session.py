@@ -9,14 +9,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, RLock
-from typing import Any, BinaryIO
+from typing import Any
 
 from diffplugin import load
 from diffplugin.bundle import cache_folder, default_bundle
 from diffplugin.command import print_error, say
 from diffplugin.default_bundle import choose_bundle
 from diffplugin.errors import Cancelled, ImageError, NotFinite, RequestError
-from diffplugin.files import copy_file
 from diffplugin.integrity import sha256
 from diffplugin.manifest import MANIFEST
 from diffplugin.runtime.cli.account import Account
@@ -30,14 +29,13 @@ from diffplugin.runtime.cli.messages import (
     plan_lines,
     selection_line,
 )
-from diffplugin.runtime.cli.pipes import check_pipes, photo_bytes, read_stdin, write_all
+from diffplugin.runtime.cli.pipes import check_pipes, read_stdin
 from diffplugin.runtime.cli.record import Record, fingerprint
+from diffplugin.runtime.cli.results import Results, make_folders
 from diffplugin.runtime.cli.targets import STDOUT, Naming, PhotoPaths, plan_targets
 from diffplugin.runtime.options import RestoreOptions
 from diffplugin.runtime.photos.mask import Mask, read_mask, region_mask
-from diffplugin.runtime.photos.pixels import side_by_side
 from diffplugin.runtime.photos.read import Photo, printable, read_photo
-from diffplugin.runtime.photos.write import check_writable, not_kept, write_photo
 from diffplugin.runtime.planning.plan import Plan
 from diffplugin.runtime.request.selection import Selection, select_named
 from diffplugin.runtime.restoration import Restoration
@@ -69,7 +67,6 @@ class Session:
         self.account = Account(found, self.photos)
         self._stopped, self._lock = Event(), RLock()
         self.bar = ProgressBar(sys.stderr, hidden=args.quiet)
-        self._stdout: BinaryIO | None = None
         self._packaged: Restorer | None = None
         self.reads_stdin = any(paths.source == STDIN for paths in self.photos)
         self.writes_stdout = any(paths.target == STDOUT for paths in self.photos)
@@ -85,11 +82,11 @@ class Session:
         if args.threads is not None and args.threads < 1:
             raise RequestError(f"threads is {args.threads}, expected at least 1")
         with ExitStack() as stack:
-            if self.writes_stdout:
-                self._stdout = stack.enter_context(stdout_for_data())
+            stdout = stack.enter_context(stdout_for_data()) if self.writes_stdout else None
             restorer = self._load(stack)
-            self._request = fingerprint(self._asked(restorer))
-            self._make_folder()
+            suffix = f".{args.format}" if args.format else None
+            self.results = Results(self.record, fingerprint(self._asked(restorer)), stdout, suffix)
+            self._make_folders()
             at_once = 1 if args.dry_run else max(1, min(restorer.concurrency, len(self.photos)))
             self._alone = at_once == 1
             if at_once > 1:
@@ -108,7 +105,7 @@ class Session:
                 select_named(self.options.plugins, restorer.cards)
             except RequestError:
                 return self._embedded(f"{restorer.bundle.path} lacks {', '.join(self.options.plugins)}")
-        self._say(loaded_line(restorer, self._bundle.reason if self._bundle.fallback else ""))
+        self._say(loaded_line(restorer, self._bundle.note))
         return restorer
 
     def _open(self, path: Path) -> Restorer:
@@ -139,15 +136,17 @@ class Session:
         asked = {name: str(getattr(self.options, name)) for name in ("prompt", "plugins", *_FIELDS)}
         manifest = restorer.bundle.path / MANIFEST
         bundle = sha256(manifest) if manifest.is_file() else restorer.bundle.manifest.name
-        return asked | {"quality": args.quality, "precision": args.precision, "bundle": bundle}
+        own = {name: str(getattr(args, name)) for name in ("quality", "precision", "first_frame", "region", "feather")}
+        mask = None if args.mask is None else self.record.hash(args.mask) if args.mask.is_file() else str(args.mask)
+        return asked | own | {"mask": mask, "bundle": bundle}
 
     def _leave_out_results(self, found: Inputs) -> None:
-        """Results of earlier runs are no inputs of a run over the folder that they were made from."""
-        for root in {photo.root for photo in found.photos if photo.root is not None}:
-            below = [photo.path for photo in found.photos if photo.root == root]
-            results = self.record.results_among(below, root)
+        """Results of earlier runs are no inputs of a run over the photos or the folder that they were made from."""
+        for root in dict.fromkeys(photo.root for photo in found.photos):
+            paths = [photo.path for photo in found.photos if photo.root == root and photo.path != STDIN]
+            results = self.record.results_among(paths, root)
             found.photos = [p for p in found.photos if p.root != root or p.path not in results]
-            found.left_out += [LeftOut(path=path, reason="result", kind="result") for path in below if path in results]
+            found.left_out += [LeftOut(path=path, reason="result", kind="result") for path in paths if path in results]
 
     def _together(self, restorer: Restorer, at_once: int) -> None:
         """Several photos at once; the first error that is not a photo's own ends them all."""
@@ -163,13 +162,13 @@ class Session:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _make_folder(self) -> None:
-        """The output folder, made if a folder was asked for."""
+    def _make_folders(self) -> None:
+        """The output folder and the tree below it, if a folder was asked for."""
         given = self.args.output
         if given is None or self.writes_stdout or self.args.dry_run:
             return
         if self.photos and all(Path(given) != paths.target for paths in self.photos):
-            _make(Path(given), *{paths.target.parent for paths in self.photos if _below(paths.target, Path(given))})
+            make_folders(Path(given), [paths.target for paths in self.photos])
 
     def _attempt(self, restorer: Restorer, paths: PhotoPaths) -> None:
         """One photo; a bad one does not stop the others, a bad request or bundle does."""
@@ -184,52 +183,58 @@ class Session:
             raise
 
     def _one(self, restorer: Restorer, paths: PhotoPaths) -> None:
-        args, began = self.args, time.perf_counter()
         if self._is_cancelled():
             raise Cancelled("stopped")
-        if args.skip_existing and self._is_up_to_date(paths):
+        if self.args.skip_existing and self.results.is_up_to_date(paths):
             self._say(f"{_name(paths)}: skipped, {printable(paths.target)} is up to date")
             self.account.skipped(paths)
             return
         content = read_stdin() if paths.source == STDIN else None
         source = paths.source if content is None else content
-        photo = read_photo(source, first_frame=args.first_frame, name=None if content is None else "stdin")
+        photo = read_photo(source, first_frame=self.args.first_frame, name=None if content is None else "stdin")
         for note in photo.notes:
             self._say(f"{_name(paths)}: {note}")
-        if args.dry_run:
-            plan, selection = restorer.plan(photo, self.options, mask=self._mask(photo))
-            self._say(f"{_name(paths)}: {selection_line(selection)}", *(f"  {line}" for line in plan_lines(plan)))
-            self._say(f"  output:  {_target_name(paths)} (dry run: not written)")
-            self.account.planned(paths, plan, selection)
-            return
-        if paths.target != STDOUT:
-            check_writable(paths.target, photo)
-            if paths.compare:
-                check_writable(paths.compare)
-        made = self._restore(restorer, paths, photo)
-        if made.untouched and self._bundle.fallback and restorer is not self._packaged:
-            made = self._restore(self._embedded(f"{restorer.bundle.path} has nothing for this request"), paths, photo)
-        notes: tuple[str, ...] = ()
-        if made.untouched:
-            self._leave_untouched(restorer, paths, photo, content)
+        if self.args.dry_run:
+            self._plan(restorer, paths, photo)
         else:
-            self._write(paths, made, photo)
-            notes = not_kept(paths.target, made.photo) if paths.target != STDOUT else ()
+            self._restore(restorer, paths, photo, content)
+
+    def _plan(self, restorer: Restorer, paths: PhotoPaths, photo: Photo) -> None:
+        """What would be done."""
+        mask = self._mask(photo)
+        plan, selection = restorer.plan(photo, self.options, mask=mask)
+        if not plan.chain and (other := self._instead_of(restorer)):
+            restorer = other
+            plan, selection = restorer.plan(photo, self.options, mask=mask)
+        self._say(f"{_name(paths)}: {selection_line(selection)}", *(f"  {line}" for line in plan_lines(plan)))
+        if not plan.chain:
+            self._say(*example_lines(restorer.cards.values()))
+        self._say(f"  output:  {_target_name(paths)} (dry run: not written)")
+        self.account.planned(paths, plan, selection, bundle=restorer.bundle.manifest.name)
+
+    def _restore(self, restorer: Restorer, paths: PhotoPaths, photo: Photo, content: bytes | None) -> None:
+        began = time.perf_counter()
+        self.results.check(paths, photo)
+        made = self._run(restorer, paths, photo)
+        if made.untouched and (other := self._instead_of(restorer)):
+            restorer = other
+            made = self._run(restorer, paths, photo)
+        copies = made.untouched and self.args.keep_untouched == "copies"
+        notes: tuple[str, ...] = ()
+        if copies:
+            self.results.copy(paths, photo, content)
+        elif not made.untouched:
+            notes = self.results.write(paths, photo, made.photo)
             for note in notes:
                 self._say(f"{_target_name(paths)}: {note}")
         seconds = time.perf_counter() - began
-        if not made.untouched:
+        if made.untouched:
+            self._say(*example_lines(restorer.cards.values(), copies=copies))
+        else:
             self._say(done_line(made, _target_name(paths), seconds))
-        self.account.made(paths, made, seconds, copied=made.untouched and args.keep_untouched == "copies", notes=notes)
+        self.account.made(paths, made, seconds, copied=copies, bundle=restorer.bundle.manifest.name, notes=notes)
 
-    def _mask(self, photo: Photo) -> Mask | None:
-        """Where this photo is restored; None: all of it."""
-        args = self.args
-        if args.mask is not None:
-            return read_mask(args.mask, photo.size, feather=args.feather)
-        return None if args.region is None else region_mask(args.region, photo.size, feather=args.feather)
-
-    def _restore(self, restorer: Restorer, paths: PhotoPaths, photo: Photo) -> Restoration:
+    def _run(self, restorer: Restorer, paths: PhotoPaths, photo: Photo) -> Restoration:
         return restorer.restore(
             photo,
             self.options,
@@ -239,55 +244,25 @@ class Session:
             cancelled=self._is_cancelled,
         )
 
+    def _mask(self, photo: Photo) -> Mask | None:
+        """Where this photo is restored; None: all of it."""
+        args = self.args
+        if args.mask is not None:
+            return read_mask(args.mask, photo.size, feather=args.feather)
+        return None if args.region is None else region_mask(args.region, photo.size, feather=args.feather)
+
+    def _instead_of(self, restorer: Restorer) -> Restorer | None:
+        """The package's model, where the last export has no plugin for a request."""
+        if not self._bundle.fallback or restorer is self._packaged:
+            return None
+        return self._embedded(f"{restorer.bundle.path} has nothing for this request")
+
     def _announce(self, paths: PhotoPaths, plan: Plan, selection: Selection) -> None:
         self._say(f"{_name(paths)}: {selection_line(selection)}")
         if plan.chain and (warning := memory_warning(plan)):
             with self._lock:
                 self.bar.clear()
                 print_error("dp-infer", warning)
-
-    def _write(self, paths: PhotoPaths, made: Restoration, photo: Photo) -> None:
-        if self._stdout is not None:
-            write_all(self._stdout, photo_bytes(made.photo, f".{self.args.format or 'png'}"))
-            return
-        write_photo(paths.target, made.photo)
-        self._note(paths, paths.target)
-        if paths.compare:
-            write_photo(paths.compare, side_by_side(photo.rgb, made.photo.rgb))
-            self._note(paths, paths.compare)
-
-    def _leave_untouched(self, restorer: Restorer, paths: PhotoPaths, photo: Photo, content: bytes | None) -> None:
-        """Nothing was selected: no file pretends to be restored, unless copies are asked for."""
-        copies = self.args.keep_untouched == "copies"
-        self._say(*example_lines(restorer.cards.values(), copies=copies))
-        if not copies:
-            return
-        if self._stdout is not None:
-            own = content if content is not None else paths.source.read_bytes()
-            write_all(self._stdout, own if self.args.format is None else photo_bytes(photo, f".{self.args.format}"))
-            return
-        if paths.source.suffix.lower() == paths.target.suffix.lower():
-            try:
-                copy_file(paths.source, paths.target)
-            except OSError as error:
-                reason = error.strerror or error
-                raise ImageError(f"{printable(paths.target)}: cannot be written ({reason})") from None
-        else:
-            write_photo(paths.target, photo)
-        self._note(paths, paths.target)
-        if paths.compare:
-            write_photo(paths.compare, side_by_side(photo.rgb, photo.rgb))
-            self._note(paths, paths.compare)
-
-    def _note(self, paths: PhotoPaths, path: Path) -> None:
-        if paths.source != STDIN:
-            self.record.add(paths.source, path, self._request)
-
-    def _is_up_to_date(self, paths: PhotoPaths) -> bool:
-        if paths.source == STDIN or paths.target == STDOUT:
-            return False
-        wanted = filter(None, (paths.target, paths.compare))
-        return all(self.record.up_to_date(paths.source, path, self._request) for path in wanted)
 
     def _is_cancelled(self) -> bool:
         return self._stopped.is_set() or stop_requested()
@@ -311,18 +286,6 @@ def _name(paths: PhotoPaths) -> str:
 
 def _target_name(paths: PhotoPaths) -> str:
     return "stdout" if paths.target == STDOUT else printable(paths.target)
-
-
-def _below(path: Path, folder: Path) -> bool:
-    return path.is_relative_to(folder)
-
-
-def _make(*folders: Path) -> None:
-    for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ImageError(f"{printable(folder)}: this folder cannot be made ({error.strerror})") from None
 
 
 def _cache() -> Path | None:

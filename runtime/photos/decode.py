@@ -16,6 +16,7 @@ from diffplugin.runtime.photos.deep import (
     as_rgba_png,
     deep_layout,
     deep_pixels,
+    grey_levels,
     is_misread,
     to_8_bits,
 )
@@ -95,7 +96,9 @@ def decode(image: Image.Image, source: Source) -> Photo:
         return replace(
             first, details=replace(first.details, duration=None, loop=None, poster=False), notes=(*first.notes, note)
         )
-    return replace(first, frames=tuple(_further(image, source, count, first)))
+    frames = tuple(_further(image, source, count, first))
+    notes = dict.fromkeys(note for frame in (first, *frames) for note in frame.notes)
+    return replace(first, frames=frames, notes=tuple(notes))
 
 
 def _further(image: Image.Image, source: Source, count: int, first: Photo) -> Iterator[Photo]:
@@ -132,7 +135,7 @@ def _frame(image: Image.Image, source: Source, index: int) -> Photo:
         notes.append("16 bits a channel became 8: they stand in an arrangement of which only 8 are read")
     deep, deep_alpha = None, None
     grey_icc = icc if icc and mode == "L" and colour_space(icc) == "L" else None
-    if layout is not None and source.file is not None and (layout != "grey" or grey_icc is None):
+    if layout is not None and grey_icc is None:
         deep, deep_alpha = _deep_planes(image, layout, source, index)
     elif layout is not None and grey_icc is not None:
         notes.append("16 bits of grey became 8: there is a grey profile, which is applied at 8")
@@ -190,7 +193,7 @@ def _rgb_and_alpha(image: Image.Image, icc: bytes | None, name: str) -> _Planes:
 
 def _from_deep_grey(image: Image.Image, icc: bytes | None, name: str) -> _Planes:
     """Grey of more than 8 bits: modes I;16*, and I, as which Pillow opens 16-bit PPM (and 16-bit PNG once did)."""
-    values = np.asarray(image)
+    values = grey_levels(image)
     # in a TIFF, I and F are 32-bit measurements of unknown scale: a guess would be a black picture
     sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format != "TIFF")
     if not sixteen or values.min() < 0 or values.max() > 65535:
@@ -207,14 +210,15 @@ def _from_deep_grey(image: Image.Image, icc: bytes | None, name: str) -> _Planes
 def _deep_planes(image: Image.Image, layout: Layout, source: Source, index: int) -> tuple[Deep | None, Deep | None]:
     """(colours [H, W, 3], alpha [H, W] or None) at 16 bits, as they stand in the file."""
     file, reopen = source.file, source.reopen
-    if file is None or reopen is None:
-        return None, None
     if layout == "grey":
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             return None, None
+    elif file is None or reopen is None:  # an image that the caller opened: Pillow has kept 8 bits of it
+        return None, None
 
     def again() -> Image.Image:
+        assert file is not None and reopen is not None  # grey is not opened again
         other = reopen(as_rgba_png(file) if layout == "grey and alpha" else file)
         if index:
             other.seek(index)

@@ -25,10 +25,10 @@ _GREY = np.array([19595, 38470, 7471], np.uint32)  # ITU-R BT.601 luma x 65536, 
 def deep_layout(image: Image.Image) -> Layout | None:
     """How a Pillow image that is opened and not yet loaded holds 16 bits a channel; None: it does not, or in a way that
     only Pillow's 8 bits are read of."""
-    if image.format not in ("PNG", "TIFF", "PPM"):
-        return None
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format != "TIFF"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return "grey"
+    if image.format not in ("PNG", "TIFF"):
+        return None
     if getattr(image, "tag_v2", {}).get(284) == 2:  # a plane for each channel: the unpackers are others
         return None
     raw = [_raw_mode(tile) for tile in getattr(image, "tile", [])]
@@ -55,7 +55,7 @@ def deep_pixels(image: Image.Image, layout: Layout, reopen: Callable[[], Image.I
         reopen: opens the same picture again, not loaded.
     """
     if layout == "grey":
-        return np.asarray(image)[..., None].astype(np.uint16)
+        return grey_levels(image)[..., None].astype(np.uint16)
     other = reopen()
     if layout == "grey and alpha":
         both = np.asarray(other, np.uint16)
@@ -78,20 +78,20 @@ def as_rgba_png(file: IO[bytes]) -> io.BytesIO:
 
 def _without_transparency(data: bytes) -> Iterator[bytes]:
     yield data[:8]
-    for kind, chunk in png_chunks(io.BytesIO(data)):
+    for kind, chunk, _ in png_chunks(io.BytesIO(data)):
         if kind not in (b"tRNS", b"gAMA"):
             yield _chunk(kind, chunk)
 
 
-def png_chunks(file: IO[bytes], *, until: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-    """(type, data) of a PNG file's chunks, up to the first of type ``until`` or the end of what is there."""
+def png_chunks(file: IO[bytes], *, until: bytes = b"") -> Iterator[tuple[bytes, bytes, int]]:
+    """(type, data, checksum) of a PNG file's chunks, up to the first of type ``until`` or the end of what is there."""
     file.seek(8)
     while len(head := file.read(8)) == 8:
         kind = head[4:]
         if kind == until:
             return
-        yield kind, file.read(int.from_bytes(head[:4], "big"))
-        file.read(4)
+        data = file.read(int.from_bytes(head[:4], "big"))
+        yield kind, data, int.from_bytes(file.read(4), "big")
 
 
 def write_deep_png(file: IO[bytes], levels: Deep, template: bytes, *, level: int) -> None:
@@ -104,7 +104,7 @@ def write_deep_png(file: IO[bytes], levels: Deep, template: bytes, *, level: int
     height, width, channels = levels.shape
     file.write(template[:8])
     written = False
-    for kind, data in png_chunks(io.BytesIO(template)):
+    for kind, data, _ in png_chunks(io.BytesIO(template)):
         if kind == b"IHDR":
             header = struct.pack(">IIB", width, height, 16) + bytes((_colour_type(channels), 0, 0, 0))
             file.write(_chunk(kind, header))
@@ -148,7 +148,20 @@ def _colour_type(channels: int) -> int:
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return sealed_chunk(kind, data, zlib.crc32(kind + data))
+
+
+def sealed_chunk(kind: bytes, data: bytes, checksum: int) -> bytes:
+    """A PNG chunk with this checksum."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+
+def grey_levels(image: Image.Image) -> NDArray[Any]:
+    """Values [H, W] of a loaded image of 16 or more bits of grey; 12 bits of a TIFF are brought to 16."""
+    values = np.asarray(image)
+    if getattr(image, "tag_v2", {}).get(258) == (12,) and values.dtype == np.uint16:
+        return ((values.astype(np.uint32) * 65535 + 2047) // 4095).astype(np.uint16)
+    return values
 
 
 def _raw_mode(tile: Any) -> str:

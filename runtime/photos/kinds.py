@@ -9,7 +9,7 @@ from typing import IO, Literal
 Reader = Literal["pillow", "heif", "raw"]
 
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
-_RAW_SUFFIXES = (
+RAW_SUFFIXES = (
     *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".mrw", ".nef"),
     *(".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
 )
@@ -66,7 +66,8 @@ def reader_of(file: IO[bytes], suffix: str) -> Reader:
             return "raw"
         if not {b"avif", b"avis"} & set(brands) and (brands[0] in _HEIF):
             return "heif"
-    if head.startswith(_RAW_HEADS) or suffix.lower() in _RAW_SUFFIXES:
+    renamed = head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF"))
+    if head.startswith(_RAW_HEADS) or (suffix.lower() in RAW_SUFFIXES and not renamed):
         return "raw"
     return "raw" if head[8:10] == b"CR" or _is_raw_tiff(tiff_numbers(file)) else "pillow"
 

@@ -88,6 +88,7 @@ _XMP_ORIENTATION = (
     re.compile(rb"(tiff:Orientation\s*=\s*[\"'])\d"),
     re.compile(rb"(<tiff:Orientation>\s*)\d"),
 )
+_XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 _PNG_COLOUR = (b"cHRM", b"cICP", b"gAMA", b"sRGB")
 _NOT_TEXT = ("XML:com.adobe.xmp", "Raw profile type exif", "Raw profile type APP1", "Raw profile type icc", "exif")
 _IPTC_RESOURCE, _IPTC_TAG = 0x0404, 33723
@@ -108,7 +109,7 @@ def file_details(image: Image.Image, file: IO[bytes] | None) -> FileDetails:
         file: the file that it was opened from; None: it was made in memory.
     """
     info: Mapping[Any, Any] = image.info
-    xmp, comment, loop = _packet(info), info.get("comment"), info.get("loop")
+    xmp, comment, loop = _packet(image), info.get("comment"), info.get("loop")
     return FileDetails(
         xmp=upright_xmp(xmp) if xmp else None,
         iptc=_iptc(image),
@@ -123,8 +124,11 @@ def file_details(image: Image.Image, file: IO[bytes] | None) -> FileDetails:
     )
 
 
-def _packet(info: Mapping[Any, Any]) -> bytes | None:
-    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
+def _packet(image: Image.Image) -> bytes | None:
+    xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
+    for marker, content in getattr(image, "applist", []):  # of a JPEG; Pillow before 11 leaves it there
+        if not xmp and marker == "APP1" and content.startswith(_XMP_HEAD):
+            xmp = content[len(_XMP_HEAD) :]
     if isinstance(xmp, tuple) and len(xmp) == 1:
         xmp = xmp[0]
     if isinstance(xmp, str):
@@ -154,7 +158,7 @@ def _text(image: Image.Image) -> tuple[tuple[str, str], ...]:
 
 
 def _colour_chunks(file: IO[bytes]) -> tuple[tuple[bytes, bytes], ...]:
-    return tuple((kind, data) for kind, data in png_chunks(file, until=b"IDAT") if kind in _PNG_COLOUR)
+    return tuple((kind, data) for kind, data, _ in png_chunks(file, until=b"IDAT") if kind in _PNG_COLOUR)
 
 
 def _iptc(image: Image.Image) -> bytes | None:
@@ -181,7 +185,7 @@ def iptc_segment(iptc: bytes) -> bytes:
 
 def xmp_segment(xmp: bytes) -> bytes:
     """A JPEG segment (APP1) of an XMP packet."""
-    body = b"http://ns.adobe.com/xap/1.0/\0" + xmp
+    body = _XMP_HEAD + xmp
     return b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body
 
 

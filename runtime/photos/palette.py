@@ -44,8 +44,10 @@ def _exact(rgb: Pixels, alpha: Pixels | None) -> Image.Image | None:
     entries = np.stack([colours >> shift & 255 for shift in (16, 8, 0)], -1).astype(np.uint8)
     opacity = None if alpha is None else bytes((colours >> 24).astype(np.uint8))
     clear = [i for i, value in enumerate(opacity or b"") if value == 0]
-    one = len(clear) == 1 and opacity is not None and set(opacity) <= {0, 255}
-    return _image(indices.reshape(packed.shape).astype(np.uint8), entries, clear[0] if one else opacity)
+    transparency: int | bytes | None = opacity
+    if opacity is not None and set(opacity) <= {0, 255} and len(clear) <= 1:  # what a GIF can say
+        transparency = clear[0] if clear else None
+    return _image(indices.reshape(packed.shape).astype(np.uint8), entries, transparency)
 
 
 def _spread(image: Image.Image, colours: int) -> Image.Image:

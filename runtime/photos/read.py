@@ -11,7 +11,7 @@ What becomes of each kind of input:
 * Transparency (alpha, or a transparent palette entry) becomes ``Photo.alpha``; colours under it are kept.
 * Frames and pages that follow are ``Photo.frames``, or left out with a note (``first_frame``).
 * Floating-point and 32-bit pixels are refused: their scale is unknown.
-* A JPEG that lacks its end marker and nothing else is read, with a note.
+* A JPEG that lacks nothing but its end marker is read, with a note; a PNG with broken parts beside its pixels also.
 * HEIC needs the extra [heif], camera RAW the extra [raw].
 
 Limits: a side has at least ``MIN_SIDE`` pixels (one latent pixel), a picture with all its frames at most ``MAX_PIXELS``
@@ -37,15 +37,14 @@ from PIL import Image
 
 from diffplugin.errors import DamagedImage, ImageError, RequestError, UnsupportedImage
 from diffplugin.runtime.photos.decode import Source, check_size, decode, photo_from_array
-from diffplugin.runtime.photos.jpeg import with_end_marker
 from diffplugin.runtime.photos.kinds import first_words, looks_like_a_picture, reader_of, unread_kind
+from diffplugin.runtime.photos.mend import mended
 from diffplugin.runtime.photos.photo import MIN_SIDE, Photo, Pixels
 from diffplugin.runtime.photos.raw import raw_size, read_raw
 
 __all__ = ["MAX_PIXELS", "MIN_SIDE", "Photo", "Pixels", "photo_from", "pixel_limit", "printable", "read_photo"]
 
 MAX_PIXELS = 100_000_000
-NO_END = "the JPEG's end marker was missing; nothing else was"
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")  # no EPS: it runs programs
 _READ = "a PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000 or AVIF file"
 _lock = threading.Lock()  # Python's warning filters belong to the whole process
@@ -191,26 +190,26 @@ def _read(file: IO[bytes], name: str, limit: int, first_frame: bool, suffix: str
             reopen=lambda again: open_image(again, name),
             first_frame=first_frame,
         )
-        image = open_image(file, name)
         try:
-            return decode(image, source)
-        except OSError:
-            mended = _mended_jpeg(file, name, limit) if image.format == "JPEG" else None
-            if mended is None:
+            return decode(open_image(file, name), source)
+        except (OSError, SyntaxError, ValueError, DamagedImage):
+            found = _mended(file, name, limit)
+            if found is None:
                 raise
-            photo = decode(_open_pillow(mended, name), replace(source, file=mended))
-            return replace(photo, notes=(*photo.notes, NO_END))
+            sound, note = found
+            photo = decode(_open_pillow(sound, name), replace(source, file=sound))
+            return replace(photo, notes=(*photo.notes, note))
 
 
-def _mended_jpeg(file: IO[bytes], name: str, limit: int) -> io.BytesIO | None:
+def _mended(file: IO[bytes], name: str, limit: int) -> tuple[io.BytesIO, str] | None:
     def open_checked(again: io.BytesIO) -> Image.Image:
         image = _open_pillow(again, name)
         check_size(image.size, name, limit)
         return image
 
     file.seek(0)
-    data = with_end_marker(file.read(), open_checked)
-    return None if data is None else io.BytesIO(data)
+    found = mended(file.read(), open_checked)
+    return None if found is None else (io.BytesIO(found[0]), found[1])
 
 
 def _open_pillow(file: IO[bytes], name: str) -> Image.Image:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
+import io
 import os
-import secrets
-import shutil
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from diffplugin.errors import ImageError
+from diffplugin.files import temporary_beside, unfinished, written_whole
 from diffplugin.runtime.photos.encode import AVIF, BMP, GIF, HEIF, JPEG, PNG, TIFF, WEBP, Format, encode
 from diffplugin.runtime.photos.encode import not_kept as encode_notes
 from diffplugin.runtime.photos.read import Photo, Pixels, photo_from, printable
@@ -63,10 +62,10 @@ def check_writable(path: str | os.PathLike[str], photo: Photo | None = None) -> 
     if photo is not None:
         _check(photo, form, path)
     target = _target(path)
-    temporary = _temporary(target)
+    temporary = temporary_beside(target)
     try:
-        temporary.touch(exist_ok=False)
-        temporary.unlink()
+        with unfinished(temporary):
+            temporary.touch(exist_ok=False)
     except OSError as error:
         raise _unwritable(path, error) from None
 
@@ -93,22 +92,32 @@ def write_photo(path: str | os.PathLike[str], photo: Photo | Pixels) -> Path:
     form = _format_of(path)
     _check(photo, form, path)
     target = _target(path)
-    temporary = _temporary(target)
     try:
-        with temporary.open("xb") as file:  # not tempfile: its files are private whatever the umask says
+        with written_whole(target) as temporary, temporary.open("xb") as file:
             encode(photo, form, file)
-        if target.exists():
-            shutil.copymode(target, temporary)
-        temporary.replace(target)
-    except BaseException as error:  # Ctrl-C too: nothing half-written stays
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, ImageError):
-            raise ImageError(f"{printable(path)}: {error}") from None
-        if isinstance(error, Exception):  # encoders raise errors of any type
-            raise _unwritable(path, error) from error
-        raise
+    except ImageError as error:
+        raise ImageError(f"{printable(path)}: {error}") from None
+    except Exception as error:  # encoders raise errors of any type
+        raise _unwritable(path, error) from error
     return Path(path)
+
+
+def photo_bytes(photo: Photo, suffix: str) -> bytes:
+    """The file of a photo in the format of a suffix, such as ``.png``.
+
+    Raises:
+        ImageError: as :func:`write_photo`.
+    """
+    name = f"photo{suffix}"
+    form, file = _format_of(name), io.BytesIO()
+    _check(photo, form, name)
+    try:
+        encode(photo, form, file)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise _unwritable(name, error) from error
+    return file.getvalue()
 
 
 def _format_of(path: str | os.PathLike[str]) -> Format:
@@ -134,10 +143,6 @@ def _target(path: str | os.PathLike[str]) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # a null byte in the name; a circle of links
         raise _unwritable(path, error) from None
     return target
-
-
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".diffplugin-{secrets.token_hex(6)}.tmp")
 
 
 def _unwritable(path: str | os.PathLike[str], error: Exception) -> ImageError:

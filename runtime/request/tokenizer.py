@@ -57,7 +57,8 @@ def _faults(value: Any) -> Iterator[str]:
     if not isinstance(value, dict):
         yield "no object"
         return
-    model, padding, truncation = (value.get(name) or {} for name in ("model", "padding", "truncation"))
+    given = (value.get(name) for name in ("model", "padding", "truncation"))
+    model, padding, truncation = (part if isinstance(part, dict) else {} for part in given)
     sized = isinstance(padding.get("strategy"), dict)
     context = padding["strategy"].get("Fixed") if sized else None
     if type(context) is not int or not 1 <= context <= _MAX_CONTEXT:

@@ -132,10 +132,11 @@ def test_a_silent_fallback_is_detected(tiny: Any, monkeypatch: pytest.MonkeyPatc
 def test_an_unreadable_graph_is_one_line(tiny: Any, content: bytes | None) -> None:
     path = tiny.bundle.path / "onnx" / "unet.onnx"
     path.write_bytes(path.read_bytes()[:200] if content is None else content)
-    for run, error, said in (
+    cases: tuple[tuple[Callable[[], object], type[Exception], str], ...] = (
         (lambda: load(tiny), BundleDamaged, "contents changed"),
         (lambda: OnnxRuntimeEngine(tiny.bundle.spec("unet"), path, 1), EngineError, "ONNX Runtime cannot load it"),
-    ):
+    )
+    for run, error, said in cases:
         with pytest.raises(error, match=said) as caught:
             run()
         assert "\n" not in str(caught.value) and "unet.onnx" in str(caught.value)

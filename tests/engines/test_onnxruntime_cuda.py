@@ -99,7 +99,7 @@ def unpack_full_width(folder: Path) -> Path:
     folder.mkdir()
     with lzma.open(FULL_WIDTH) as packed:
         (folder / "step.onnx").write_bytes(packed.read())
-    with (folder / "step.onnx.data").open("wb") as weights:
+    with (folder / "unet.onnx.data").open("wb") as weights:
         weights.truncate(2 * 2**30)
     return folder / "step.onnx"
 

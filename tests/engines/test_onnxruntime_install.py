@@ -56,7 +56,7 @@ def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         get_available_providers = staticmethod(lambda: ["CUDAExecutionProvider"])
         InferenceSession = object
 
-    monkeypatch.setitem(sys.modules, "onnxruntime", Listed)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "onnxruntime", Listed)
     monkeypatch.setattr(onnxruntime_install, "_LIBRARIES", ("libnowhere.so.13",))
     if sys.platform == "linux":
         reason = str(cuda_unavailable_reason(0, lambda: None))

@@ -72,7 +72,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     libraries = triton.parents[1] / "nvidia_pytriton.libs"
     command = [
         str(binary), "--model-repository", "models", "--backend-directory", "backends", "--model-control-mode=explicit",
-        f"--load-model={MODEL}", "--http-address=127.0.0.1", f"--http-port={port}", "--allow-grpc=false", "--allow-metrics=false",
+        f"--load-model={MODEL}", "--http-address=127.0.0.1", f"--http-port={port}",
+        "--allow-grpc=false", "--allow-metrics=false",
     ]  # fmt: skip
     environment = os.environ | {"LD_LIBRARY_PATH": str(libraries)}
     log = work / "log"

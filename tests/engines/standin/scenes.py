@@ -12,13 +12,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import diffplugin
 from diffplugin.bundle import Bundle, open_bundle
-from diffplugin.engines.choice import choose, get_builder
+from diffplugin.engines.choice import EngineName, Precision, choose, get_builder
 from diffplugin.engines.device import DeviceEngine
 from diffplugin.errors import DiffPluginError
 from diffplugin.manifest import GraphEntry
@@ -27,7 +28,7 @@ from diffplugin.runtime.photos.read import photo_from
 from diffplugin.spec import DTYPES, ModelDims
 from tests.engines.standin.log import Log, Part
 
-ENGINE = "onnxruntime-cuda"
+ENGINE: EngineName = "onnxruntime-cuda"
 STANDIN = ctypes.CDLL("libcudart.so.13")
 STANDIN.standin_used.restype = ctypes.c_size_t
 
@@ -95,16 +96,16 @@ def full_width(bundle: str, file: str) -> Any:
         context=77,
         native_latent=64,
     )
-    entry = GraphEntry(file=file, sha256="", weights_bytes=0)
-    variants = {"cuda-fp16": {**opened.manifest.variants["cuda-fp16"], "step": entry}}
-    changed = replace(opened, manifest=replace(opened.manifest, dims=dims, variants=variants))
+    entry = GraphEntry(file=Path(file).name, sha256="", weights_bytes=0)
+    manifest = replace(opened.manifest, dims=dims, variants={"cuda-fp16": {"step": entry}}, files={})
+    changed = Bundle(Path(file).parent, manifest)
     return _graphs(changed, "fp16", 64, ("step",))["step"]
 
 
-def photo(bundle: str, precision: str = "fp16", device: str = "") -> Any:
+def photo(bundle: str, precision: Precision = "fp16", device: str = "auto") -> Any:
     """Four restorations of one size: plain and captured, then replayed; then a larger one."""
     log = Log()
-    with diffplugin.load(bundle, engine=ENGINE, precision=precision, **({"device": device} if device else {})) as made:
+    with diffplugin.load(bundle, engine=ENGINE, precision=precision, device=device) as made:
         parts = {"loaded": log.part()}
         plan, _ = made.plan(_photo(), plugins=["derain"], steps=4)
         for i in range(4):
@@ -211,7 +212,7 @@ def refused(bundle: str, device: str = "") -> Any:
         error = None
     except DiffPluginError as fault:
         error = str(fault)
-    said = {"error": error, "part": _told(log.part())}
+    said: dict[str, Any] = {"error": error, "part": _told(log.part())}
     if not device:
         builder, precision, reason = choose("auto", "auto", bundle=opened)
         said["auto"] = [builder.name, precision, reason]

@@ -20,6 +20,8 @@ from diffplugin.runtime.sampling.time_features import time_settings
 from tests.conftest import ROOT
 from tests.export.checkpoints.tiny import copy_linked, published, write_tiny
 
+# Ours on purpose: SD's latent side where the library has none, and the tokenizer's own end of text for CLIP's.
+OTHER_DEFAULTS: dict[str, dict[str, Any]] = {"unet": {"sample_size": None}, "text_encoder": {"eos_token_id": 49407}}
 KINDS = {"unet/config.json": "unet", "vae/config.json": "vae", "text_encoder/config.json": "text_encoder"}
 
 
@@ -86,8 +88,7 @@ def _library_defaults(kind: str) -> dict[str, Any]:
 def test_defaults_are_those_of_the_libraries(kind: str) -> None:
     theirs = _library_defaults(kind)
     ours = {key: setting.default for key, setting in TABLES[kind].items()}
-    # ours on purpose: SD's latent side for none, and the tokenizer's own end of text for CLIP's
-    own = {"unet": {"sample_size": None}, "text_encoder": {"eos_token_id": 49407}}.get(kind, {})
+    own = OTHER_DEFAULTS.get(kind, {})
     compared = 0
     for key, value in ours.items():
         if key in theirs and key not in ("size", "crop_size"):

@@ -152,7 +152,10 @@ def _replaced(make: Callable[[Any], Any]) -> Callable[[Path], None]:
 
 
 def _rewritten(make: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(make(path.read_bytes())) and None
+    def apply(path: Path) -> None:
+        path.write_bytes(make(path.read_bytes()))
+
+    return apply
 
 
 def _put(make: Callable[[Path], Any]) -> Callable[[Path], None]:

@@ -46,7 +46,7 @@ def _same(found: Tensors, expected: Tensors) -> None:
 def _shards(folder: Path, stem: str, tensors: Tensors, *, suffix: str = "safetensors", variant: str = "") -> Path:
     """``tensors`` in two files and their index, as diffusers and transformers write them."""
     names = sorted(tensors)
-    table = {}
+    table: dict[str, str] = {}
     for number, part in enumerate((names[::2], names[1::2]), 1):
         file = f"{stem}{variant}-0000{number}-of-00002.{suffix}"
         kept = {name: tensors[name].contiguous() for name in part}

@@ -157,14 +157,14 @@ def test_tensorrt_rtx_fuses_it_outlined_or_not(tmp_path: Path) -> None:
     assert main([str(plain), str(outlined)]) == 0
     reports = []
     for graph in (plain, outlined):
-        spec = BuildSpec(
+        wanted = BuildSpec(
             library="tensorrt_rtx",
             onnx=str(graph),
             engine=str(tmp_path / f"{graph.stem}.engine"),
             gpus=("sm_89",),
             shapes=input_shapes(spec, {"h": Range.of(32), "w": Range.of(32)}),
         )
-        reports.append(run_build("block", spec))
+        reports.append(run_build("block", wanted))
     assert reports[0]["group_norm_silu"] == {"of": 2, "fused": 2, "unfused": []}
     # a report goes by the nodes' names, and both calls of the function have the same ones inside: count the kernels
     assert reports[0]["layers"] == reports[1]["layers"]

@@ -51,6 +51,16 @@ def test_numbered(infer: Infer) -> None:
     assert "results of earlier runs, no inputs: 2 (a-ppm-restored.png, a-restored.png)" in infer("numbered", *FEW).out
 
 
+def test_patterns_and_what_a_shell_makes_of_them(infer: Infer) -> None:
+    for name in ("a", "b"):
+        photo(f"in/{name}.png", 40 + ord(name))
+    for words in (["in/*.png"], ["in/*.png"], ["in/a.png", "in/b.png", "in/a-restored.png", "in/b-restored.png"]):
+        assert infer(*words, *FEW).status == 0
+        assert names("in") == ["a-restored.png", "a.png", "b-restored.png", "b.png"]
+    assert infer("in/a-restored.png", *FEW).status == 0, "named without its original, it is meant"
+    assert "a-restored-restored.png" in names("in")
+
+
 def test_dash(infer: Infer) -> None:
     photo("-dash.jpg")
     assert infer("--steps", "1", "--", "-dash.jpg", "rain").status == 0

@@ -74,7 +74,7 @@ def test_every_file_of_a_folder_is_accounted_for(photos: Path) -> None:
     os.mkfifo("pipe.png")
     Path("broken.png").symlink_to("nowhere")
     found = find_photos(["."])
-    met = {str(one.path) for one in (*found.photos, *found.left_out)}
+    met = {str(one.path) for one in found.photos} | {str(one.path) for one in found.left_out}
     assert met == {path.name for path in Path().iterdir()}
     left = {str(one.path): (one.reason, one.kind) for one in found.left_out}
     assert left["c.psd"] == left["e.PSD"] == ("unsupported", "Photoshop") and left["d.exr"][0] == "unsupported"

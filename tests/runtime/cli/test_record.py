@@ -61,6 +61,13 @@ def test_results_elsewhere_are_photos_like_any_other(folder: Path) -> None:
     assert results(out) == []
 
 
+def test_named_together_with_its_original(folder: Path) -> None:
+    """What a shell makes of ``photos/*.png``: both are named, and one was made from the other."""
+    a, made, b = (folder / name for name in ("a.png", "a-restored.png", "b.png"))
+    assert read(folder).results_among([a, made, b], None) == {made}
+    assert read(folder).results_among([made, b], None) == set(), "named without it, it is meant"
+
+
 def test_a_copy_of_its_original_hides_nothing(folder: Path) -> None:
     """--keep-untouched copies: the copy is a result by its place; its original has the same bytes and is none."""
     shutil.copy(folder / "b.png", folder / "b-restored.png")
@@ -73,7 +80,8 @@ def test_up_to_date(folder: Path) -> None:
     assert read(folder).up_to_date(a, made, "derain")
     assert not read(folder).up_to_date(a, made, "deblur"), "another request"
     assert not read(folder).up_to_date(folder / "b.png", made, "derain"), "another photo"
-    os.utime(a), os.utime(made)
+    os.utime(a)
+    os.utime(made)
     assert read(folder).up_to_date(a, made, "derain"), "contents decide, not times"
     a.write_bytes(a.read_bytes() + b"!")
     assert not read(folder).up_to_date(a, made, "derain"), "the photo changed"

@@ -201,6 +201,28 @@ def test_grey_with_a_profile_says_that_8_bits_are_left(tmp_path: Path) -> None:
     assert photo.deep is None and "16 bits of grey became 8" in photo.notes[0]
 
 
+def test_12_bits_of_grey_are_not_taken_for_16(tmp_path: Path) -> None:
+    """Packed 12-bit samples: a value of 4095 is white."""
+    values = np.linspace(0, 4095, WIDTH * HEIGHT).astype(np.uint32)
+    pairs = values.reshape(-1, 2)
+    packed = np.stack((pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255), -1)
+    tags = [(256, 4, WIDTH), (257, 4, HEIGHT), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 134), (277, 3, 1)]
+    tags += [(278, 4, HEIGHT), (279, 4, packed.size), (284, 3, 1)]
+    table = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + table + bytes(4) + packed.astype(np.uint8).tobytes()
+    photo = read_photo(data)
+    expected = values.reshape(HEIGHT, WIDTH) * (65535 / 4095)
+    assert photo.deep is not None and np.abs(photo.deep[..., 0] - expected).max() <= 1
+    assert photo.rgb.max() == 255
+
+
+def test_16_bit_grey_from_pillow() -> None:
+    deep = levels(1)[..., 0]
+    photo = photo_from(Image.fromarray(deep))
+    assert photo.mode == "L"
+    np.testing.assert_array_equal(photo.deep[..., 0], deep)
+
+
 def test_with_rgb_keeps_depth_and_alpha_together() -> None:
     photo = photo_from(levels(4))
     made = with_rgb(photo, 65535 - photo.deep)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from diffplugin.errors import ImageError
-from diffplugin.runtime.photos.metadata import iptc_segment
+from diffplugin.runtime.photos.metadata import iptc_segment, xmp_segment
 from diffplugin.runtime.photos.photo import Photo
 from diffplugin.runtime.photos.pixels import with_rgb
 from diffplugin.runtime.photos.read import read_photo
@@ -69,7 +69,8 @@ def test_profile_exif_and_xmp(tmp_path: Path, suffix: str) -> None:
     if suffix not in output_suffixes():
         pytest.skip(f"{suffix} is not written here")
     source = tmp_path / "a.jpg"
-    Image.fromarray(picture()).save(source, exif=exif_block(), icc_profile=SRGB, xmp=XMP, dpi=(300, 300))
+    told = {"extra": xmp_segment(XMP), "exif": exif_block(), "icc_profile": SRGB, "dpi": (300, 300)}
+    Image.fromarray(picture()).save(source, **told)
     photo = read_photo(source)
     assert photo.size == (24, 32) and photo.details.xmp == UPRIGHT, "the orientation was applied and stays in XMP"
     made = restored(source, tmp_path / f"out{suffix}")
@@ -200,6 +201,12 @@ def test_transparent_palettes(tmp_path: Path, suffix: str) -> None:
         np.testing.assert_array_equal(back.alpha, alpha)
 
 
+def test_an_opaque_alpha_is_no_obstacle_for_a_gif(tmp_path: Path) -> None:
+    for rgb in (picture(), np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)):
+        write_photo(tmp_path / "a.gif", Photo(rgb=rgb, alpha=np.full(rgb.shape[:2], 255, np.uint8)))
+        assert opened(tmp_path / "a.gif").mode == "P"
+
+
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif", ".avif"])
 def test_frames_and_pages(tmp_path: Path, suffix: str) -> None:
     if suffix not in output_suffixes():
@@ -221,6 +228,12 @@ def test_frames_and_pages(tmp_path: Path, suffix: str) -> None:
         check_writable(tmp_path / "out.jpg", read_photo(tmp_path / f"a{suffix}"))
     first = restored(tmp_path / f"a{suffix}", tmp_path / "first.png", first_frame=True)
     assert getattr(first, "n_frames", 1) == 1
+
+
+def test_notes_of_all_pages_come_once(tmp_path: Path) -> None:
+    pages = [Image.fromarray(picture(seed=i)) for i in range(3)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=[page.convert("1") for page in pages[1:]])
+    assert read_photo(tmp_path / "a.tif").notes == ("black and white became grey",)
 
 
 def test_pages_keep_their_own_size_mode_and_compression(tmp_path: Path) -> None:

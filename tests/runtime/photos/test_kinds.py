@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from diffplugin.errors import DamagedImage, ImageError, UnsupportedImage
-from diffplugin.runtime.photos.read import NO_END, read_photo
+from diffplugin.runtime.photos.mend import NO_END
+from diffplugin.runtime.photos.read import read_photo
 from diffplugin.runtime.photos.write import output_suffixes, write_photo
+from tests.runtime.photos.test_metadata import srgb_profile
 from tests.runtime.photos.test_read import encoded
 
 
@@ -62,6 +64,27 @@ def test_harmless(tmp_path: Path) -> None:
     for form, cut in (("PNG", 12), ("GIF", 1)):
         data = encoded(Image.fromarray(smooth()), form)
         np.testing.assert_array_equal(read_photo(data[:-cut]).rgb, read_photo(data).rgb, err_msg=form)
+
+
+@pytest.mark.parametrize("kind", [b"tEXt", b"iCCP", b"pHYs", b"eXIf"])
+def test_a_png_with_a_broken_part_beside_its_pixels(kind: bytes) -> None:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("Author", "me")
+    exif = Image.Exif()
+    exif[0x013B] = "someone"
+    options = {"pnginfo": chunks, "dpi": (300, 300), "icc_profile": srgb_profile(), "exif": exif}
+    data = bytearray(encoded(Image.fromarray(smooth()), "PNG", **options))
+    data[data.index(kind) + 7] ^= 1
+    photo = read_photo(bytes(data))
+    np.testing.assert_array_equal(photo.rgb, smooth())
+    assert photo.notes == (f"damaged parts beside the pixels are left out ({kind.decode()})",)
+    kept = {"tEXt": photo.details.text, "iCCP": photo.icc, "pHYs": photo.details.dpi, "eXIf": photo.exif}
+    assert [name for name, value in kept.items() if not value] == [kind.decode()]
+    for critical in (b"IHDR", b"IDAT"):
+        data = bytearray(encoded(Image.fromarray(smooth()), "PNG"))
+        data[data.index(critical) + 6] ^= 1
+        with pytest.raises(DamagedImage):
+            read_photo(bytes(data))
 
 
 UNSUPPORTED = {

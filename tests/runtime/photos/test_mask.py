@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,9 +146,10 @@ def test_outside_is_the_input_and_inside_is_the_whole_runs(restorer: Restorer) -
 
 def test_a_white_mask_is_no_mask(restorer: Restorer) -> None:
     photo = smooth_photo(100, 300)
-    for options in ({}, {"size": (200, 100)}, {"steps": 3, "sampler": "ddim"}):
-        whole = restorer.restore(photo, plugins=["derain", "deblur"], **options).array  # type: ignore[arg-type]
-        made = restorer.restore(photo, plugins=["derain", "deblur"], mask=np.full((9, 11), 255, np.uint8), **options)  # type: ignore[arg-type]
+    wishes: tuple[dict[str, Any], ...] = ({}, {"size": (200, 100)}, {"steps": 3, "sampler": "ddim"})
+    for options in wishes:
+        whole = restorer.restore(photo, plugins=["derain", "deblur"], **options).array
+        made = restorer.restore(photo, plugins=["derain", "deblur"], mask=np.full((9, 11), 255, np.uint8), **options)
         np.testing.assert_array_equal(made.array, whole)
 
 

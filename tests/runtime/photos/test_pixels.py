@@ -210,7 +210,7 @@ def test_from_tensor_refuses_what_is_no_picture() -> None:
     with pytest.raises(ShapeMismatch, match="image is 3x2x2, expected 1x3xHxW"):
         from_tensor(np.zeros((3, 2, 2), np.float32))
     with pytest.raises(ShapeMismatch, match="picture is float32 2x2x3, expected uint8 HxWx3"):
-        to_tensor(np.zeros((2, 2, 3), np.float32))
+        to_tensor(np.zeros((2, 2, 3), np.float32))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (9, 15), (16, 17), (91, 123), (8, 1), (2, 3)])

@@ -203,6 +203,7 @@ def test_the_limit_holds_for_all_frames_together(tmp_path: Path, rgb: np.ndarray
 
 
 def test_the_content_decides_not_the_suffix(tmp_path: Path, rgb: np.ndarray) -> None:
+    np.testing.assert_array_equal(read(tmp_path, encoded(Image.fromarray(rgb), "PNG"), "wrong.dng").rgb, rgb)
     np.testing.assert_array_equal(read(tmp_path, encoded(Image.fromarray(rgb), "BMP"), "wrong.jpg").rgb, rgb)
 
 

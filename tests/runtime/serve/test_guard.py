@@ -31,7 +31,7 @@ TOKENS = {hashed(ANNA): "anna", hashed(BEN): "ben"}
 def test_tokens_part_the_callers(serve: Serve) -> None:
     running = serve(tokens=TOKENS)
     for token in (None, "wrong", "a" * 31, "ä" * 16):
-        header = {} if token is None else {"Authorization": f"Bearer {token}".encode()}
+        header: dict[bytes, bytes] = {} if token is None else {b"Authorization": f"Bearer {token}".encode()}
         answer = httpx.get(f"{running.url}/v1/jobs", headers=header, trust_env=False)
         assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
         assert "Authorization: Bearer" in answer.json()["detail"]

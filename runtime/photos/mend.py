@@ -1,16 +1,42 @@
-"""JPEG files that lack their end marker."""
+"""Harmless faults: a JPEG file that lacks its end marker, a PNG file with a broken part beside its pixels."""
 
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
 
+from diffplugin.runtime.photos.deep import png_chunks, sealed_chunk
+
+NO_END = "the JPEG's end marker was missing; nothing else was"
+BROKEN_PARTS = "damaged parts beside the pixels are left out ({})"
+_PNG = b"\x89PNG\r\n\x1a\n"
 _END = b"\xff\xd9"
 _START_OF_SCAN, _RESTARTS = 0xDA, range(0xD0, 0xD8)
 _PROGRESSIVE, _FRAMES = (0xC2, 0xCA), (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
+
+
+def mended(data: bytes, open_image: Callable[[io.BytesIO], Image.Image]) -> tuple[bytes, str] | None:
+    """(a file that decoders take, what was done) where a fault of ``data`` is harmless; None: it is not."""
+    if data.startswith(_PNG):
+        return _without_broken_parts(data)
+    whole = with_end_marker(data, open_image) if data.startswith(b"\xff\xd8") else None
+    return None if whole is None else (whole, NO_END)
+
+
+def _without_broken_parts(data: bytes) -> tuple[bytes, str] | None:
+    """A PNG without those chunks that a decoder need not know (PNG specification, 5.4) and whose checksum is wrong."""
+    kept, dropped = [_PNG], []
+    for kind, chunk, checksum in png_chunks(io.BytesIO(data)):
+        if kind[:1].islower() and checksum != zlib.crc32(kind + chunk):
+            dropped.append(kind.decode("ascii", "replace"))
+        else:
+            kept.append(sealed_chunk(kind, chunk, checksum))
+    named = ", ".join(dict.fromkeys(name for name in dropped if name.isalpha()))
+    return (b"".join(kept), BROKEN_PARTS.format(named or "unknown")) if dropped else None
 
 
 def with_end_marker(data: bytes, open_jpeg: Callable[[io.BytesIO], Image.Image]) -> bytes | None:
