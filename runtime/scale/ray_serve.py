@@ -37,11 +37,6 @@ if TYPE_CHECKING:
 MAX_REPLICAS = int(os.environ.get("DIFFPLUGIN_MAX_REPLICAS", "8"))
 
 
-@serve.deployment(
-    max_ongoing_requests=1,
-    autoscaling_config={"min_replicas": 1, "max_replicas": MAX_REPLICAS, "target_ongoing_requests": 1},
-    ray_actor_options={"num_cpus": 1},
-)
 class Photos:
     """A restorer in a process of its own."""
 
@@ -66,6 +61,14 @@ class Photos:
             )
             small = replace(made, photo=Photo(rgb=made.photo.rgb[:1, :1]))  # the pixels travel as the file
             return (Path(folder) / name).read_bytes(), name, small
+
+
+scaled_photos: Any = serve.deployment(
+    Photos,
+    max_ongoing_requests=1,
+    autoscaling_config={"min_replicas": 1, "max_replicas": MAX_REPLICAS, "target_ongoing_requests": 1},
+    ray_actor_options={"num_cpus": 1},
+)
 
 
 class RemoteModels(Models):
@@ -101,15 +104,14 @@ def build(recipe: Recipe, settings: Settings, max_replicas: int = MAX_REPLICAS) 
         service = Service(settings, models, JobStore(settings.state), Metrics(), run_job=remote_job(handle))
         return make_app(service)
 
-    @serve.deployment(max_ongoing_requests=1000)
-    @serve.ingress(make_api)
     class Api:
         """Requests, jobs and the page."""
 
         def __init__(self, photos: Any) -> None:
             self._photos = photos
 
-    return Api.bind(Photos.bind(recipe))
+    api: Any = serve.deployment(serve.ingress(make_api)(Api), max_ongoing_requests=1000)
+    return api.bind(scaled_photos.bind(recipe))
 
 
 def _settings() -> Settings:
@@ -125,4 +127,5 @@ def _settings() -> Settings:
 
 def app(arguments: dict[str, str]) -> Any:
     """What ``serve run`` builds; arguments ``bundle=…``, ``engine=…``, ``quality=…`` go into the recipe."""
-    return build(Recipe(**({"bundle": os.environ.get("DIFFPLUGIN_BUNDLE")} | arguments)), _settings())
+    fields: dict[str, Any] = {"bundle": os.environ.get("DIFFPLUGIN_BUNDLE"), **arguments}
+    return build(Recipe(**fields), _settings())
