@@ -1,10 +1,10 @@
 # dp-serve in a container. CPU: docker build -t diffplugin:cpu .
-#                         GPU: docker build -t diffplugin:gpu --build-arg EXTRAS=serve,onnxruntime-cuda \
+#                         GPU: docker build -t diffplugin:gpu --build-arg EXTRAS=serve,gpu \
 #                                --build-arg BASE=nvidia/cuda:12.8.1-cudnn-runtime-ubuntu24.04 .
 ARG BASE=debian:trixie-slim
 
 FROM ${BASE} AS build
-ARG EXTRAS=serve
+ARG EXTRAS=serve,cpu
 RUN apt-get update && apt-get install -y --no-install-recommends python3 python3-venv
 COPY . /src
 RUN sh /src/deploy/build-root.sh /src /opt/diffplugin "${EXTRAS}"

@@ -2,7 +2,7 @@
 # What the container holds, in a fresh folder: sh deploy/build-root.sh SOURCE ROOT EXTRAS
 # The Dockerfile calls it; so does a test, where no container engine runs.
 set -eu
-source=$1 root=$2 extras=${3:-serve}
+source=$1 root=$2 extras=${3:-serve,cpu}
 python=${PYTHON:-python3}
 "$python" -m venv --without-pip "$root"
 "$python" -m venv "$root.tools"

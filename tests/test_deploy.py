@@ -78,7 +78,7 @@ def test_the_images_contents_are_small_and_serve_read_only(tmp_path: Path) -> No
         for name, value in os.environ.items()
         if name.startswith("PIP_") or name.endswith(("_proxy", "_PROXY"))
     }
-    script = ["sh", str(source / "deploy" / "build-root.sh"), str(source), str(root), "serve"]
+    script = ["sh", str(source / "deploy" / "build-root.sh"), str(source), str(root), "serve,cpu"]
     built = subprocess.run(script, capture_output=True, text=True, env=environment, check=False)
     assert built.returncode == 0, built.stderr
     megabytes = int(built.stdout.split()[-1])
@@ -106,6 +106,10 @@ def test_the_images_contents_are_small_and_serve_read_only(tmp_path: Path) -> No
         while subprocess.run(health, env=environment, check=False).returncode:
             assert time.monotonic() - began < 60
             time.sleep(0.2)
+        page = subprocess.run(
+            [*health[:-1], f"{found[0]}/vendor/img-comparison-slider/index.js"], env=environment, check=False
+        )
+        assert page.returncode == 0, "the page is in the package"
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0
         assert subprocess.run(health, env=environment, check=False).returncode == 1

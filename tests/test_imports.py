@@ -56,7 +56,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime.triton": {"contracts", "bundle", "engines", "package", "runtime.options", "runtime", "runtime.planning"},
     "command": {"contracts", "package"},
     "runtime.serve": {"contracts", "bundle", "plugins", "engines", "package", "command", "runtime", "runtime.*"},
-    "runtime.scale": {"contracts", "bundle", "package", "command", "runtime", "runtime.options", "runtime.photos"},
+    "runtime.scale": {
+        *("contracts", "bundle", "package", "command", "runtime", "runtime.options", "runtime.photos"),
+        "runtime.serve",  # the API over a cluster
+    },
     "runtime.cli": {"contracts", "bundle", "plugins", "engines", "package", "command", "runtime", "runtime.*"},
     "plugins.networks": {"contracts"},
     "plugins.native": {"contracts"},
@@ -76,7 +79,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("runtime", "runtime.*", "export", "export.*"),
     },
 }
-DOOR_ROOMS = {"runtime.cli", "runtime.scale", "runtime.serve", "runtime.triton"}  # side by side: none imports another
+DOOR_ROOMS = {"runtime.cli", "runtime.scale", "runtime.serve", "runtime.triton"}  # side by side
 PART_OF = {f"diffplugin.{name}": "contracts" for name in CONTRACTS} | {
     "diffplugin": "package",
     **{f"diffplugin.{name}": "command" for name in ("__main__", "completion", "entry", "signals", "streams")},
@@ -178,8 +181,11 @@ def allowed(name: str) -> set[str]:
     found = set()
     for entry in MAY_IMPORT.get(name, set()):
         prefix = entry.removesuffix("*")
-        found |= {other for other in MAY_IMPORT if other.startswith(prefix)} if prefix != entry else {entry}
-    return found - ({name, *DOOR_ROOMS} if name in DOOR_ROOMS else {name})
+        below = {other for other in MAY_IMPORT if other.startswith(prefix)} - (
+            DOOR_ROOMS if name in DOOR_ROOMS else set()
+        )
+        found |= below if prefix != entry else {entry}
+    return found - {name}
 
 
 def circles(arrows: Mapping[str, set[str]]) -> list[str]:

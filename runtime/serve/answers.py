@@ -25,6 +25,8 @@ MEDIA_TYPES = {
     ".tif": "image/tiff",
     ".avif": "image/avif",
     ".bmp": "image/bmp",
+    ".gif": "image/gif",
+    ".heic": "image/heic",
 }
 
 

@@ -79,6 +79,8 @@ def restore_job(
     same_format = suffix_of(read_header(files["inputs"])[0]) == result.suffix
     if made.untouched and target == photo.size and same_format:
         shutil.copyfile(files["inputs"], result)  # the very bytes
+    elif job.request.strength == 1 and target == made.photo.size:
+        write_photo(result, made.photo)
     else:
         write_photo(result, with_rgb(made.photo, resize(blended(photo, made.photo, job.request.strength), target)))
     _to_disk(result)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from diffplugin.errors import RequestError
+from diffplugin.runtime.photos.write import output_suffixes
 
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif", "avif": ".avif"}
 # Pillow's format of the input -> suffix of the result
@@ -18,6 +19,8 @@ _OF_FORMATS = {
     "TIFF": ".tif",
     "AVIF": ".avif",
     "BMP": ".bmp",
+    "GIF": ".gif",
+    "HEIF": ".heic",
 }
 
 
@@ -79,4 +82,5 @@ def read_format(text: str | None) -> str:
 
 def suffix_of(format_name: str) -> str:
     """Suffix of the result for an input of Pillow's ``format_name``; PNG where that is only read."""
-    return _OF_FORMATS.get(format_name, ".png")
+    suffix = _OF_FORMATS.get(format_name, ".png")
+    return suffix if suffix in output_suffixes() else ".png"

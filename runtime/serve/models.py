@@ -32,7 +32,7 @@ class Models:
         failed: why preparing failed, or None.
     """
 
-    def __init__(self, restorers: Sequence[Restorer]) -> None:
+    def __init__(self, restorers: Sequence[Restorer], workers: int | None = None) -> None:
         self.restorers: dict[str, Restorer] = {}
         for restorer in restorers:
             name = restorer.bundle.manifest.name
@@ -40,7 +40,7 @@ class Models:
                 raise RequestError(f"two bundles are named {name!r}; export one of them under another name")
             self.restorers[name] = restorer
         self.default = next(iter(self.restorers))
-        self.workers = min(restorer.concurrency for restorer in restorers)
+        self.workers = workers or min(restorer.concurrency for restorer in restorers)
         self.unready: str | None = "the engines are being prepared"
         self.failed: str | None = None
         self._paces: dict[str, deque[tuple[float, float]]] = {name: deque(maxlen=32) for name in self.restorers}

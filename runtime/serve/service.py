@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from diffplugin.runtime.serve.store import QueueFull
 if TYPE_CHECKING:
     from diffplugin.runtime.planning.plan import Plan
     from diffplugin.runtime.request.selection import Selection
+    from diffplugin.runtime.restoration import Restoration
     from diffplugin.runtime.serve.metrics import Metrics
     from diffplugin.runtime.serve.models import Models
     from diffplugin.runtime.serve.settings import Settings
@@ -34,8 +35,16 @@ class Service:
     """One server's jobs and the threads that run them. Everything here may be called from any thread."""
 
     def __init__(
-        self, settings: Settings, models: Models, store: JobStore, metrics: Metrics, budget: MemoryBudget | None = None
+        self,
+        settings: Settings,
+        models: Models,
+        store: JobStore,
+        metrics: Metrics,
+        budget: MemoryBudget | None = None,
+        run_job: Callable[..., tuple[Restoration, str]] = restore_job,
     ) -> None:
+        """``run_job`` has the arguments of :func:`restore_job`, and may do the work elsewhere."""
+        self._run_job = run_job
         self.settings, self.models, self.store, self.metrics = settings, models, store, metrics
         self.budget = budget or MemoryBudget()
         self.progress: dict[str, Progress] = {}
@@ -186,7 +195,7 @@ class Service:
             live.step, live.steps, live.plugin = done, total, plugin
             self.notify(job.id)
 
-        made, result = restore_job(
+        made, result = self._run_job(
             self.models.get(job.request.bundle),
             job,
             {kind: store.path(kind, job.id) for kind in kinds},

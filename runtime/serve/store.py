@@ -107,6 +107,7 @@ class JobStore:
         db.row_factory = sqlite3.Row
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")  # an accepted job survives a power failure, too
+        db.execute("PRAGMA cache_size=-256")  # KiB; SQLite's own 2 MB fill up slowly and look like a leak
         (found,) = db.execute("PRAGMA user_version").fetchone()
         if found > FORMAT:
             raise DiffPluginError(

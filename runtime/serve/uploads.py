@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 
 from starlette.concurrency import run_in_threadpool
 
-from diffplugin.errors import ImageError
+from diffplugin.errors import UnsupportedImage
 from diffplugin.runtime.photos.read import printable, read_header
 from diffplugin.runtime.serve.fields import suffix_of
 from diffplugin.runtime.serve.problems import Problem
@@ -74,10 +74,8 @@ def _save(source: IO[bytes], path: Path) -> str:
 def _checked(path: Path, name: str, digest: str, max_pixels: int) -> Received:
     try:
         format_name, size = read_header(path, name=name)
-    except ImageError as error:
-        if "not a picture" in str(error) or "not read here" in str(error):
-            raise Problem("unsupported", str(error)) from None
-        raise
+    except UnsupportedImage as error:
+        raise Problem("unsupported", str(error)) from None
     if size[0] * size[1] > max_pixels:
         raise Problem(
             "too-large",

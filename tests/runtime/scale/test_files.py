@@ -37,7 +37,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     url = "memory://work" if request.param == "memory" else str(tmp_path)
     files, root = filesystem(url)
     content = {
-        "a.png": photo(), "b/c.jpg": photo(1, "JPEG"), "b/d.gif": photo(2, "GIF"), "bad.png": b"no photo",
+        "a.png": photo(), "b/c.jpg": photo(1, "JPEG"), "b/d.ppm": photo(2, "PPM"), "bad.png": b"no photo",
         "notes.txt": b"x", ".hidden.png": photo(), ".thumbs/e.png": photo(), "b/UPPER.PNG": photo(3),
     }  # fmt: skip
     for name, data in content.items():
