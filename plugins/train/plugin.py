@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -54,12 +54,26 @@ class Denoiser(nn.Module):
     def forward(self, latents: Tensor, t: Tensor, tokens: Tensor, cond: Tensor | None) -> Tensor:
         """The UNet's estimate [n, 4, h, w]; without ``cond`` no plugin speaks."""
         time = sinusoidal(t, self.features, flip_sin_to_cos=self.flip, freq_shift=self.shift)
-        residuals = () if cond is None else self.scb(time, tokens, cond)
+        residuals = () if cond is None else self.residuals(time, tokens, cond)
+        return self.denoise(latents, time, tokens, residuals)
+
+    def residuals(self, time: Tensor, tokens: Tensor, cond: Tensor) -> Sequence[Tensor]:
+        """What the SCB says at time features [n, C0]."""
+        return self.scb(time, tokens, cond)  # type: ignore[no-any-return]
+
+    def denoise(self, latents: Tensor, time: Tensor, tokens: Tensor, residuals: Sequence[Tensor]) -> Tensor:
+        """The UNet's estimate with these residuals (empty: without a plugin), in the type that the UNet is held in."""
+        dtype = self.unet.conv_in.weight.dtype
+        if dtype != torch.float32:  # frozen, in half the memory
+            latents, time, tokens = (x.to(dtype) for x in (latents, time, tokens))
+            residuals = [residual.to(dtype) for residual in residuals]
         return self.unet(latents, time, tokens, residuals)  # type: ignore[no-any-return]
 
     def tokens(self, pixels: Tensor, crops: int = 1) -> Tensor:
         """Prompt tokens [pictures * crops, 256, D] of CLIP pixels [pictures, 3, 224, 224]."""
-        return self.tpb(self.vision(pixels)).repeat_interleave(crops, dim=0)  # type: ignore[no-any-return]
+        dtype = self.vision.vision_model.pre_layrnorm.weight.dtype
+        patches = self.vision(pixels) if dtype == torch.float32 else self.vision(pixels.to(dtype)).float()
+        return self.tpb(patches).repeat_interleave(crops, dim=0)  # type: ignore[no-any-return]
 
 
 class EncoderSide(Denoiser):

@@ -220,7 +220,7 @@ def fit(
     """Train or resume. ``rows`` [pictures, p, D]: max-pooled TPB tokens; ``encode(texts)`` -> ids int64 [n, 77]."""
     more = {"batch": batch, "count": min(batch * steps, REQUESTS), "words": words, "seed": seed}
     objective = Selecting(model, rows, encode, shipped, train_text=train_text, **more)  # type: ignore[arg-type]
-    plan = Plan(steps=steps, peak=peak, weight_decay=0.02, decay=0.99, every=250)
+    plan = Plan(steps=steps, peak=peak, weight_decay=0.02, ema=0.99, every=250)
     run(objective, plan, path, name="selector", seed=seed)
     return model
 

@@ -72,7 +72,7 @@ def test_base_training_lowers_the_loss(shards: Path, tmp_path: Path) -> None:
     start = loss()
     stages = (plugin.Stage(until=24, pictures=1, crops=4, side=8),)
     objective = plugin.Denoising(model, data, stages, train_base=True)
-    loop.fit(objective, loop.Plan(steps=24, peak=5e-3, warmup=2, decay=0.8), tmp_path / "base.pt", name="base")
+    loop.fit(objective, loop.Plan(steps=24, peak=5e-3, warmup=2, ema=0.8), tmp_path / "base.pt", name="base")
     assert loss() < 0.97 * start, (start, loss())
     out = model.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_out[0]  # type: ignore[index, union-attr]
     assert not out.weight.any(), "the middle self-attention must stay silent"  # type: ignore[operator]
