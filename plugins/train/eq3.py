@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffplugin.plugins.networks.attention import sinusoidal
 from diffplugin.plugins.networks.vae import Autoencoder
 from diffplugin.plugins.train.common import gaussian
 from diffplugin.plugins.train.plugin import Denoiser
@@ -46,6 +45,9 @@ class Latents:
     cond: Tensor
     mean: Tensor
     deviation: Tensor
+
+    def to(self, device: torch.device) -> Latents:
+        return Latents(*(x.to(device) for x in (self.patches, self.cond, self.mean, self.deviation)))
 
 
 def draw(count: int, latent: tuple[int, int, int], timesteps: int, rng: np.random.Generator) -> Draws:
@@ -77,11 +79,10 @@ def eq3_loss(model: Denoiser, latents: Latents, draws: Draws) -> Tensor:
     alpha, sigma = model.levels(draws.t)
     clean = latents.mean + latents.deviation * draws.posterior
     noisy = alpha * clean + sigma * draws.noise
-    time = sinusoidal(draws.t, model.features, flip_sin_to_cos=model.flip, freq_shift=model.shift)
     tokens = model.tpb(latents.patches)
-    residuals = model.residuals(time, tokens, latents.cond)
+    residuals = model.residuals(draws.t, tokens, latents.cond)
     with full_precision(noisy.device):  # the base computes in the type that it is held in
-        made = model.denoise(noisy, time, tokens.float(), [r.float() for r in residuals])
+        made = model.denoise(noisy, draws.t, tokens.float(), [r.float() for r in residuals])
     target = alpha * draws.noise - sigma * clean if model.prediction == "v_prediction" else draws.noise
     return F.mse_loss(made.float(), target.float())
 
@@ -113,8 +114,10 @@ class Published(nn.Module):
         scale = self.vae.scaling
         return Latents(patches, cond, mean * scale, deviation * scale)
 
-    def forward(self, step: int, rng: np.random.Generator, images: Images) -> Tensor:
-        latents = self.encode(images.to(self.model.alpha_bar.device))
+    def forward(self, step: int, rng: np.random.Generator, batch: Images | Latents) -> Tensor:
+        """The loss of streamed pictures, or of latents that were kept (:mod:`.cache`)."""
+        here = batch.to(self.model.alpha_bar.device)
+        latents = self.encode(here) if isinstance(here, Images) else here
         count, *shape = latents.mean.shape
         draws = draw(count, (shape[0], shape[1], shape[2]), len(self.model.alpha_bar), rng)
         return eq3_loss(self.model, latents, draws.to(latents.mean.device))

@@ -110,9 +110,12 @@ def write_plugin(folder: Path, task: str, config: Mapping[str, Any], *, tpb: Ten
     write_lines(folder / "cards" / f"{task}.toml", card)
 
 
-def write_selector(folder: Path, heads: Tensors) -> None:
-    """``pre-trained/plugin_selector/PromptTunner.pt`` (the release's own spelling)."""
-    write_tensors(folder / "pre-trained/plugin_selector/PromptTunner.pt", heads)
+def write_selector(folder: Path, heads: Tensors, threshold: float = 0.0) -> None:
+    """``pre-trained/plugin_selector/PromptTunner.pt`` (the release's own spelling), and beside it the score above which
+    a plugin is selected (Eq. 5), which the release fixes at 0."""
+    place = folder / "pre-trained/plugin_selector"
+    write_tensors(place / "PromptTunner.pt", heads)
+    write_json(place / "selector.json", {"threshold": round(threshold, 4)})
 
 
 def write_tokenizer(folder: Path, vocab: Mapping[str, int], merges: list[str]) -> None:

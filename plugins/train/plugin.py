@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffplugin.export.checkpoints import Checkpoint
+from diffplugin.plugins.cards import PluginCard
 from diffplugin.plugins.networks.attention import sinusoidal
 from diffplugin.plugins.networks.clip import VisionEncoder
 from diffplugin.plugins.networks.taskplugin import SpatialComplementBranch, TaskPromptBranch
@@ -20,13 +20,14 @@ from diffplugin.plugins.networks.vae import Autoencoder
 from diffplugin.plugins.train.common import gaussian
 from diffplugin.plugins.train.pool import Batch, Crops, Pool
 
+Configs = dict[str, dict[str, Any]]
 RENOISE_FROM = 960  # from this t on, the runtime may start from the noised input or from pure noise
 
 
 class Denoiser(nn.Module):
     """Everything that the denoising loss runs through: the base's UNet and vision encoder, one TPB and one SCB."""
 
-    def __init__(self, configs: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, configs: Configs) -> None:
         super().__init__()
         self.metric: Tensor
         self.alpha_bar: Tensor
@@ -53,17 +54,20 @@ class Denoiser(nn.Module):
 
     def forward(self, latents: Tensor, t: Tensor, tokens: Tensor, cond: Tensor | None) -> Tensor:
         """The UNet's estimate [n, 4, h, w]; without ``cond`` no plugin speaks."""
-        time = sinusoidal(t, self.features, flip_sin_to_cos=self.flip, freq_shift=self.shift)
-        residuals = () if cond is None else self.residuals(time, tokens, cond)
-        return self.denoise(latents, time, tokens, residuals)
+        residuals = () if cond is None else self.residuals(t, tokens, cond)
+        return self.denoise(latents, t, tokens, residuals)
 
-    def residuals(self, time: Tensor, tokens: Tensor, cond: Tensor) -> Sequence[Tensor]:
-        """What the SCB says at time features [n, C0]."""
-        return self.scb(time, tokens, cond)  # type: ignore[no-any-return]
+    def time(self, t: Tensor, features: int) -> Tensor:
+        """Sinusoidal features [n, ``features``] of timesteps [n]."""
+        return sinusoidal(t, features, flip_sin_to_cos=self.flip, freq_shift=self.shift)
 
-    def denoise(self, latents: Tensor, time: Tensor, tokens: Tensor, residuals: Sequence[Tensor]) -> Tensor:
+    def residuals(self, t: Tensor, tokens: Tensor, cond: Tensor) -> Sequence[Tensor]:
+        """What the SCB says at timesteps [n]."""
+        return self.scb(self.time(t, self.features), tokens, cond)  # type: ignore[no-any-return]
+
+    def denoise(self, latents: Tensor, t: Tensor, tokens: Tensor, residuals: Sequence[Tensor]) -> Tensor:
         """The UNet's estimate with these residuals (empty: without a plugin), in the type that the UNet is held in."""
-        dtype = self.unet.conv_in.weight.dtype
+        time, dtype = self.time(t, self.features), self.unet.conv_in.weight.dtype
         if dtype != torch.float32:  # frozen, in half the memory
             latents, time, tokens = (x.to(dtype) for x in (latents, time, tokens))
             residuals = [residual.to(dtype) for residual in residuals]
@@ -74,22 +78,6 @@ class Denoiser(nn.Module):
         dtype = self.vision.vision_model.pre_layrnorm.weight.dtype
         patches = self.vision(pixels) if dtype == torch.float32 else self.vision(pixels.to(dtype)).float()
         return self.tpb(patches).repeat_interleave(crops, dim=0)  # type: ignore[no-any-return]
-
-
-class EncoderSide(Denoiser):
-    """An ablation (paper table 4, E-1): the residuals enter the first stage on the way down, skips and main stream
-    both, as a T2I-Adapter's do (arXiv:2302.08453). No released layout has it."""
-
-    def forward(self, latents: Tensor, t: Tensor, tokens: Tensor, cond: Tensor | None) -> Tensor:
-        if cond is None:
-            return super().forward(latents, t, tokens, None)
-        time = sinusoidal(t, self.features, flip_sin_to_cos=self.flip, freq_shift=self.shift)
-        stage: Any = self.unet.down_blocks[0]
-        places = (self.unet.conv_in, *getattr(stage, "attentions", stage.resnets))
-        with ExitStack() as hooks:
-            for place, residual in zip(places, self.scb(time, tokens, cond), strict=True):
-                hooks.enter_context(place.register_forward_hook(lambda _, __, made, add=residual: made + add))
-            return self.unet(latents, time, tokens)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +100,15 @@ class Times:
     noised: float = 0.5
     least: int = 250
     cold: bool = False
+
+    @classmethod
+    def of(cls, card: PluginCard, first: float | None, noised: float | None, least: int) -> Times:
+        """The small recipe's, as a card starts; shares that are None are its own choice."""
+        cold = card.start == "input"
+        share = (0.75 if cold else 0.6) if first is None else first
+        return cls(
+            top=card.first_t + 1, first=share, noised=0.3 if noised is None else noised, least=least, cold=cold
+        )
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Timesteps int64 [count], and whether each is noised from the input."""
@@ -272,11 +269,14 @@ def scb_config(unet: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def from_checkpoint(read: Checkpoint, task: str | None, kind: type[Denoiser] = Denoiser) -> Denoiser:
-    """The denoiser of this kind over a checkpoint's base, with the branches of ``task`` or fresh ones.
+def from_checkpoint(
+    read: Checkpoint, task: str | None, make: Callable[[Configs], Denoiser] | None = None, *, copy_base: bool = True
+) -> Denoiser:
+    """The denoiser over a checkpoint's base, with the branches of ``task`` or fresh ones.
 
-    Fresh: the SCB's blocks are copies of the base's first ones where those fit, and its output convolutions are zero
-    (paper section 3.2), so that training starts from the base's own picture.
+    Fresh: the SCB's output convolutions are zero (paper section 3.2), so that training starts from the base's own
+    picture. With ``copy_base`` its blocks are copies of the base's first ones where those fit (the release's
+    ``load_weights_from_unet``), else they are new.
 
     Raises:
         CheckpointError: a file is missing or does not fit.
@@ -288,16 +288,17 @@ def from_checkpoint(read: Checkpoint, task: str | None, kind: type[Denoiser] = D
         "scheduler": read.config("scheduler"),
         "scb": read.scb_config(task) if task else scb_config(unet),
     }
-    model = kind(configs)
+    model = (make or Denoiser)(configs)
     model.unet.load_state_dict(read.unet().state_dict())
     model.vision.load_state_dict(read.vision_encoder().state_dict())
     if task is not None:
         model.tpb.load_state_dict(read.tpb(task).state_dict())
         model.scb.load_state_dict(read.scb(task).state_dict())
         return model
-    mine = model.scb.state_dict()
-    theirs = {k: v for k, v in model.unet.state_dict().items() if k in mine and v.shape == mine[k].shape}
-    model.scb.load_state_dict({**mine, **theirs})
+    if copy_base:
+        mine = model.scb.state_dict()
+        theirs = {k: v for k, v in model.unet.state_dict().items() if k in mine and v.shape == mine[k].shape}
+        model.scb.load_state_dict({**mine, **theirs})
     for layer in model.scb.controlnet_down_blocks.parameters():
         nn.init.zeros_(layer)
     return model

@@ -5,7 +5,7 @@ So a resumed training meets the pairs that an uninterrupted one meets, and memor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffplugin.errors import DiffPluginError, ImageError
 from diffplugin.plugins.train.common import Pixels, to_tensor
+from diffplugin.plugins.train.pairs import Degrade
 from diffplugin.plugins.train.sources import Source
 
-Degrade = Callable[[Pixels, np.random.Generator], Pixels]
 BILINEAR = Image.Resampling.BILINEAR
 
 
@@ -142,6 +142,14 @@ class Batches:
         keys = order(
             len(self.pairs), self.batch, first=first, last=last, process=process, processes=processes, seed=self.seed
         )
+        return self.read(keys)
+
+    def read(self, keys: Iterable[list[tuple[int, int]]]) -> Iterator[Images]:
+        """Batches of these (pass, number), in order.
+
+        Raises:
+            ImageError: a pair cannot be used; it is named.
+        """
         loader: DataLoader[Any] = DataLoader(
             self.pairs,
             batch_sampler=keys,  # type: ignore[arg-type]

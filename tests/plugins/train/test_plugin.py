@@ -157,20 +157,3 @@ def test_picture_training_leaves_nothing_on_the_processor() -> None:
     loss = objective.to("meta")(0, np.random.default_rng(0))
     assert loss.device.type == "meta" and loss.shape == ()
     loss.backward()
-
-
-def test_encoder_side_enters_on_the_way_down() -> None:
-    """The deep blocks see residuals in this kind alone."""
-    torch.manual_seed(0)
-    one = plugin.Denoiser(TOY)
-    other = plugin.EncoderSide(TOY)
-    other.load_state_dict(one.state_dict())
-    latents, cond, t = torch.randn(1, 4, 16, 16), torch.randn(1, 4, 16, 16), torch.tensor([500])
-    tokens = torch.randn(1, 256, TOY["unet"]["cross_attention_dim"])
-    deep: list[torch.Tensor] = []
-    for model in (one, other):
-        model.unet.mid_block.register_forward_hook(lambda _, __, made: deep.append(made))
-        with torch.no_grad():
-            silent, heard = model(latents, t, tokens, None), model(latents, t, tokens, cond)
-        assert not torch.equal(silent, heard)
-    assert torch.equal(deep[0], deep[1]) and torch.equal(deep[0], deep[2]) and not torch.equal(deep[2], deep[3])
