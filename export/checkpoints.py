@@ -8,6 +8,7 @@ beyond tensors, and every fault of a file is named at once.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from diffplugin.spec import ModelDims
 Net = TypeVar("Net", bound=nn.Module)
 Tensors = dict[str, Tensor]
 SELECTOR_FOLDER, SELECTOR_FILE = "plugin_selector", "PromptTunner.pt"  # the release's own spelling
+THRESHOLD_FILE = "selector.json"  # ours
 _WEIGHT_NAMES = (
     "diffusion_pytorch_model.safetensors",
     "model.safetensors",
@@ -229,6 +231,16 @@ class Checkpoint:
     def scb(self, plugin: str) -> SpatialComplementBranch:
         path = weights_file(self.plugins[plugin] / "scb")
         return fill(_built(SpatialComplementBranch, self.scb_config(plugin)), read_tensors(path), path)
+
+    def selector_threshold(self) -> float:
+        """Score above which a plugin is selected: of ``selector.json`` beside the heads; the release has none, 0."""
+        note = self.selector and self.selector.with_name(THRESHOLD_FILE)
+        if note is None or not note.is_file():
+            return 0.0
+        value = read_json(note).get("threshold", 0.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise CheckpointError(f"{note}: threshold is {value!r}, expected a number")
+        return float(value)
 
     def selector_heads(self) -> SelectorHeads:
         if self.selector is None:

@@ -107,6 +107,7 @@ def _manifest(
         graphs=graphs,
         plugins=tuple(cards),
         selector="selector" in graphs,
+        selector_threshold=checkpoint.selector_threshold(),
         licences={plugin: card.licence for plugin, card in cards.items() if card.licence},
     )
 

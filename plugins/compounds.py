@@ -90,10 +90,20 @@ def compound_table(*folders: str | Path) -> dict[str, Compound]:
 def compounds_in(prompt: str, table: Table) -> list[str]:
     """Names of the compound tasks that ``prompt`` asks for, in the table's order.
 
-    A phrase matches whole words in any case; hyphens count as spaces and ``*`` stands for up to three words.
+    A phrase matches whole words in any case; hyphens count as spaces and ``*`` stands for up to three words. It counts
+    where it is what is asked for, not where it is mentioned: after a verb that asks for it ("remove all of the bad
+    weather behind my house"), or where the request holds nothing else but words that carry no meaning of their own
+    ("a rainy night, please"). Otherwise the selector alone decides.
     """
     text = _plain(prompt)
-    return [name for name, entry in table.items() if any(_pattern(phrase).search(text) for phrase in entry.phrases)]
+    found = {name: [p for p in entry.phrases if _pattern(p).search(text)] for name, entry in table.items()}
+    bare = _without(text, [phrase for phrases in found.values() for phrase in phrases])
+    nothing_else = all(word in _FILLERS for word in _words(bare))
+    return [
+        name
+        for name, phrases in found.items()
+        if phrases and (nothing_else or any(_asked_for(phrase).search(text) for phrase in phrases))
+    ]
 
 
 def expand(prompt: str, table: Table, installed: Iterable[str]) -> list[str]:
@@ -103,13 +113,51 @@ def expand(prompt: str, table: Table, installed: Iterable[str]) -> list[str]:
     return [plugin for plugin in installed if plugin in wanted]
 
 
+_VERBS = (
+    "remove|fix|clear|clean|restore|repair|correct|undo|improve|enhance|rescue|save|reduce|lessen|cure|heal|mend|erase"
+    "|delete|eliminate|banish|lift|cut|drop|lose|kill|retouch|redo|recover|revive|get rid of|take away|take out|clean up"
+    "|clear up|sort out|deal with|do something about|help with|no more|without|against"
+)
+_FILLERS = frozenset(
+    (
+        "a an the this that these those my our your his her their some any all of and or in on at to from for with by it is "
+        "was are be i we you me us please pls kindly thanks thank hi hey hello can could would will should want need like "
+        "help just so very too bit little up out away off here there photo photos picture pictures pic pics image images "
+        "shot shots snap photograph one old new taken took make look better good right " + _VERBS.replace("|", " ")
+    ).split()
+)
+_NEGATION = r"(?<!not )(?<!n't )(?<!nt )(?<!never )(?<!n\u2019t )"
+
+
 def _plain(text: str) -> str:
     return " ".join(re.sub(r"[-‐‑–_]", " ", text).casefold().split())
 
 
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+(?:['\u2019][^\W_]+)?", text)
+
+
+def _without(text: str, phrases: Iterable[str]) -> str:
+    for phrase in phrases:
+        text = _pattern(phrase).sub(" ", text)
+    return text
+
+
 @functools.lru_cache(maxsize=1024)
 def _pattern(phrase: str) -> re.Pattern[str]:
-    words = _plain(phrase).strip("* ").split()
+    return re.compile(rf"(?<!\w){_body(phrase)}(?!\w)")
+
+
+@functools.lru_cache(maxsize=1024)
+def _asked_for(phrase: str) -> re.Pattern[str]:
+    """The phrase as the object of a verb that asks for it, or beginning with such a verb; not denied."""
+    determiners = r"(?:(?:all|of|the|this|that|these|those|any|my|our|some|from|out|a|an) ){0,4}"
+    own_verb = re.match(rf"(?:{_VERBS})(?!\w)", _plain(phrase))
+    lead = "" if own_verb else rf"(?:{_VERBS}) {determiners}"
+    return re.compile(rf"(?<!\w){_NEGATION}{lead}{_body(phrase)}(?!\w)")
+
+
+def _body(phrase: str) -> str:
     gap = r"(?:\S+ ){0,3}"
-    pattern = "".join(gap if word == "*" else re.escape(word) + " " for word in words)
-    return re.compile(rf"(?<!\w){pattern.removesuffix(' ')}(?!\w)")
+    words = _plain(phrase).strip("* ").split()
+    return "".join(gap if word == "*" else re.escape(word) + " " for word in words).removesuffix(" ")

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffplugin.errors import DiffPluginError, MissingDependency, RequestError
+from diffplugin.command import DONE, Parser, add_common_options, execute
+from diffplugin.errors import MissingDependency, RequestError
 from diffplugin.plugins.train import plugin_cli
 
 STAGES = ("autoencoder", "decoder", "pool", "denoiser")
@@ -17,7 +18,8 @@ FINISHED = {"deblur": 1200}  # plugins that the recipe finishes on pictures, and
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dp-train", description=__doc__)
+    parser = Parser(prog="dp-train", description=__doc__)
+    add_common_options(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--work", type=Path, required=True, metavar="DIR", help="photos, training states and results")
@@ -121,11 +123,20 @@ _COMMANDS = {
 }
 
 
-def _run(argv: Sequence[str]) -> None:
-    args = _parser().parse_args([_dashes(word) for word in argv])
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    return _parser().parse_args([_dashes(word) for word in (sys.argv[1:] if argv is None else argv)])
+
+
+def _run_parsed(args: argparse.Namespace) -> int:
     if args.command != "photos":
         _prepare(args.threads)
     _COMMANDS[args.command](args)
+    return DONE
+
+
+def _run(argv: Sequence[str]) -> None:
+    """One stage of a recipe."""
+    _run_parsed(_parse(argv))
 
 
 def _dashes(word: str) -> str:
@@ -137,13 +148,8 @@ def _dashes(word: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``dp-train``; 0, or 1 after one line that says what was wrong."""
-    try:
-        _run(sys.argv[1:] if argv is None else argv)
-    except DiffPluginError as error:
-        print(f"dp-train: {error}", file=sys.stderr)
-        return 1
-    return 0
+    """Run ``dp-train``; returns the exit code (:mod:`diffplugin.command`)."""
+    return execute("dp-train", _parse, _run_parsed, argv)
 
 
 def _prepare(threads: int) -> None:

@@ -34,8 +34,8 @@ from diffplugin.plugins.train import (
 )
 from diffplugin.plugins.train import base as small
 from diffplugin.plugins.train.settings import Recipe, describe
-from diffplugin.runtime.memory import available_memory
-from diffplugin.runtime.schedule import NoiseSchedule
+from diffplugin.runtime.planning.memory import available_memory
+from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
 
 SHOWN = 16  # test photos that a finished plugin is scored on; dp-eval takes all
 # numbers of a recipe that may change between a kill and the resumption
