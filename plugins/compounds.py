@@ -115,15 +115,16 @@ def expand(prompt: str, table: Table, installed: Iterable[str]) -> list[str]:
 
 _VERBS = (
     "remove|fix|clear|clean|restore|repair|correct|undo|improve|enhance|rescue|save|reduce|lessen|cure|heal|mend|erase"
-    "|delete|eliminate|banish|lift|cut|drop|lose|kill|retouch|redo|recover|revive|get rid of|take away|take out|clean up"
-    "|clear up|sort out|deal with|do something about|help with|no more|without|against"
+    "|delete|eliminate|banish|lift|cut|drop|lose|kill|retouch|redo|recover|revive|get rid of|take away|take out"
+    "|clean up|clear up|sort out|deal with|do something about|help with|no more|without|against"
 )
 _FILLERS = frozenset(
     (
-        "a an the this that these those my our your his her their some any all of and or in on at to from for with by it is "
-        "was are be i we you me us please pls kindly thanks thank hi hey hello can could would will should want need like "
-        "help just so very too bit little up out away off here there photo photos picture pictures pic pics image images "
-        "shot shots snap photograph one old new taken took make look better good right " + _VERBS.replace("|", " ")
+        "a an the this that these those my our your his her their some any all of and or in on at to from for with by "
+        "it is was are be i we you me us please pls kindly thanks thank hi hey hello can could would will should want "
+        "need like help just so very too bit little up out away off here there photo photos picture pictures pic "
+        "pics image images shot shots snap photograph one old new taken took make look better good right "
+        + _VERBS.replace("|", " ")
     ).split()
 )
 _NEGATION = r"(?<!not )(?<!n't )(?<!nt )(?<!never )(?<!n\u2019t )"

@@ -58,7 +58,7 @@ def _in_order(pairs: Pairs, view: int, batch: int, workers: int) -> Iterator[Ima
 
 
 class Cached:
-    """Batches of kept latents, in the order in which :class:`diffplugin.plugins.train.stream.Batches` reads pictures."""
+    """Batches of kept latents, in the order in which :class:`.stream.Batches` reads pictures."""
 
     def __init__(self, folder: Path, batch: int, *, views: int, seed: int = 0) -> None:
         self.batch, self.seed = batch, seed

@@ -29,6 +29,7 @@ class Data:
         root: where a CSV's relative paths start.
         degradation: task whose degradation is applied on the fly to photos, and to rows whose input is the truth.
         shown: pictures that curves are made of; 0: none.
+        limit: pairs to learn from at most.
     """
 
     work: Path
@@ -36,6 +37,7 @@ class Data:
     root: Path | None
     degradation: str
     shown: int = 4
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def open_pairs(data: Data, *, released: bool) -> Opened:
             f"{data.pairs or data.work} row {same + 1}: input and ground truth are one file, and there is no "
             f"degradation {data.degradation!r} ({', '.join(DEGRADATIONS)}); name one with --degradation, or give pairs"
         )
-    return Opened(source, kept, held, applied)
+    return Opened(source, kept[: data.limit], held, applied)
 
 
 def check(opened: Opened) -> None:
@@ -132,9 +134,7 @@ def cached(
     """Latents and CLIP features on disk, made where they are missing (:mod:`.cache`)."""
     views = recipe.views if recipe.use_data_aug or found.degrade is not None else 1
     record.claim(folder, key | {"views": views}, restart=restart)
-    cache.write(
-        folder, found, objective, views=views, batch=_CACHE_BATCH, workers=recipe.dataloader_num_workers
-    )
+    cache.write(folder, found, objective, views=views, batch=_CACHE_BATCH, workers=recipe.dataloader_num_workers)
     return cache.Cached(folder, recipe.train_batch_size, views=views, seed=recipe.seed)
 
 
@@ -150,19 +150,17 @@ def pooled(
             if not (folder / f"shard{number:03d}").exists():
                 rows = pairs.views_of(opened.source, opened.kept, data.degradation, number, side, opened.degrade)
                 pool.write_rows(folder, number, rows, len(opened.kept), [data.degradation], vae, side=side)
-        shown = pairs.views_of(
-            opened.source, opened.held[: data.shown], data.degradation, 10**6, side, opened.degrade
-        )
+        shown = pairs.views_of(opened.source, opened.held[: data.shown], data.degradation, 10**6, side, opened.degrade)
         found = [(row.bad[data.degradation], row.clean) for row in shown]
         return folder, ([bad for bad, _ in found], [clean for _, clean in found])
     folder = data.work / "pool"
-    if not pool.covers(folder, data.degradation, side // vae_factor(vae)):
+    if data.limit is not None or not pool.covers(folder, data.degradation, side // vae_factor(vae)):
         folder = data.work / f"pool-{data.degradation}-{side}"
-        record.claim(folder, key | {"views": recipe.views}, restart=restart)
+        record.claim(folder, key | {"views": recipe.views, "limit": data.limit}, restart=restart)
         originals = None
         for number in range(recipe.views):
             if not (folder / f"shard{number:03d}").exists():
-                originals = originals or common.load_photos(data.work, "train")
+                originals = originals or common.load_photos(data.work, "train")[: data.limit]
                 views = pairs.synthetic(originals, [data.degradation], number, side)
                 pool.write_shard(folder, number, views, vae, side=side)
     clean = [common.centre(p, side) for p in common.load_photos(data.work, "val")[::2]]

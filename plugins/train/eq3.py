@@ -8,7 +8,7 @@ resized bilinearly to 224, without antialiasing (the runtime sees the whole pict
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,7 @@ class Published(nn.Module):
     def __init__(self, model: Denoiser, vae: Autoencoder, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.model, self.vae, self.dtype = model, vae, dtype
+        self.reconstruct = False  # an ablation: the SCB is given the ground truth
         self.requires_grad_(False)
         for frozen in (model.unet, model.vision, vae):
             if next(frozen.parameters()).dtype != dtype:
@@ -118,6 +119,8 @@ class Published(nn.Module):
         """The loss of streamed pictures, or of latents that were kept (:mod:`.cache`)."""
         here = batch.to(self.model.alpha_bar.device)
         latents = self.encode(here) if isinstance(here, Images) else here
+        if self.reconstruct:
+            latents = replace(latents, cond=latents.mean)
         count, *shape = latents.mean.shape
         draws = draw(count, (shape[0], shape[1], shape[2]), len(self.model.alpha_bar), rng)
         return eq3_loss(self.model, latents, draws.to(latents.mean.device))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffplugin.errors import RequestError
 from diffplugin.export.measures import gmsd, psnr, ssim
 from diffplugin.plugins.train import photos
 from diffplugin.plugins.train.baselines import BASELINES
@@ -159,18 +160,20 @@ def measure(
     reference: Iterable[Pixels] | None = None,
     measures: Mapping[str, Measure] | None = None,
     sheet: list[NDArray[np.uint8]] | None = None,
+    sheet_of: Container[int] | None = None,
     made: list[Pixels] | None = None,
     tile: str = "auto",
 ) -> Row:
     """Restore inputs through the engines and compare, picture by picture.
 
     Args:
-        pairs: (input, ground truth or None) [H, W, 3]; the truths, where there are any, are the reference of FID and KID.
+        pairs: (input, ground truth or None) [H, W, 3]; the truths, where there are any, are what FID and KID compare
+            with.
         steps: None: the card's default.
         extract: what gives feature vectors; None: no FID and KID.
         reference: pictures that FID and KID compare with, where there is no truth.
         measures: further ones, by name.
-        sheet: collects columns of input, restored and ground truth.
+        sheet: collects columns of input, restored and ground truth; ``sheet_of``: of these photos alone.
         made: collects the restored pictures.
 
     Raises:
@@ -193,7 +196,7 @@ def measure(
             kept.features.setdefault("made", []).append(extract(good))
             if clean is not None and reference is None:
                 kept.features.setdefault("real", []).append(extract(clean))
-        if sheet is not None:
+        if sheet is not None and (sheet_of is None or kept.count - 1 in sheet_of):
             sheet.append(np.concatenate([p for p in (bad, good, clean) if p is not None], axis=0))
         if made is not None:
             made.append(good)

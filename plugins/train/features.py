@@ -1,8 +1,8 @@
 """Feature vectors of pictures for FID and KID, from networks that the user has; nothing is downloaded.
 
-Two extractors, both with the resizing of clean-fid's ``clean`` mode (arXiv:2104.11222: antialiased bicubic, not rounded
-to eight bits for Inception): the Inception network of ``inception-2015-12-05.pt``, and CLIP ViT-B/32, which the released
-evaluation takes.
+Two extractors, both with the resizing of clean-fid's ``clean`` mode (arXiv:2104.11222: antialiased bicubic, not
+rounded to eight bits for Inception): the Inception network of ``inception-2015-12-05.pt``, and CLIP ViT-B/32, which the
+released evaluation takes.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def _clip(place: Path) -> Extractor:
     try:
         network: Any = CLIPVisionModelWithProjection.from_pretrained(str(place), local_files_only=True).eval()
     except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{place}: no CLIP vision network with projection ({str(error).splitlines()[0]})") from None
+        raise CheckpointError(
+            f"{place}: no CLIP vision network with projection ({str(error).splitlines()[0]})"
+        ) from None
     side = network.config.image_size
 
     @torch.no_grad()

@@ -100,7 +100,10 @@ def accelerator(plan: Plan | None = None, logs: Path | None = None) -> Accelerat
     for tracker in plan.trackers:
         if importlib.util.find_spec(tracker) is None:
             raise MissingDependency(f"--report-to {tracker}: that package is not installed: pip install {tracker}")
-    if plan.precision is not None and AcceleratorState._shared_state.get("_mixed_precision") not in (None, plan.precision):
+    if plan.precision is not None and AcceleratorState._shared_state.get("_mixed_precision") not in (
+        None,
+        plan.precision,
+    ):
         AcceleratorState._reset_state()  # another training of this process chose another precision
     try:
         return Accelerator(
@@ -245,9 +248,7 @@ def _state(
     }
 
 
-def _resume(
-    path: Path, objective: nn.Module, average: dict[str, Tensor] | None, optimiser: Any, scaler: Any
-) -> int:
+def _resume(path: Path, objective: nn.Module, average: dict[str, Tensor] | None, optimiser: Any, scaler: Any) -> int:
     """Load what ``path`` holds; the step to go on from."""
     state = load_state(path)
     if state is None:

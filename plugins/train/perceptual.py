@@ -1,5 +1,5 @@
-"""Perceptual measures through pyiqa, where it is installed: LPIPS and DISTS with a ground truth, NIQE, MUSIQ, CLIP-IQA and
-others without. Their networks are the user's: pyiqa keeps them in its own cache."""
+"""Perceptual measures through pyiqa, where it is installed: LPIPS and DISTS with a ground truth, NIQE, MUSIQ, CLIP-IQA
+and others without. Their networks are the user's: pyiqa keeps them in its own cache."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def open_measure(text: str) -> Measure:
     except ImportError:
         raise MissingDependency(f"--measures {name} needs pyiqa: pip install pyiqa") from None
     if name not in pyiqa.list_models():
-        near = ", ".join(m for m in pyiqa.list_models() if m.split("-")[0] == name.split("-")[0]) or "lpips, dists, niqe"
+        near = (
+            ", ".join(m for m in pyiqa.list_models() if m.split("-")[0] == name.split("-")[0]) or "lpips, dists, niqe"
+        )
         raise RequestError(f"--measures {name}: pyiqa has none of that name (such as {near})")
     if weights and not Path(weights).is_file():
         raise RequestError(f"--measures {text}: no such weights file")

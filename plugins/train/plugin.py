@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from diffplugin.plugins.networks.unet import UNet, per_block
 from diffplugin.plugins.networks.vae import Autoencoder
 from diffplugin.plugins.train.common import gaussian
 from diffplugin.plugins.train.pool import Batch, Crops, Pool
+from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
 
 Configs = dict[str, dict[str, Any]]
 RENOISE_FROM = 960  # from this t on, the runtime may start from the noised input or from pure noise
@@ -34,18 +35,13 @@ class Denoiser(nn.Module):
         unet, vision = configs["unet"], configs["vision"]
         self.flip, self.shift = unet.get("flip_sin_to_cos", True), unet.get("freq_shift", 0)
         self.features: int = unet["block_out_channels"][0]
-        self.prediction: str = configs["scheduler"]["prediction_type"]
+        schedule = NoiseSchedule.from_config(configs["scheduler"])
+        self.prediction: str = schedule.prediction_type
         self.unet, self.vision = UNet(unet), VisionEncoder(vision)
         self.tpb = TaskPromptBranch(vision["hidden_size"], unet["cross_attention_dim"])
         self.scb = SpatialComplementBranch(configs["scb"])
-        betas = torch.linspace(
-            configs["scheduler"]["beta_start"] ** 0.5,
-            configs["scheduler"]["beta_end"] ** 0.5,
-            configs["scheduler"]["num_train_timesteps"],
-            dtype=torch.float64,
-        )
         self.register_buffer("metric", torch.eye(unet["out_channels"]), persistent=False)
-        self.register_buffer("alpha_bar", torch.cumprod(1 - betas**2, 0).float(), persistent=False)
+        self.register_buffer("alpha_bar", torch.tensor(schedule.alphas_cumprod, dtype=torch.float32), persistent=False)
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma [n, 1, 1, 1] of timesteps [n]."""
@@ -106,9 +102,7 @@ class Times:
         """The small recipe's, as a card starts; shares that are None are its own choice."""
         cold = card.start == "input"
         share = (0.75 if cold else 0.6) if first is None else first
-        return cls(
-            top=card.first_t + 1, first=share, noised=0.3 if noised is None else noised, least=least, cold=cold
-        )
+        return cls(top=card.first_t + 1, first=share, noised=0.3 if noised is None else noised, least=least, cold=cold)
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Timesteps int64 [count], and whether each is noised from the input."""
@@ -201,6 +195,7 @@ class Denoising(nn.Module):
         super().__init__()
         self.model, self.pool, self.stages = model, pool, stages
         self.drop, self.times = drop, times
+        self.reconstruct = False  # an ablation: the SCB is given the ground truth
         model.requires_grad_(train_base)
         model.tpb.requires_grad_(True)
         model.scb.requires_grad_(True)
@@ -210,6 +205,8 @@ class Denoising(nn.Module):
     def forward(self, step: int, rng: np.random.Generator) -> Tensor:
         stage = next((s for s in self.stages if step < s.until), self.stages[-1])
         batch = self.pool.draw(rng, stage.pictures, stage.crops, stage.side).to(self.model.metric.device)
+        if self.reconstruct:
+            batch = replace(batch, cond=batch.clean)
         return denoising_loss(self.model, batch, rng, self.times, self.drop)
 
 

@@ -79,12 +79,24 @@ def add_plugin(parser: argparse.ArgumentParser) -> None:
         choices=tuple(RECIPES),
         help="paper: Eq. 3 as released; small: the embedded model's (default: paper over Stable Diffusion's widths)",
     )
-    parser.add_argument("--loss", default="latent", choices=("latent", "picture"),
-                        help="latent: the recipe's; picture: PSNR of what the decoder makes of it, to finish a plugin")  # fmt: skip
+    parser.add_argument(
+        "--loss",
+        default="latent",
+        choices=("latent", "picture"),
+        help="latent: the recipe's; picture: PSNR of what the decoder makes of it, to finish a plugin",
+    )
     parser.add_argument("--variant", default="released", metavar="NAME", help="an ablation: see dp-eval ablation")
-    parser.add_argument("--cache-latents", action="store_true", help="encode all pairs once, and keep latents and CLIP features on disk")  # fmt: skip
+    parser.add_argument(
+        "--cache-latents", action="store_true", help="encode all pairs once, and keep latents and CLIP features on disk"
+    )
     parser.add_argument("--report-to", default="tensorboard", choices=("tensorboard", "wandb", "none"))
-    parser.add_argument("--validation-pictures", type=int, default=4, metavar="N", help="held-out pairs for curves and the final score (default: 4)")  # fmt: skip
+    parser.add_argument(
+        "--validation-pictures",
+        type=int,
+        default=4,
+        metavar="N",
+        help="held-out pairs for curves and the final score (default: 4)",
+    )
     parser.add_argument("--restart", action="store_true", help="remove a state made from other inputs, and begin anew")
     parser.add_argument("--dry-run", action="store_true", help="say what would run and how much memory it takes")
     numbers = parser.add_argument_group("recipe", "defaults: paper / small")
@@ -108,10 +120,20 @@ def add_selector(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="plugins (default: all under WORK/checkpoint)")
     parser.add_argument("--heads-only", action="store_true", help="frozen text encoder, paper Eq. 6 (for SD 1.4)")
     parser.add_argument("--steps", "--max-train-steps", type=int, metavar="N", help="default: 8000")
-    parser.add_argument("--batch", "--train-batch-size", type=int, dest="train_batch_size", metavar="N",
-                        help="texts of a step (default: 64; heads only: 8, one positive and seven negatives)")  # fmt: skip
-    parser.add_argument("--lr", "--learning-rate", type=float, dest="learning_rate", metavar="X", help="default: 2e-3; heads only: 1e-5")  # fmt: skip
-    parser.add_argument("--lr-scheduler", choices=("constant", "cosine", "linear"), help="default: cosine; heads only: constant")  # fmt: skip
+    parser.add_argument(
+        "--batch",
+        "--train-batch-size",
+        type=int,
+        dest="train_batch_size",
+        metavar="N",
+        help="texts of a step (default: 64; heads only: 8, one positive and seven negatives)",
+    )
+    parser.add_argument(
+        "--lr", "--learning-rate", type=float, dest="learning_rate", metavar="X", help="default: 2e-3; heads only: 1e-5"
+    )
+    parser.add_argument(
+        "--lr-scheduler", choices=("constant", "cosine", "linear"), help="default: cosine; heads only: constant"
+    )
     parser.add_argument("--negatives", type=int, metavar="N", help="negative texts of a positive one (default: 7)")
     parser.add_argument("--temperature", type=float, metavar="X", help="tau of Eq. 6 (default: 0.07)")
     parser.add_argument("--images-per-task", type=int, metavar="N", help="default: 400 in all; heads only: 5000")

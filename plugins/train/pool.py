@@ -8,7 +8,7 @@ every photo: ``clean`` f16 [n, 4, h, w], ``cond`` f16 [tasks, n, 4, h, w] and ``
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any

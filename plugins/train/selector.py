@@ -219,10 +219,7 @@ class Selecting(nn.Module):
         count = max(self.options.train_batch_size // texts, 1)
         tasks = [self.anchors[int(k)] for k in rng.integers(0, len(self.anchors), count)]
         chosen = np.stack(
-            [
-                np.append(rng.choice(self.askers[k]), rng.choice(self.others[k], self.options.negatives))
-                for k in tasks
-            ]
+            [np.append(rng.choice(self.askers[k]), rng.choice(self.others[k], self.options.negatives)) for k in tasks]
         )
         pictures = torch.from_numpy(rng.integers(0, len(self.rows), count)).to(device)
         heads, anchors = self.model.heads, self.rows[pictures, torch.tensor(tasks, device=device)]

@@ -54,8 +54,11 @@ class Options:
             for k, v in least.items()
             if getattr(self, k) < v
         ]
-        faults += [f"--{k.replace('_', '-')} is {getattr(self, k):g}, expected more than 0"
-                   for k in ("learning_rate", "temperature") if not getattr(self, k) > 0]  # fmt: skip
+        faults += [
+            f"--{k.replace('_', '-')} is {getattr(self, k):g}, expected more than 0"
+            for k in ("learning_rate", "temperature")
+            if not getattr(self, k) > 0
+        ]
         if faults:
             raise RequestError("; ".join(faults))
 

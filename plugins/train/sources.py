@@ -196,8 +196,11 @@ def _folders(path: Path) -> Files:
 def _hub(name: str) -> Hub:
     try:
         from datasets import Image as Picture
+        from datasets import load_dataset
     except ImportError:
-        raise MissingDependency(f"{name}: hub data sets need the package datasets: pip install 'diffplugin[hub]'") from None
+        raise MissingDependency(
+            f"{name}: hub data sets need the package datasets: pip install 'diffplugin[hub]'"
+        ) from None
     repository, _, split = name.partition(":")
     try:
         rows = load_dataset(repository, split=split or "train")

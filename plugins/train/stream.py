@@ -42,9 +42,7 @@ def resized(given: Image.Image, truth: Image.Image, side: int) -> tuple[Pixels, 
     return one, other
 
 
-def augmented(
-    given: Image.Image, truth: Image.Image, side: int, rng: np.random.Generator
-) -> tuple[Pixels, Pixels]:
+def augmented(given: Image.Image, truth: Image.Image, side: int, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
     """The released augmentation: half of the pairs are cropped, half are mirrored, then all are resized to a square.
 
     The crop is ``side`` x ``side`` where both sides of the picture are larger; where one is smaller, it is the square

@@ -69,6 +69,7 @@ class Outcome:
     pictures: int
     given: float
     restored: float
+    model: plugin.Denoiser
 
     def __str__(self) -> str:
         where = self.place or "not written"
@@ -126,8 +127,15 @@ def train(
         objective, batches, held = _objective(task, chosen, opened, settings, model, vae, card, key, precision, run)
     scheduler = read.config("scheduler")
     report = validation.report_pairs(model, vae, scheduler, {task: held}, {task: card}) if held[0] else None
-    loop.fit(objective, _plan(settings, steps, run.num_processes), state, name=name, seed=recipe.seed,
-             report=report, batches=batches)  # fmt: skip
+    loop.fit(
+        objective,
+        _plan(settings, steps, run.num_processes),
+        state,
+        name=name,
+        seed=recipe.seed,
+        report=report,
+        batches=batches,
+    )
     place = None
     if run.is_main_process and variants.exports(settings.variant):
         data.remember(chosen, task)
@@ -272,6 +280,8 @@ def _objective(
             folder, held = data.pooled(chosen, task, opened, recipe, vae, kept, restart=settings.restart)
         objective = _small_objective(model, vae, folder, held[1], chosen, opened, settings, card)
     variants.freeze(model, settings.variant)
+    if isinstance(objective, eq3.Published | plugin.Denoising):
+        objective.reconstruct = settings.variant == "reconstruction"
     return objective, batches, held
 
 
@@ -296,24 +306,20 @@ def _small_objective(
         return plugin.Restoring(model, vae, draw, times=times, residual=card.output == "residual")
     if recipe.weighted:
         model.metric = autoencoder.pixel_metric(vae, [common.to_tensor(v[None]) for v in held])
-    stage = plugin.Stage(
-        until=1, pictures=recipe.train_batch_size, crops=1, side=side // data.vae_factor(vae)
-    )
+    stage = plugin.Stage(until=1, pictures=recipe.train_batch_size, crops=1, side=side // data.vae_factor(vae))
     return plugin.Denoising(model, pool.Pool(folder, [chosen.degradation]), (stage,), train_base=False, times=times)
 
 
-def _write(
-    tree: Path, task: str, variant: str, model: plugin.Denoiser, read: Checkpoint, card: PluginCard
-) -> Path:
+def _write(tree: Path, task: str, variant: str, model: plugin.Denoiser, read: Checkpoint, card: PluginCard) -> Path:
     """The released layout; an ablation as a plugin of its own name."""
     name = task if variant == "released" else f"{task}-{variant}"
-    own = card if variant == "released" else dataclasses.replace(
-        card, id=name, title=f"{card.title} ({variant})", aliases=(), order=cards.LAST
-    )  # fmt: skip
-    tensors = {"tpb": model.tpb.state_dict(), "scb": model.scb.state_dict()}
-    layout.write_plugin(
-        tree, name, plugin.scb_config(read.config("unet")), card=cards.card_to_toml(own), **tensors
+    own = (
+        card
+        if variant == "released"
+        else dataclasses.replace(card, id=name, title=f"{card.title} ({variant})", aliases=(), order=cards.LAST)
     )
+    tensors = {"tpb": model.tpb.state_dict(), "scb": model.scb.state_dict()}
+    layout.write_plugin(tree, name, plugin.scb_config(read.config("unet")), card=cards.card_to_toml(own), **tensors)
     return tree / "pre-trained" / name
 
 
@@ -330,15 +336,14 @@ def _score(
     bad, clean = held
     if chosen.pairs is None and chosen.shown:
         side = settings.recipe.resolution
-        bad, clean = data.degraded(
-            evaluate.test_photos(chosen.work, side, SHOWN), chosen.degradation, evaluate.SEED
-        )
+        bad, clean = data.degraded(evaluate.test_photos(chosen.work, side, SHOWN), chosen.degradation, evaluate.SEED)
     if not bad:
-        return Outcome(place=place, pictures=0, given=0.0, restored=0.0)
+        return Outcome(place=place, pictures=0, given=0.0, restored=0.0, model=model)
     made = validation.restore(model, vae, NoiseSchedule.from_config(scheduler), bad, card)
     return Outcome(
         place=place,
         pictures=len(bad),
         given=evaluate.scores(bad, clean).psnr,
         restored=evaluate.scores(made, clean).psnr,
+        model=model,
     )

@@ -1,4 +1,4 @@
-"""Ablated Task-Plugins (paper tables 3 and 4): one branch alone, an SCB that reconstructs, residuals at other places."""
+"""Ablated Task-Plugins (paper tables 3 and 4): one branch, an SCB that reconstructs, residuals at other places."""
 
 from __future__ import annotations
 

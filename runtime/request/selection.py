@@ -39,8 +39,9 @@ def select(
 ) -> Selection:
     """The released rule (arXiv:2403.00644, Eq. 5), joined with the mapping table.
 
-    Every plugin with a score above the threshold is chosen. A request for a compound task ("a rainy night") also gets that
-    task's installed sub-tasks, whatever their scores: the selector was trained on single tasks, the table is explicit.
+    Every plugin with a score above the threshold is chosen. A request for a compound task ("a rainy night") also gets
+    that task's installed sub-tasks, whatever their scores: the selector was trained on single tasks, the table is
+    explicit.
     All run in registry order. Where nothing is chosen, ``null`` wins and the picture stays untouched.
 
     Args:

@@ -83,7 +83,7 @@ def test_cards_promise_few_steps_over_the_small_base_alone() -> None:
     assert (theirs.steps_first, theirs.first_t, theirs.output) == (20, 999, "decoded") and "user" in theirs.licence
 
 
-def test_ablations_are_plugins_of_their_own_where_the_layout_holds_them(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ablations_are_plugins_of_their_own(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["base", "--work", str(work), "--steps", "1", "--stage", "autoencoder", "--stage", "pool"]
     assert cli.main([*arguments, "--stage", "denoiser"]) == 0
     tree = work / "checkpoint"

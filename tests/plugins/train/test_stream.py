@@ -91,7 +91,7 @@ def test_a_fault_in_a_worker_is_one_line(tmp_path: Path, workers: int) -> None:
     source = numbered(tmp_path, 3)
     (tmp_path / "in1.png").write_bytes(b"no picture")
     batches = stream.Batches(stream.Pairs(source, range(3), 8), 3, workers=workers)
-    with pytest.raises(ImageError, match="in1.png: not a readable picture") as caught:
+    with pytest.raises(ImageError, match=r"in1.png: not a readable picture") as caught:
         list(batches(0, 1, 0, 1))
     assert "\n" not in str(caught.value)
 
