@@ -179,4 +179,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from diffplugin.entry import bench
+
+    sys.exit(bench())

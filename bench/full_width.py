@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffplugin.export.checkpoints import embedded_checkpoint_folder
+from diffplugin.export.embedded import embedded_checkpoint_folder
 
 UNET: dict[str, Any] = {
     "in_channels": 4,

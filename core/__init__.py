@@ -57,18 +57,21 @@ def load(
     threads: int | None = None,
     quality: QualityName = "exact",
     concurrency: int | None = 1,
+    device: str = "auto",
 ) -> Restorer:
     """Load a bundle. Reads its manifest only; engines are loaded when first needed, or by ``Restorer.prepare``.
 
     Args:
         bundle: a bundle's folder; None: the small model that comes with the package.
-        engine: "auto" (the fastest usable one), "onnxruntime", "openvino", "tensorrt" or "tensorrt-rtx".
+        engine: "auto" (the fastest usable one), "onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt" or
+            "tensorrt-rtx".
         precision: "auto" (what the quality prefers, else the engine's best here), "fp32", "bf16", "fp16" or "int8".
         threads: processor cores to use; None: all that this process may use.
         quality: "exact", or less work: "high", "balanced" or "fast" (``runtime.planning.quality`` says what each does).
         concurrency: photos that you will restore at the same time, a thread each: each gets its part of cores and
             memory. None: as many as the machine has cores and memory for (``Restorer.concurrency`` says how many); 1
             where the engine runs one after another.
+        device: "auto" (the engine's own), "cpu", "cuda" or "cuda:1" (NVIDIA), "gpu" or "gpu:1" (Intel), "npu".
 
     Raises:
         BundleError: the folder is no bundle, or one of a newer format.
@@ -82,7 +85,7 @@ def load(
 
     wanted = get_quality(quality)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(default_bundle() if bundle is None else bundle)
-    builder, chosen, reason = choose(engine, precision, bundle=opened, prefer=wanted.precisions)
+    builder, chosen, reason = choose(engine, precision, bundle=opened, prefer=wanted.precisions, device=device)
     return Restorer(
         opened,
         builder,

@@ -1,10 +1,8 @@
 """``python -m diffplugin``: what there is."""
 
-from diffplugin import __version__
-from diffplugin.command import COMMANDS
+import sys
 
-print(f"diffplugin {__version__}: restore photographs on request. Commands:")
-for command in COMMANDS:
-    extra = f" (pip install 'diffplugin[{command.extra}]')" if command.extra else ""
-    print(f"  {command.name:<10} {command.summary}{extra}")
-print('Try: dp-infer photo.jpg "brighten this dark photo"; each command has --help.')
+from diffplugin.entry import main
+
+if __name__ == "__main__":
+    sys.exit(main())

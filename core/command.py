@@ -3,12 +3,12 @@
     0    done
     1    failed: a photo, a bundle, a file, a missing package
     2    the request cannot be understood: wrong options, no such plugin
-    3    nothing selected: the request names no task that the bundle has
+    3    nothing selected: the request names no task that the bundle has, and nothing was written
     130  interrupted (Ctrl-C)
-    143  terminated (SIGTERM)
+    143  terminated (SIGTERM); 129: the terminal was closed
 
-A command is a module with ``main(argv)``, which hands its parser and its work to :func:`execute`. The entry points
-below import that module late, so that Ctrl-C and a missing package are one line from the first moment on.
+A command is a module with ``main(argv)``, which hands its parser and its work to :func:`execute`. Words for people go
+through :func:`say`, an answer that was asked for (a list, JSON) through :func:`answer`.
 """
 
 from __future__ import annotations
@@ -16,23 +16,35 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
-import os
-import signal
+import re
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from diffplugin import __version__
 from diffplugin.errors import DiffPluginError, RequestError
+from diffplugin.files import discard_unfinished
+from diffplugin.signals import (
+    GRACE_S,
+    INTERRUPTED,
+    TERMINATED,
+    Terminated,
+    handled,
+    say_stopped,
+    stop_code,
+)
+from diffplugin.streams import Tolerant, tolerant_streams
 
-DONE, FAILED, USAGE, NOTHING_SELECTED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+DONE, FAILED, USAGE, NOTHING_SELECTED = 0, 1, 2, 3
 EXIT_CODES = (
     "Exit status: 0 done, 1 failed, 2 the request cannot be understood, 3 nothing selected, 130 interrupted, "
     "143 terminated."
 )
+
+_TIMES = "[xX\u00d7]"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,12 +66,8 @@ COMMANDS = (
 )
 
 
-class Terminated(BaseException):
-    """SIGTERM came: unwinds like Ctrl-C, so that temporary files go."""
-
-
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors, whole option names, and the options that every command has."""
+    """argparse with one-line errors, whole option names, and the exit codes under ``--help``."""
 
     def __init__(self, *, epilog: str = EXIT_CODES, **options: Any) -> None:
         super().__init__(epilog=epilog, allow_abbrev=False, **options)
@@ -74,21 +82,24 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--version", action="version", version=f"diffplugin {__version__}")
     group.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
     group.add_argument("-v", "--verbose", action="store_true", help="say more: what is loaded, built and cached")
-    group.add_argument("--print-completion", action=_PrintCompletion, choices=("bash", "zsh", "tcsh"), help="and exit")
+    group.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=("bash", "zsh", "tcsh"),
+        help="print a completion script for this shell",
+    )
 
 
 class _PrintCompletion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None) -> NoReturn:
-        try:
-            import shtab
-        except ImportError:
-            parser.error("--print-completion needs the package shtab: pip install 'diffplugin[completion]'")
-        print(shtab.complete(parser, values))
+        from diffplugin.completion import completion_script
+
+        answer(completion_script(parser, values))
         parser.exit()
 
 
 def path(text: str) -> Path:
-    """Type of a path option: ``~`` is expanded."""
+    """A path; ``~`` is expanded."""
     try:
         return Path(text).expanduser()
     except RuntimeError:  # ~nosuch
@@ -96,16 +107,52 @@ def path(text: str) -> Path:
 
 
 def positive(text: str) -> int:
-    """Type of an option that counts something: 1 or more."""
+    """A number that counts something: 1 or more."""
     if text.isdecimal() and int(text) > 0:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
 
 
+def sides(text: str) -> tuple[str, ...]:
+    """What stands around the x of ``WxH``, width first; one text where there is no x."""
+    return tuple(part.strip() for part in re.split(_TIMES, text))
+
+
+def size(text: str) -> int | tuple[int, int]:
+    """``N``, or ``WxH`` as (width, height), in pixels.
+
+    Raises:
+        ValueError: neither.
+    """
+    parts = sides(text)
+    if len(parts) in (1, 2) and all(re.fullmatch(r"[1-9][0-9]{0,6}", part) for part in parts):
+        return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+    raise ValueError(text)
+
+
+def say(*lines: str) -> None:
+    """Words for people, a line each, on the standard output; a full disk or a closed pipe costs the words alone."""
+    print(*lines, sep="\n", flush=True)
+
+
+def answer(text: str) -> None:
+    """What the command was asked for, on the standard output.
+
+    Raises:
+        OSError: it did not get there.
+    """
+    print(text, flush=True)
+    if isinstance(sys.stdout, Tolerant) and sys.stdout.failure is not None:
+        failure = sys.stdout.failure
+        if isinstance(failure, OSError):
+            failure.filename = "stdout"
+            raise failure
+        raise OSError(f"stdout: {failure}")
+
+
 def print_error(prog: str, message: str) -> None:
     """One line on stderr. A closed or full stderr is no reason to stop."""
-    with suppress(OSError, ValueError, AttributeError):
-        print(f"{prog}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"{prog}: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
 def execute(
@@ -113,52 +160,87 @@ def execute(
     parse: Callable[[Sequence[str] | None], argparse.Namespace],
     run: Callable[[argparse.Namespace], int],
     argv: Sequence[str] | None = None,
+    *,
+    grace: float | None = GRACE_S,
 ) -> int:
-    """Parse and run; returns the exit code. Whatever goes wrong is one line on stderr, never a traceback."""
-    _tolerant_streams()
-    try:
-        args = parse(argv)
-        _configure_logging(prog, args)
-        code = run(args)
-        sys.stdout.flush()
-        return code
-    except (DiffPluginError, KeyboardInterrupt, Terminated, MemoryError, OSError, UnicodeError) as error:
-        code, message = _outcome(error)
-        if message:
-            print_error(prog, message)
-        if isinstance(error, OSError):
-            _discard_stdout()
-        return code
+    """Parse and run; returns the exit code. Whatever goes wrong is one line on stderr, never a traceback.
+
+    Args:
+        grace: seconds that a signal leaves for what is under way; None: no limit (a server that finishes its jobs).
+    """
+    with tolerant_streams():
+        verbose = False
+        try:
+            with handled(prog, discard_unfinished, grace):
+                args = parse(argv)
+                verbose = getattr(args, "verbose", False)
+                _configure_logging(prog, args)
+                code = run(args)
+            return code if stop_code() is None else _stopped()
+        except SystemExit as end:  # --help, --version
+            return end.code if isinstance(end.code, int) else int(bool(end.code))
+        except BaseException as error:
+            if stop_code() is not None:
+                return _stopped()
+            code, message = _outcome(prog, error)
+            if message:
+                print_error(prog, message)
+            if verbose:
+                _log.debug("", exc_info=error)
+            return code
 
 
-def _outcome(error: BaseException) -> tuple[int, str]:
+def _stopped() -> int:
+    say_stopped()
+    return stop_code() or INTERRUPTED
+
+
+def _outcome(prog: str, error: BaseException) -> tuple[int, str]:
     """(exit code, what to say) of an exception; nothing is said where whoever read our output went away."""
     message = str(error) or type(error).__name__
     for kind, code, said in (
         (KeyboardInterrupt, INTERRUPTED, "interrupted"),
         (Terminated, TERMINATED, "terminated"),
         (RequestError, USAGE, message),
+        (DiffPluginError, FAILED, message),
         (BrokenPipeError, FAILED, ""),
         (MemoryError, FAILED, "out of memory"),
+        (ImportError, FAILED, _missing(prog, error)),
+        (UnicodeError, FAILED, f"text that is no Unicode: {message}"),
     ):
         if isinstance(error, kind):
             return code, said
-    if isinstance(error, OSError) and error.strerror:
-        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return FAILED, message
+    if isinstance(error, OSError):
+        if error.strerror:
+            message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        return FAILED, message
+    return FAILED, (
+        f"a fault of diffplugin {__version__} itself ({type(error).__name__}: {message}); "
+        "-v shows where: please report it with that"
+    )
 
 
-def _discard_stdout() -> None:
-    """Python flushes stdout once more when it ends, and would complain of a closed pipe or a full disk."""
-    with suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _missing(prog: str, error: BaseException) -> str:
+    """The line for a package that is not there: it names the extra that brings it."""
+    needed = getattr(error, "name", None) or str(error)
+    extra = next((command.extra for command in COMMANDS if command.name == prog), "")
+    remedy = f"pip install 'diffplugin[{extra}]'" if extra else "pip install diffplugin"
+    return f"needs the package {needed.partition('.')[0]} ({error}): {remedy}"
 
 
-def _tolerant_streams() -> None:
-    """Characters that a terminal does not know are escaped; printing never kills work."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, ValueError, OSError):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+class _Lines(logging.Handler):
+    """Log records as lines of the command, on the standard error as it is at that moment."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__()
+        self.prog = prog
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text:
+            print_error(self.prog, text)
+        if record.exc_info:
+            print(logging.Formatter().formatException(record.exc_info), file=sys.stderr)
 
 
 def _configure_logging(prog: str, args: argparse.Namespace) -> None:
@@ -170,58 +252,39 @@ def _configure_logging(prog: str, args: argparse.Namespace) -> None:
         level = logging.ERROR
     logger = logging.getLogger("diffplugin")
     logger.setLevel(level)
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter(f"{prog}: %(message)s"))
-        logger.addHandler(handler)
-        logger.propagate = False
+    logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, _Lines)]
+    logger.addHandler(_Lines(prog))
+    logger.propagate = False
 
 
 def enter(name: str, argv: Sequence[str] | None = None) -> int:
-    """Run a command by name, its module imported late."""
-    command = next(command for command in COMMANDS if command.name == name)
-
-    def terminate(number: int, frame: Any) -> NoReturn:
-        raise Terminated
-
-    try:
-        with suppress(ValueError):  # not the main thread
-            signal.signal(signal.SIGTERM, terminate)
-        main = importlib.import_module(command.module).main
-        return int(main(argv))
-    except ImportError as error:
-        needed = error.name or str(error)
-        if needed.startswith("diffplugin"):
-            raise
-        remedy = f"pip install 'diffplugin[{command.extra}]'" if command.extra else "pip install diffplugin"
-        print_error(name, f"needs the package {needed}: {remedy}")
-        return FAILED
-    except (KeyboardInterrupt, Terminated) as error:  # while it was imported
-        code, message = _outcome(error)
-        print_error(name, message)
-        return code
+    """Run a command by name, its module imported now."""
+    if name == "diffplugin":
+        return describe(argv)
+    with tolerant_streams():
+        command = next(command for command in COMMANDS if command.name == name)
+        try:
+            main = importlib.import_module(command.module).main
+        except Exception as error:
+            if isinstance(error, ImportError) and (error.name or "").startswith("diffplugin"):
+                raise
+            code, message = _outcome(name, error)
+            print_error(name, message)
+            return code
+    return int(main(argv))
 
 
-def infer() -> int:
-    """Entry point of ``dp-infer``."""
-    return enter("dp-infer")
+def describe(argv: Sequence[str] | None = None) -> int:
+    """``python -m diffplugin``: what there is."""
 
+    def run(args: argparse.Namespace) -> int:
+        answer(f"diffplugin {__version__}: restore photographs on request. Commands:")
+        for command in COMMANDS:
+            extra = f" (pip install 'diffplugin[{command.extra}]')" if command.extra else ""
+            answer(f"  {command.name:<10} {command.summary}{extra}")
+        answer('Try: dp-infer photo.jpg "brighten this dark photo"; each command has --help.')
+        return DONE
 
-def export() -> int:
-    """Entry point of ``dp-export``."""
-    return enter("dp-export")
-
-
-def train() -> int:
-    """Entry point of ``dp-train``."""
-    return enter("dp-train")
-
-
-def evaluate() -> int:
-    """Entry point of ``dp-eval``."""
-    return enter("dp-eval")
-
-
-def bench() -> int:
-    """Entry point of ``dp-bench``."""
-    return enter("dp-bench")
+    parser = Parser(prog="python -m diffplugin", description="What there is in diffplugin.")
+    add_common_options(parser)
+    return execute("diffplugin", parser.parse_args, run, argv)

@@ -4,11 +4,39 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TEMPORARY = ".diffplugin-"  # begins the name of what an interrupted write may have left
+
+_unfinished: set[Path] = set()
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[None]:
+    """``path``, a file or a folder, is worth nothing before the block ends: it is removed at the end, if it is still
+    there, and by :func:`discard_unfinished`."""
+    _unfinished.add(path)
+    try:
+        yield
+    finally:
+        _remove(path)
+        _unfinished.discard(path)
+
+
+def discard_unfinished() -> None:
+    """Remove what is being written, from another thread than its writer's: the process is about to end."""
+    for path in tuple(_unfinished):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # gone with its folder, or in a folder that became read-only
+        path.unlink(missing_ok=True)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -23,13 +51,11 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(6)}.tmp")
-    try:
+    with unfinished(temporary):
         yield temporary
         if target.is_file():
             temporary.chmod(target.stat().st_mode & 0o7777)
         temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | os.PathLike[str], *parts: bytes | memoryview) -> None:
@@ -50,3 +76,13 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         OSError: it cannot be written.
     """
     write_bytes(path, text.encode("utf-8"))
+
+
+def copy_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Copy a file byte by byte, whole or not at all.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    with written_whole(target) as temporary:
+        shutil.copyfile(source, temporary)

@@ -59,11 +59,15 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """The contract of one graph. ``graph`` is its kind; plugins' graphs share a kind (``tpb``, ``scb``)."""
+    """The contract of one graph. ``graph`` is its kind; plugins' graphs share a kind (``tpb``, ``scb``).
+
+    ``factor``: picture pixels per latent pixel, where the graph has both kinds of sides (``H = h * factor``).
+    """
 
     graph: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    factor: int = 1
 
     def free_axes(self) -> tuple[str, ...]:
         """Names of the axes that are free, in order of first use."""
@@ -125,7 +129,7 @@ def graph_specs(dims: ModelDims) -> dict[str, GraphSpec]:
             ),
             (_tensor("scores", "f32", 1, "p+1"),),
         ),
-        GraphSpec("vae_encoder", (image,), (cond,)),
+        GraphSpec("vae_encoder", (image,), (cond,), dims.factor),
         GraphSpec(
             "scb",
             (_tensor("time", "f32", "n", dims.time_features), tokens, cond),
@@ -146,7 +150,7 @@ def graph_specs(dims: ModelDims) -> dict[str, GraphSpec]:
             ),
             tuple(_tensor(name, "f32", 1, c, "h", "w") for name in ("next_latents", "next_last", "next_x0")),
         ),
-        GraphSpec("vae_decoder", (latents,), (image,)),
+        GraphSpec("vae_decoder", (latents,), (image,), dims.factor),
     )
     return {spec.graph: spec for spec in specs}
 
@@ -164,16 +168,45 @@ def check_inputs(spec: GraphSpec, inputs: Mapping[str, Array]) -> dict[str, int]
             faults.append(f"{tensor.name} is missing")
             continue
         array = inputs[tensor.name]
-        fits = len(array.shape) == len(tensor.axes) and all(
-            size == (bound.setdefault(axis, size) if isinstance(axis, str) else axis)
-            for size, axis in zip(array.shape, tensor.axes, strict=True)
-        )
-        if not fits or array.dtype != DTYPES[tensor.dtype]:
-            sizes = "x".join(str(bound.get(axis, axis) if isinstance(axis, str) else axis) for axis in tensor.axes)
-            faults.append(
-                f"{tensor.name} is {array.dtype} {'x'.join(map(str, array.shape))}, "
-                f"expected {DTYPES[tensor.dtype]} {sizes}"
-            )
+        faults += _misfit(tensor, array, bound)
     if faults:
         raise ShapeMismatch(f"{spec.graph}: {'; '.join(faults)}")
     return bound
+
+
+def check_outputs(spec: GraphSpec, outputs: Mapping[str, Array], sizes: Mapping[str, int]) -> None:
+    """Refuse what a graph made if it is not what its contract says for these inputs.
+
+    Args:
+        sizes: of the free input axes, as :func:`check_inputs` gives them.
+
+    Raises:
+        ShapeMismatch: naming every missing or misshapen output at once.
+    """
+    bound = {**sizes, **_derived(spec, sizes)}
+    faults = [f"output {t.name} is missing" for t in spec.outputs if t.name not in outputs]
+    for tensor in spec.outputs:
+        if tensor.name in outputs:
+            faults += [f"output {fault}" for fault in _misfit(tensor, outputs[tensor.name], bound)]
+    if faults:
+        raise ShapeMismatch(f"{spec.graph}: {'; '.join(faults)}; export the bundle again")
+
+
+def _derived(spec: GraphSpec, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes of the axes that only outputs have."""
+    derived = {f"{axis}+1": size + 1 for axis, size in sizes.items()}
+    derived |= {axis.upper(): sizes[axis] * spec.factor for axis in ("h", "w") if axis in sizes}
+    return derived | {axis.lower(): sizes[axis] // spec.factor for axis in ("H", "W") if axis in sizes}
+
+
+def _misfit(tensor: TensorSpec, array: Array, bound: dict[str, int]) -> list[str]:
+    """What is wrong with an array, in one line or none; ``bound`` takes the sizes of axes that it is first to have."""
+    fits = len(array.shape) == len(tensor.axes) and all(
+        size == (bound.setdefault(axis, size) if isinstance(axis, str) else axis)
+        for size, axis in zip(array.shape, tensor.axes, strict=True)
+    )
+    if fits and array.dtype == DTYPES[tensor.dtype]:
+        return []
+    sizes = "x".join(str(bound.get(axis, axis) if isinstance(axis, str) else axis) for axis in tensor.axes)
+    found = f"{array.dtype} {'x'.join(map(str, array.shape))}"
+    return [f"{tensor.name} is {found}, expected {DTYPES[tensor.dtype]} {sizes}"]

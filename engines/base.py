@@ -1,33 +1,92 @@
-"""What every engine is: one small protocol. Nothing above asks which engine it is."""
+"""What every engine is: one base class. Nothing above asks which engine it is."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from diffplugin.errors import BundleDamaged, EngineUnavailable, RequestError
+from diffplugin.errors import BundleDamaged, EngineError, EngineUnavailable, RequestError
 from diffplugin.shapes import Profile
-from diffplugin.spec import Array, GraphSpec
+from diffplugin.spec import Array, GraphSpec, check_inputs, check_outputs
 
 if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
 
 
-class Engine(Protocol):
-    """One graph, loaded and ready. ``run`` may be called from several threads."""
+class Engine(ABC):
+    """One graph, loaded and ready. A kind of engine implements ``_run`` and ``_release``; the rest is here, once.
 
-    spec: GraphSpec
+    ``run`` and ``close`` may be called from several threads. Runs happen one after another unless the class says that
+    its engines are ``parallel``; ``close`` waits for those that are under way.
+
+    Attributes:
+        spec: the graph's contract.
+        name: of the kind of engine.
+        precision: what it computes in.
+    """
+
     name: str
-    precision: str
+    parallel = False
+
+    def __init__(self, spec: GraphSpec, precision: str = "fp32") -> None:
+        self.spec, self.precision = spec, precision
+        self._idle = threading.Condition()
+        self._running = 0
+        self._closed = False
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs by name. ShapeMismatch names every input that does not fit ``spec``."""
+        """Outputs by name. They are the caller's.
+
+        Raises:
+            ShapeMismatch: naming every input, or every output, that does not fit ``spec``.
+            EngineError: the engine failed, or it is closed.
+        """
+        sizes = check_inputs(self.spec, inputs)
+        with self._entered():
+            outputs = self._run(inputs, sizes)
+        check_outputs(self.spec, outputs, sizes)
+        return outputs
 
     def close(self) -> None:
-        """Free the memory; the engine cannot run again."""
+        """Free memory and threads once no run is under way; the engine cannot run again."""
+        with self._idle:
+            self._idle.wait_for(lambda: not self._running)
+            already, self._closed = self._closed, True
+        if not already:
+            self._release()
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        """One run's turn.
+
+        Raises:
+            EngineError: the engine is closed.
+        """
+        with self._idle:
+            if not self.parallel:
+                self._idle.wait_for(lambda: not self._running)
+            if self._closed:
+                raise EngineError(f"{self.spec.graph}: this engine is closed")
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._running -= 1
+                self._idle.notify_all()
+
+    @abstractmethod
+    def _run(self, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
+        """Outputs of inputs that fit ``spec``; ``sizes``: of its free input axes."""
+
+    def _release(self) -> None:
+        """Free what the engine holds; called once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +224,7 @@ VARIANTS = ("int8", "fp16")  # precisions that have graphs of their own
 NEEDS = {
     "int8": "int8 needs the engine openvino and a bundle exported with dp-export --precision int8",
     "bf16": "bf16 needs the engine openvino and a processor with AVX512-BF16, AMX-BF16 or AVX2-VNNI-2",
-    "fp16": "fp16 needs a GPU and a bundle exported with dp-export --engine tensorrt-rtx or tensorrt",
+    "fp16": "fp16 needs a GPU and a bundle exported with dp-export --engine onnxruntime-cuda, tensorrt-rtx or tensorrt",
 }
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from diffplugin.engines.base import NEEDS, check_precision, missing_variant
+from diffplugin.engines.device import DeviceBuilder, OwnGraphs, OwnMemory
+from diffplugin.engines.devices import Device
+from diffplugin.engines.onnxruntime_install import nvidia_driver
 from diffplugin.errors import EngineUnavailable
 
 if TYPE_CHECKING:
@@ -14,82 +17,130 @@ if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
     from diffplugin.engines.base import EngineBuilder
 
-EngineName = Literal["auto", "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"]
+EngineName = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
-# Name -> module, class and its arguments. ``auto`` looks at them in this order.
-_BUILDERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "tensorrt": ("diffplugin.engines.tensorrt.builder", "TensorRtBuilder", ("tensorrt",)),
-    "tensorrt-rtx": ("diffplugin.engines.tensorrt.builder", "TensorRtBuilder", ("tensorrt-rtx",)),
-    "openvino": ("diffplugin.engines.openvino", "OpenVinoBuilder", ()),
-    "onnxruntime": ("diffplugin.engines.onnxruntime", "OnnxRuntimeBuilder", ()),
+# Name -> module, class, its arguments, and the kinds of devices that it runs on, its own first. ``auto`` looks at them
+# in this order.
+_BUILDERS: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
+    "tensorrt": ("diffplugin.engines.tensorrt.builder", "TensorRtBuilder", ("tensorrt",), ("cuda",)),
+    "tensorrt-rtx": ("diffplugin.engines.tensorrt.builder", "TensorRtBuilder", ("tensorrt-rtx",), ("cuda",)),
+    "onnxruntime-cuda": ("diffplugin.engines.onnxruntime_cuda", "OnnxRuntimeCudaBuilder", (), ("cuda",)),
+    "openvino": ("diffplugin.engines.openvino", "OpenVinoBuilder", (), ("cpu", "gpu", "npu")),
+    "onnxruntime": ("diffplugin.engines.onnxruntime", "OnnxRuntimeBuilder", (), ("cpu",)),
 }
 ENGINES = tuple(_BUILDERS)
+_ONNXRUNTIME_CUDA = "onnxruntime-cuda"
 _BUILT_AHEAD = ("tensorrt", "tensorrt-rtx")  # run no ONNX: ``auto`` looks at them where a bundle has their engines
 FULL = "fp32"
 
 
-def get_builder(name: str) -> EngineBuilder:
-    """Raises:
-    EngineUnavailable: no engine of this name.
+def get_builder(name: str, device: Device | None = None) -> EngineBuilder:
+    """The builder of an engine, for its first device or for ``device``.
+
+    Raises:
+        EngineUnavailable: no engine of this name, or it does not run on such a device.
     """
     if name not in _BUILDERS:
         raise EngineUnavailable(f"engine {name!r}: unknown; expected auto or one of {', '.join(_BUILDERS)}")
-    module, attribute, arguments = _BUILDERS[name]
-    made: EngineBuilder = getattr(importlib.import_module(module), attribute)(*arguments)
+    module, attribute, arguments, kinds = _BUILDERS[name]
+    kind: Any = getattr(importlib.import_module(module), attribute)
+    if device is None or device == Device(kinds[0]):
+        made: EngineBuilder = kind(*arguments)
+    elif device.kind in kinds:
+        made = kind(*arguments, device=device.number if len(kinds) == 1 else device)
+    else:
+        others = ", ".join(other for other in ENGINES if device.kind in _BUILDERS[other][-1])
+        raise EngineUnavailable(
+            f"engine {name}: runs on {', '.join(kinds)}, not on {device}; leave out --device, or use --engine {others}"
+        )
     return made
 
 
 def choose(
-    engine: str = "auto", precision: str = "auto", *, bundle: Bundle | None = None, prefer: Sequence[str] = ()
+    engine: str = "auto",
+    precision: str = "auto",
+    *,
+    bundle: Bundle | None = None,
+    prefer: Sequence[str] = (),
+    device: str = "auto",
 ) -> tuple[EngineBuilder, str, str]:
-    """(builder, precision, reason) for ``--engine`` and ``--precision``.
+    """(builder, precision, reason) for ``--engine``, ``--precision`` and ``--device``.
 
-    ``auto``: TensorRT where ``bundle`` has engines of it and a GPU is here; else the first precision of ``prefer``
-    that an engine and ``bundle`` have; else OpenVINO where it is installed
-    and another floating-point precision than fp32 is the fastest here; else fp32 with ONNX
-    Runtime, which ties with OpenVINO there, starts faster and needs half the memory.
+    ``auto``: TensorRT where ``bundle`` has engines of it and a GPU is here; else ONNX Runtime on an NVIDIA GPU where
+    there is one that can hold ``bundle``, in float16 where ``bundle`` has graphs for it; else the first precision of
+    ``prefer`` that an engine and ``bundle`` have; else OpenVINO where it is installed and another floating-point
+    precision than fp32 is the fastest here; else fp32 with ONNX Runtime, which ties with OpenVINO there, starts faster
+    and needs half the memory.
 
     Raises:
         EngineUnavailable: what was asked for cannot run here.
+        RequestError: no such device.
     """
-    builders, faults = _usable(engine, bundle)
+    builders, faults = _usable(engine, bundle, None if device == "auto" else Device.parse(device))
     if not builders:
         raise EngineUnavailable("; ".join(faults))
-    if engine == precision == "auto" and builders[0].prebuilt_only:  # they stand first in the table
-        return builders[0], builders[0].precisions()[0], "the bundle has engines for a GPU, and there is one"
+    on_gpu = [builder for builder in builders if isinstance(builder, DeviceBuilder)]  # they stand first in the table
+    if engine == precision == "auto" and on_gpu:
+        how = "the bundle has engines for a GPU, and there is one" if on_gpu[0].prebuilt_only else "there is a GPU"
+        return on_gpu[0], _first(on_gpu[0], bundle), how
     wishes = tuple(prefer) if precision == "auto" else (precision,)
     for wish in wishes:
-        for builder in reversed(builders):  # where they tie, the last one is the lightest
-            if wish in builder.precisions() and not missing_variant(bundle, wish):
+        # of the others, where they tie, the last one is the lightest
+        for builder in (*on_gpu, *(b for b in reversed(builders) if b not in on_gpu)):
+            if wish in builder.precisions() and not _missing(builder, bundle, wish):
                 return builder, wish, "as asked" if precision != "auto" else f"this quality prefers {wish}"
     if precision != "auto":
         for builder in builders:
             if len(builders) == 1 or precision in builder.precisions():
-                check_precision(builder, precision, bundle)
+                check_precision(builder, precision)
+                if reason := _missing(builder, bundle, precision):
+                    raise EngineUnavailable(reason)
         here = [f"{b.name}: {precision} does not run natively here, only {', '.join(b.precisions())}" for b in builders]
         remedy = NEEDS.get(precision, "unknown precision")
         raise EngineUnavailable(
             f"no engine runs {precision} here: {'; '.join(here + faults)} ({remedy}); use --precision {FULL}"
         )
     if engine != "auto":
-        return builders[0], builders[0].precisions()[0], "as asked"
+        return builders[0], _first(builders[0], bundle), "as asked"
     for builder in builders:
-        if (first := builder.precisions()[0]) != FULL:
+        if (first := _first(builder, bundle)) != FULL:
             return builder, first, f"{first} is the fastest here"
     others = [f"{b.name}: no faster in {FULL}" for b in builders[:-1]]
     return builders[-1], FULL, "; ".join(others + faults) or "the only engine here"
 
 
-def _usable(engine: str, bundle: Bundle | None) -> tuple[list[EngineBuilder], list[str]]:
+def _first(builder: EngineBuilder, bundle: Bundle | None) -> str:
+    """The engine's best precision that the bundle has graphs for; its best one where it has none."""
+    precisions = builder.precisions()
+    return next((p for p in precisions if not _missing(builder, bundle, p)), precisions[0])
+
+
+def _missing(builder: EngineBuilder, bundle: Bundle | None, precision: str) -> str | None:
+    if isinstance(builder, OwnGraphs):
+        return builder.missing_variant(bundle, precision)
+    return missing_variant(bundle, precision)
+
+
+def _usable(engine: str, bundle: Bundle | None, device: Device | None = None) -> tuple[list[EngineBuilder], list[str]]:
     """Builders that can run here, in the table's order, and why the others cannot."""
-    built = {entry.engine for entry in bundle.manifest.engines} if bundle else set()
-    auto = [name for name in ENGINES if name not in _BUILT_AHEAD or name in built]
-    names = auto if engine == "auto" else [engine]
     builders, faults = [], []
-    for builder in map(get_builder, names):
-        if reason := builder.unavailable_reason():
+    for name in _looked_at(bundle, device) if engine == "auto" else [engine]:
+        builder = get_builder(name, device)
+        reason = builder.unavailable_reason()
+        if reason is None and bundle is not None and isinstance(builder, OwnMemory):
+            reason = builder.too_small_reason(bundle)
+        if reason is not None:
             faults.append(f"{builder.name}: {reason}" if engine == "auto" else f"engine {builder.name}: {reason}")
         else:
             builders.append(builder)
     return builders, faults
+
+
+def _looked_at(bundle: Bundle | None, device: Device | None) -> list[str]:
+    """Engines that ``auto`` looks at: those of the device; for a GPU, those that may have one, or engines, here."""
+    built = {entry.engine for entry in bundle.manifest.engines} if bundle else set()
+    names = [name for name in ENGINES if name not in _BUILT_AHEAD or name in built]
+    if device is not None:
+        return [name for name in names if device.kind in _BUILDERS[name][-1]]
+    return [name for name in names if name != _ONNXRUNTIME_CUDA or nvidia_driver()]

@@ -9,7 +9,6 @@ from typing import Any
 from diffplugin.errors import DeviceMemoryFull, EngineError, EngineUnavailable
 from diffplugin.spec import Array
 
-_DEVICE = 0  # of those that CUDA_VISIBLE_DEVICES leaves
 _EXTRA = "pip install 'diffplugin[cuda]'"
 # What to do about an error, by CUDA's name of it. Those of the last line leave the process without a usable device.
 _NO_DEVICE = "use a machine with an NVIDIA GPU, and check CUDA_VISIBLE_DEVICES"
@@ -43,14 +42,18 @@ def _version(number: int) -> str:
 
 
 class CudaDriver:
-    """``engines.device.Driver`` on the first visible GPU. Nothing is touched before the first call.
+    """``engines.device.Driver`` on one GPU. Nothing is touched before the first call.
 
     Args:
         runtime: cuda-python's module ``cuda.bindings.runtime``; None: imported at first use.
+        device: number of the GPU among those that CUDA_VISIBLE_DEVICES leaves.
     """
 
-    def __init__(self, runtime: Any = None) -> None:
-        self._given = runtime
+    _several = False  # whether this process uses another device than the first, so that threads must say which
+
+    def __init__(self, runtime: Any = None, device: int = 0) -> None:
+        self._given, self.device = runtime, device
+        CudaDriver._several |= device > 0
 
     @property
     def _cuda(self) -> Any:
@@ -62,9 +65,13 @@ class CudaDriver:
         Raises:
             DeviceMemoryFull, EngineUnavailable, EngineError: it failed; names call, error and remedy.
         """
-        error, *values = getattr(self._cuda, name)(*arguments)
-        if int(error) != 0:
-            raise self._failure(name, error)
+        calls = [(name, arguments)]
+        if CudaDriver._several:  # the current device is the thread's, and libraries change it
+            calls.insert(0, ("cudaSetDevice", (self.device,)))
+        for call, given in calls:
+            error, *values = getattr(self._cuda, call)(*given)
+            if int(error) != 0:
+                raise self._failure(call, error)
         return values[0] if len(values) == 1 else tuple(values)
 
     def _failure(self, call: str, error: Any) -> EngineError:
@@ -82,7 +89,12 @@ class CudaDriver:
     def unavailable_reason(self) -> str | None:
         """None: there is a GPU and a driver for it. Else what is missing, and the remedy."""
         try:
-            self._call("cudaGetDeviceCount")
+            error, count = self._cuda.cudaGetDeviceCount()  # of a device that is not here no other call can be made
+            if int(error) != 0:
+                raise self._failure("cudaGetDeviceCount", error)
+            if not self.device < int(count):
+                here = f"cuda:0 to cuda:{int(count) - 1}" if count > 1 else "cuda:0"
+                return f"there is no device cuda:{self.device} here, only {here}"
             self._call("cudaMemGetInfo")
         except EngineError as error:
             return str(error)
@@ -92,14 +104,14 @@ class CudaDriver:
         """Compute capability as engines name it: ``sm_89``."""
         kinds = self._cuda.cudaDeviceAttr
         major, minor = (
-            self._call("cudaDeviceGetAttribute", kind, _DEVICE)
+            self._call("cudaDeviceGetAttribute", kind, self.device)
             for kind in (kinds.cudaDevAttrComputeCapabilityMajor, kinds.cudaDevAttrComputeCapabilityMinor)
         )
         return f"sm_{major}{minor}"
 
     def describe(self) -> dict[str, str | int]:
         """Name, capability, CUDA versions of driver and runtime, and bytes of memory, for reports."""
-        name = self._call("cudaGetDeviceProperties", _DEVICE).name
+        name = self._call("cudaGetDeviceProperties", self.device).name
         return {
             "name": name.decode() if isinstance(name, bytes) else str(name),
             "capability": self.capability(),

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-import threading
+from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from math import prod
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
 from diffplugin.engines.base import Engine
 from diffplugin.errors import EngineError
-from diffplugin.spec import DTYPES, Array, GraphSpec, check_inputs
+from diffplugin.spec import DTYPES, Array, GraphSpec
+
+if TYPE_CHECKING:
+    from diffplugin.bundle import Bundle
 
 _log = logging.getLogger("diffplugin")
 ALIGNMENT = 256  # bytes: what a bound address must be a multiple of
@@ -91,10 +94,20 @@ class DeviceContext(Protocol):
     def close(self) -> None: ...
 
 
-@runtime_checkable
-class DeviceEngine(Engine, Protocol):
-    """An engine that can also run on addresses."""
+class DeviceEngine(Engine):
+    """An engine that can also run on addresses. From arrays it runs through :class:`PlainRuns`."""
 
+    def __init__(self, spec: GraphSpec, precision: str, driver: Callable[[], Driver]) -> None:
+        super().__init__(spec, precision)
+        self._plain = PlainRuns(driver, spec)
+
+    def _run(self, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
+        return self._plain.run(self, inputs, sizes)
+
+    def _release(self) -> None:
+        self._plain.close()
+
+    @abstractmethod
     def has(self, sizes: Mapping[str, int]) -> bool:
         """Whether there is an engine for these sizes of the free input axes.
 
@@ -102,6 +115,7 @@ class DeviceEngine(Engine, Protocol):
             ForeignEngine: there is, but not for this machine.
         """
 
+    @abstractmethod
     def context(self, sizes: Mapping[str, int]) -> DeviceContext:
         """A new context. Its engine stays in memory as long as it does.
 
@@ -115,6 +129,22 @@ class DeviceBuilder(Protocol):
     """An engine builder whose engines are device engines."""
 
     def driver(self) -> Driver: ...
+
+
+@runtime_checkable
+class OwnGraphs(Protocol):
+    """An engine builder that says itself what a bundle must have for it."""
+
+    def missing_variant(self, bundle: Bundle | None, precision: str) -> str | None:
+        """None: the bundle, if there is one yet, has graphs for this precision. Else what it lacks, and the remedy."""
+
+
+@runtime_checkable
+class OwnMemory(Protocol):
+    """An engine builder whose device has memory of its own."""
+
+    def too_small_reason(self, bundle: Bundle) -> str | None:
+        """None: the device can hold what a photo needs of the bundle. Else the reason and the remedy. Loads nothing."""
 
 
 def allocate(driver: Driver, stack: ExitStack, size: int) -> int:
@@ -177,39 +207,30 @@ class _PlainRun:
 
 
 class PlainRuns:
-    """``Engine.run`` of a device engine: arrays up, one enqueue, arrays down; one run at a time, few shapes kept."""
+    """``Engine.run`` of a device engine: arrays up, one enqueue, arrays down; few shapes kept."""
 
-    def __init__(self, driver: Driver, spec: GraphSpec) -> None:
+    def __init__(self, driver: Callable[[], Driver], spec: GraphSpec) -> None:
         self._driver, self._spec = driver, spec
         self._runs: OrderedDict[tuple[tuple[str, int], ...], _PlainRun] = OrderedDict()
-        self._lock = threading.Lock()
-        self._closed = False
 
-    def run(self, engine: DeviceEngine, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, engine: DeviceEngine, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         """Outputs of ``engine``. A shape whose run fails starts anew at the next.
 
         Raises:
-            ShapeMismatch: the inputs do not fit.
-            EngineError: it failed, or it is closed.
+            EngineError: it failed.
         """
-        sizes = check_inputs(self._spec, inputs)
         key = tuple(sizes.items())
-        with self._lock:
-            if self._closed:
-                raise EngineError(f"{self._spec.graph}: this engine is closed")
-            if key not in self._runs:
-                while len(self._runs) >= _KEPT_SHAPES:
-                    self._runs.popitem(last=False)[1].close()
-                self._runs[key] = _PlainRun(self._driver, self._spec, engine.context(sizes))
-            self._runs.move_to_end(key)
-            try:
-                return self._runs[key](inputs)
-            except BaseException:
-                self._runs.pop(key).close()
-                raise
+        if key not in self._runs:
+            while len(self._runs) >= _KEPT_SHAPES:
+                self._runs.popitem(last=False)[1].close()
+            self._runs[key] = _PlainRun(self._driver(), self._spec, engine.context(sizes))
+        self._runs.move_to_end(key)
+        try:
+            return self._runs[key](inputs)
+        except BaseException:
+            self._runs.pop(key).close()
+            raise
 
     def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            while self._runs:
-                self._runs.popitem()[1].close()
+        while self._runs:
+            self._runs.popitem()[1].close()

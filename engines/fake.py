@@ -4,28 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from diffplugin.errors import EngineError
-from diffplugin.spec import Array, GraphSpec, check_inputs
+from diffplugin.engines.base import Engine
+from diffplugin.spec import Array, GraphSpec
 
 
-class FakeEngine:
-    """Runs ``function(inputs) -> outputs``, after the checks that every engine makes."""
+class FakeEngine(Engine):
+    """Runs ``function(inputs) -> outputs``; ``runs`` counts."""
 
     name = "fake"
-    precision = "fp32"
+    parallel = True
 
     def __init__(self, spec: GraphSpec, function: Callable[[Mapping[str, Array]], dict[str, Array]]) -> None:
-        self.spec, self._function = spec, function
+        super().__init__(spec)
+        self._function = function
         self.runs = 0
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        check_inputs(self.spec, inputs)
+    def _run(self, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         self.runs += 1
         return self._function(inputs)
-
-    def close(self) -> None:
-        self._function = _closed
-
-
-def _closed(inputs: Mapping[str, Array]) -> dict[str, Array]:
-    raise EngineError("this engine is closed")

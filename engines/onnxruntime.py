@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffplugin.engines.base import OnnxBuilder, check_names, check_precision, one_line, thread_count
+from diffplugin.engines.base import Engine, OnnxBuilder, check_names, check_precision, one_line, thread_count
+from diffplugin.engines.onnxruntime_install import broken_reason
 from diffplugin.errors import EngineError, EngineUnavailable
-from diffplugin.spec import Array, GraphSpec, check_inputs
+from diffplugin.spec import Array, GraphSpec
 
 if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
@@ -20,7 +20,7 @@ CPU = "CPUExecutionProvider"
 _BLOCKED_UP_TO = 512 * 2**20
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Engine):
     """One session. Sessions are safe to run from several threads.
 
     Args:
@@ -34,6 +34,7 @@ class OnnxRuntimeEngine:
     """
 
     name = "onnxruntime"
+    parallel = True
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class OnnxRuntimeEngine:
     ) -> None:
         import onnxruntime as ort
 
-        self.spec, self.precision = spec, precision
+        super().__init__(spec, precision)
         here = ort.get_available_providers()
         if provider not in here:
             raise EngineUnavailable(
@@ -73,17 +74,13 @@ class OnnxRuntimeEngine:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         check_names(spec, path, (i.name for i in inputs), (o.name for o in outputs))
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        check_inputs(self.spec, inputs)
-        session = self._session
-        if session is None:
-            raise EngineError(f"{self.spec.graph}: this engine is closed")
+    def _run(self, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         try:
-            return dict(zip(self._outputs, session.run(self._outputs, dict(inputs)), strict=True))
+            return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
         except Exception as error:
             raise EngineError(f"{self.spec.graph}: ONNX Runtime failed ({one_line(error)})") from None
 
-    def close(self) -> None:
+    def _release(self) -> None:
         self._session = None
 
 
@@ -108,11 +105,7 @@ class OnnxRuntimeBuilder(OnnxBuilder):
         self.provider = provider
 
     def unavailable_reason(self) -> str | None:
-        try:
-            importlib.import_module("onnxruntime")
-        except ImportError as error:
-            return f"the package onnxruntime cannot be imported ({error}); pip install onnxruntime"
-        return None
+        return broken_reason()
 
     def version(self) -> str:
         import onnxruntime  # not from the package's metadata: several packages bring this module

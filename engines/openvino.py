@@ -1,4 +1,5 @@
-"""OpenVINO on the CPU: fp32, bf16 where the processor computes it natively, and int8 where the bundle has it."""
+"""OpenVINO on the CPU: fp32, bf16 where the processor computes it natively, and int8 where the bundle has it; on the
+graphics and NPUs of Intel fp16, and fp32 where they compute it."""
 
 from __future__ import annotations
 
@@ -6,7 +7,6 @@ import ctypes
 import importlib
 import importlib.metadata
 import logging
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import cache as cached
@@ -19,26 +19,32 @@ from diffplugin.bundle import graph_files
 from diffplugin.engines.base import (
     BuildOptions,
     BuildResult,
+    Engine,
     check_names,
     check_precision,
+    missing_variant,
     one_line,
     refuse_gpu_options,
     thread_count,
     usable_cores,
 )
 from diffplugin.engines.compiled_cache import read_blob, trim, write_blob
+from diffplugin.engines.devices import Device
 from diffplugin.engines.fastest import fastest_first
 from diffplugin.engines.pages import releasing
 from diffplugin.errors import EngineError, EngineUnavailable, ForeignEngine, RequestError
 from diffplugin.manifest import fingerprint
 from diffplugin.shapes import Profile, shapes_text
-from diffplugin.spec import Array, GraphSpec, check_inputs
+from diffplugin.spec import Array, GraphSpec
 
 if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
 
 _log = logging.getLogger("diffplugin")
-_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+_ON_PROCESSORS = ("fp32", "bf16")
+_ELSEWHERE = {"FP16": "fp16", "FP32": "fp32"}  # a device's capability -> precision, fastest first
+_CPU = "CPU"
 # A model compiled for one shape runs a full-width step a tenth faster than one with free axes, for 2.4 s more at
 # first. It also has weights of its own, so large graphs keep one shape; the pieces of a picture share theirs.
 _KEPT_SHAPES = 4
@@ -46,7 +52,7 @@ _KEPT_WEIGHTS = 2**30
 _BLOB = "model.blob"
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(Engine):
     """One graph; compiled at first use of a shape, or taken from the bundle's engines or from the cache.
 
     Raises:
@@ -66,31 +72,26 @@ class OpenVinoEngine:
         threads: int,
         cache: Path | None,
     ) -> None:
-        self.spec: GraphSpec = bundle.spec(key)
-        self.precision = precision
+        super().__init__(bundle.spec(key), precision)
+        self._variant = builder.variant(precision)
         self._bundle, self._key, self._builder = bundle, key, builder
-        self._path = bundle.graph_file(key, precision)
-        self._properties = _properties(self._path, builder.hint(precision), threads)
+        self._path = bundle.graph_file(key, self._variant)
+        self._properties = _properties(self._path, builder.hint(precision), threads, builder.target)
         self._cache = cache / self.name if cache is not None else None
-        self._kept = max(1, min(_KEPT_SHAPES, _KEPT_WEIGHTS // max(1, bundle.graph(key, precision).weights_bytes)))
+        self._kept = max(1, min(_KEPT_SHAPES, _KEPT_WEIGHTS // max(1, bundle.graph(key, self._variant).weights_bytes)))
         self._requests: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
-        self._lock = threading.Lock()
-        self._closed = self._warned = False
+        self._warned = False
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        sizes = check_inputs(self.spec, inputs)
+    def _run(self, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         # one request per shape, one run at a time: a second request would double the activations' memory
-        with self._lock:
-            if self._closed:
-                raise EngineError(f"{self.spec.graph}: this engine is closed")
-            request = self._request(sizes)
-            try:
-                outputs = _new_outputs(request, self.spec)
-                # views of the arrays; only one that is not contiguous is copied
-                request.infer({name: np.ascontiguousarray(array) for name, array in inputs.items()}, share_inputs=True)
-            except RuntimeError as error:
-                raise EngineError(f"{self.spec.graph}: OpenVINO failed ({one_line(error, last=True)})") from None
-            return outputs
+        request = self._request(sizes)
+        try:
+            outputs = _new_outputs(request, self.spec)
+            # views of the arrays; only one that is not contiguous is copied
+            request.infer({name: np.ascontiguousarray(array) for name, array in inputs.items()}, share_inputs=True)
+        except RuntimeError as error:
+            raise EngineError(f"{self.spec.graph}: OpenVINO failed ({one_line(error, last=True)})") from None
+        return outputs
 
     def _request(self, sizes: Mapping[str, int]) -> Any:
         shapes = shapes_text(self.spec, sizes)
@@ -110,17 +111,20 @@ class OpenVinoEngine:
         # the compiled model has its own copy of the weights, in its own order
         with releasing((*graph_files(self._path), *stored)):
             for file in stored:
-                if found := _import(file, self._path, self._properties):
+                if found := _import(file, self._path, self._properties, self._builder.target):
                     compiled, blob = found
                     break
                 if file.is_file():
                     _log.warning("%s: damaged or unreadable compiled model; compiling %s again", file, self._key)
             else:
-                compiled, blob = compile_graph(self._path, self.spec, sizes, self._properties), None
+                compiled, blob = self._compile(sizes), None
                 if (cached_file := self._cache_file(shapes)) is not None:
                     _store(compiled, cached_file)
             _check_hint(compiled, self._properties)
             return compiled.create_infer_request(), blob
+
+    def _compile(self, sizes: Mapping[str, int]) -> Any:
+        return compile_graph(self._path, self.spec, sizes, self._properties, self._builder.target)
 
     def _built(self, sizes: Mapping[str, int]) -> Path | None:
         """File of the bundle's engine for this shape and machine. A foreign one is named, once, and not used."""
@@ -143,14 +147,12 @@ class OpenVinoEngine:
     def _cache_file(self, shapes: str) -> Path | None:
         if self._cache is None:
             return None
-        graph, builder = self._bundle.graph(self._key, self.precision), self._builder
+        graph, builder = self._bundle.graph(self._key, self._variant), self._builder
         name = fingerprint(graph.sha256, shapes, self.precision, self.name, builder.version(), (builder.device(),))
         return self._cache / f"{name}.blob"
 
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            self._requests.clear()
+    def _release(self) -> None:
+        self._requests.clear()
 
 
 def _new_outputs(request: Any, spec: GraphSpec) -> dict[str, Array]:
@@ -165,8 +167,10 @@ def _new_outputs(request: Any, spec: GraphSpec) -> dict[str, Array]:
     return outputs
 
 
-def _properties(path: Path, hint: str, threads: int) -> dict[str, Any]:
+def _properties(path: Path, hint: str, threads: int, target: str = _CPU) -> dict[str, Any]:
     """How to compile or import the graph in ``path``."""
+    if target != _CPU:
+        return {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
     properties: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": hint,
         "PERFORMANCE_HINT": "LATENCY",
@@ -183,7 +187,9 @@ def _properties(path: Path, hint: str, threads: int) -> dict[str, Any]:
     return properties
 
 
-def compile_graph(path: Path, spec: GraphSpec, sizes: Mapping[str, int], properties: Mapping[str, Any]) -> Any:
+def compile_graph(
+    path: Path, spec: GraphSpec, sizes: Mapping[str, int], properties: Mapping[str, Any], target: str = _CPU
+) -> Any:
     """A compiled model with static shapes.
 
     Raises:
@@ -194,10 +200,10 @@ def compile_graph(path: Path, spec: GraphSpec, sizes: Mapping[str, int], propert
     model = core.read_model(path)
     check_names(spec, path, (i.any_name for i in model.inputs), (o.any_name for o in model.outputs))
     model.reshape({t.name: [sizes[a] if isinstance(a, str) else a for a in t.axes] for t in spec.inputs})
-    return core.compile_model(model, "CPU", {k: v for k, v in properties.items() if k != "WEIGHTS_PATH"})
+    return core.compile_model(model, target, {k: v for k, v in properties.items() if k != "WEIGHTS_PATH"})
 
 
-def _import(file: Path, graph: Path, properties: Mapping[str, Any]) -> tuple[Any, Any] | None:
+def _import(file: Path, graph: Path, properties: Mapping[str, Any], target: str = _CPU) -> tuple[Any, Any] | None:
     """(compiled model, what must live as long) of a blob; None: there is none, or it cannot be used."""
     blob = read_blob(file)
     if blob is None:
@@ -208,7 +214,7 @@ def _import(file: Path, graph: Path, properties: Mapping[str, Any]) -> tuple[Any
     same = np.ctypeslib.as_array((ctypes.c_uint8 * blob.size).from_address(blob.ctypes.data))
     try:
         tensor = openvino.Tensor(same, shared_memory=True)
-        return _core().import_model(tensor, "CPU", dict(properties)), (blob, tensor)
+        return _core().import_model(tensor, target, dict(properties)), (blob, tensor)
     except RuntimeError as error:
         _log.debug("%s does not fit %s: %s", file, graph, error)
         return None
@@ -238,40 +244,70 @@ def _core() -> Any:
 
 
 class OpenVinoBuilder:
+    """Args:
+    device: where it runs; None: the processor.
+
+    Attributes:
+        target: the device as OpenVINO names it.
+    """
+
     name = "openvino"
     concurrent = False  # streams of one thread each gained a tenth on two cores, for twice the activations
     ahead = prebuilt_only = False
     batch = 1  # on a CPU a batch saves no operations
+
+    def __init__(self, device: Device | None = None) -> None:
+        kind, number = (device.kind, device.number) if device is not None else ("cpu", 0)
+        self.target = f"{kind.upper()}.{number}" if kind == "gpu" else kind.upper()
 
     def unavailable_reason(self) -> str | None:
         try:
             importlib.import_module("openvino")
         except ImportError as error:
             return f"the package openvino cannot be imported ({error}); pip install 'diffplugin[openvino]'"
-        return None
+        here = _core().available_devices if self.target != _CPU else [_CPU]
+        # one GPU alone is listed without its number
+        if self.target in here or (self.target == "GPU.0" and "GPU" in here):
+            return None
+        return (
+            f"OpenVINO finds no device {self.target} here, only {', '.join(here)}; "
+            "install Intel's driver for it, or leave out --device"
+        )
 
     def version(self) -> str:
         return importlib.metadata.version("openvino")
 
     def device(self) -> str:
         """Compiled models hold code for the processor's instruction set: the capabilities name it."""
-        abilities = sorted(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-        return f"{_core().get_property('CPU', 'FULL_DEVICE_NAME')} [{' '.join(abilities)}]"
+        return f"{_core().get_property(self.target, 'FULL_DEVICE_NAME')} [{' '.join(sorted(self._abilities()))}]"
+
+    def _abilities(self) -> list[str]:
+        return list(_core().get_property(self.target, "OPTIMIZATION_CAPABILITIES"))
 
     def precisions(self) -> tuple[str, ...]:
         """Floating point first, in the order of its speed here; int8, which costs accuracy, is never the first choice.
 
         Without native bf16 it is not offered; see :func:`_check_hint`.
         """
-        return (*self._floats(), "int8")
+        int8 = self.target == _CPU or "INT8" in self._abilities()
+        return (*self._floats(), *(["int8"] if int8 else []))
+
+    def variant(self, precision: str) -> str:
+        """The bundle's graphs for a precision: but for int8 the float32 ones, in which OpenVINO computes as told."""
+        return precision if precision == "int8" else "fp32"
+
+    def missing_variant(self, bundle: Bundle | None, precision: str) -> str | None:
+        return missing_variant(bundle, precision) if self.variant(precision) == precision else None
 
     def _floats(self) -> tuple[str, ...]:
-        if "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if self.target != _CPU:
+            return tuple(precision for ability, precision in _ELSEWHERE.items() if ability in self._abilities())
+        if "BF16" not in self._abilities():
             return ("fp32",)
         threads = thread_count(None)
         return fastest_first(
             f"{self.name} {self.version()} {self.device()}",
-            tuple(_HINTS),
+            _ON_PROCESSORS,
             lambda precision: convolution(_core(), _HINTS[precision], threads=threads),
         )
 
@@ -282,8 +318,13 @@ class OpenVinoBuilder:
     def load(
         self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None
     ) -> OpenVinoEngine:
-        check_precision(self, precision, bundle)
+        self._check(bundle, precision)
         return OpenVinoEngine(bundle, key, self, precision=precision, threads=thread_count(threads), cache=cache)
+
+    def _check(self, bundle: Bundle, precision: str) -> None:
+        check_precision(self, precision)
+        if reason := self.missing_variant(bundle, precision):
+            raise EngineUnavailable(reason)
 
     def build_unavailable_reason(self) -> str | None:
         return self.unavailable_reason()
@@ -294,16 +335,16 @@ class OpenVinoBuilder:
     def build(
         self, bundle: Bundle, key: str, *, precision: str, profile: Profile, out: Path, options: BuildOptions
     ) -> BuildResult | None:
-        check_precision(self, precision, bundle)
+        self._check(bundle, precision)
         self.check_options(options)
         shapes = shapes_text(bundle.spec(key), profile)
         if ":" in shapes:
             raise RequestError(f"engine {self.name}: builds {key} for one size, not for {shapes}; use --size N or HxW")
         sizes = {axis: size.best for axis, size in profile.items()}
-        path = bundle.graph_file(key, precision)
-        properties = _properties(path, self.hint(precision), thread_count(None))
+        path = bundle.graph_file(key, self.variant(precision))
+        properties = _properties(path, self.hint(precision), thread_count(None), self.target)
         try:
-            compiled = compile_graph(path, bundle.spec(key), sizes, properties)
+            compiled = compile_graph(path, bundle.spec(key), sizes, properties, self.target)
         except RuntimeError as error:
             raise EngineError(f"{path}: OpenVINO cannot compile it ({one_line(error, last=True)})") from None
         write_blob(out / _BLOB, compiled.export_model().getbuffer())

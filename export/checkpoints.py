@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from diffplugin.errors import CheckpointError
+from diffplugin.export.embedded import embedded_checkpoint_folder
 from diffplugin.plugins.networks.clip import TextEncoder, VisionEncoder
 from diffplugin.plugins.networks.taskplugin import SelectorHeads, SpatialComplementBranch, TaskPromptBranch
 from diffplugin.plugins.networks.unet import UNet
@@ -310,18 +311,11 @@ def local_folder(name: str, *, offline: bool, patterns: tuple[str, ...]) -> Path
         raise CheckpointError(f"{name}: not found {where}: {reason}") from None
 
 
-def embedded_checkpoint_folder() -> Path:
-    """The embedded model's checkpoint."""
-    import diffplugin.plugins
-
-    return Path(diffplugin.plugins.__file__).resolve().parent / "embedded_checkpoint"
-
-
 def embedded_checkpoint(plugins: list[str]) -> tuple[Checkpoint, Path, str]:
-    """(checkpoint, folder of its cards, name) of the model that this project trained."""
+    """(checkpoint, folder of its cards, name) of the model that this project trained.
+
+    Raises:
+        CheckpointError: installed from a wheel, which does not carry it.
+    """
     root = embedded_checkpoint_folder()
-    if not root.is_dir():
-        raise CheckpointError(
-            f"{root}: this installation has no embedded checkpoint; name --base, --clip and --plugins"
-        )
     return find(root / "base", root / "clip", root / "pre-trained", plugins), root, "embedded"

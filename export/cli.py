@@ -215,4 +215,6 @@ def _pictures(folder: Path | None) -> list[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from diffplugin.entry import export
+
+    sys.exit(export())

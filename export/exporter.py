@@ -15,8 +15,10 @@ import diffplugin
 from diffplugin.bundle import Bundle, graph_files, list_files, sha256, write_manifest
 from diffplugin.engines.base import BuildOptions
 from diffplugin.engines.choice import get_builder
+from diffplugin.engines.onnxruntime_cuda import VARIANTS
 from diffplugin.errors import CheckpointError, MissingDependency, NotFinite
 from diffplugin.export.checkpoints import Checkpoint, weights_file
+from diffplugin.export.cuda import EmulatedCuda, export_cuda
 from diffplugin.export.fp16.emulate import EmulatedFp16
 from diffplugin.export.fp16.variant import export_fp16
 from diffplugin.export.graphs import graph_keys, module_for
@@ -207,10 +209,12 @@ def export_bundle(
         if wanted == "int8":
             int8 = _quantize(Bundle(folder, manifest), builder, calibration, log)
             manifest = replace(manifest, variants={"int8": int8})
+        elif isinstance(builder, EmulatedCuda):
+            manifest = replace(manifest, variants={VARIANTS[wanted]: export_cuda(checkpoint, folder, wanted, log)})
         elif wanted == "fp16":
             manifest = replace(manifest, variants={"fp16": export_fp16(checkpoint, folder, log)})
         bundle = Bundle(folder, manifest)
-        proof = EmulatedFp16() if wanted == "fp16" else builder
+        proof = EmulatedFp16() if wanted == "fp16" and not isinstance(builder, EmulatedCuda) else builder
         if validate:
             manifest = replace(manifest, parity=_validate(bundle, checkpoint, proof, wanted, log))
         engines = build_engines(bundle, builder, wanted, sizes, options, log)

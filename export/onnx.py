@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from diffplugin.plugins.networks.form import in_portable_form
+from diffplugin.plugins.networks.form import has_group_normalization
 from diffplugin.spec import DTYPES, Array, GraphSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 OPSET = 20
-PORTABLE_OPSET = 21  # the first with a group norm of one weight per channel
+GROUP_NORM_OPSET = 21  # the first with a group norm of one weight per channel
 # A protobuf file ends at 2 GiB; well before that, weights beside the graph can be mapped instead of parsed.
 EXTERNAL_ABOVE = 512 * 2**20
 # Free axes while tracing: odd, unequal latent sides, so that nothing specialises on them.
@@ -75,7 +75,7 @@ def trace(module: torch.nn.Module, spec: GraphSpec, *, factor: int) -> ir.Model:
             tuple(torch.from_numpy(inputs[t.name]) for t in spec.inputs),
             input_names=[t.name for t in spec.inputs],
             output_names=[t.name for t in spec.outputs],
-            opset_version=PORTABLE_OPSET if in_portable_form() else OPSET,
+            opset_version=GROUP_NORM_OPSET if has_group_normalization() else OPSET,
             dynamic_shapes=free,
             dynamo=True,
             verify=False,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffplugin.errors import ParityError
+from diffplugin.export.fp16.emulate import EmulatedFp16
 from diffplugin.export.fp16.first_layer import first_beyond
 from diffplugin.export.graphs import kind_of
 from diffplugin.export.measures import psnr, relative_error, synthetic_photo
@@ -122,7 +123,10 @@ def compare_graphs(
         errors = {name: relative_error(found[name], value) for name, value in expected.items()}
         made = Comparison(key=key, errors=errors, budget=TENSOR_BUDGET[precision])
         if precision == "fp16" and not made.within:
-            made = replace(made, detail=first_beyond(bundle.graph_file(key, precision), inputs, made.budget))
+            file = bundle.graph_file(
+                key, builder.variant(precision) if isinstance(builder, EmulatedFp16) else precision
+            )
+            made = replace(made, detail=first_beyond(file, inputs, made.budget))
         yield made
 
 

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 from diffplugin.bundle import ENGINES, Bundle
 from diffplugin.engines.base import BuildOptions
 from diffplugin.engines.choice import choose, get_builder
+from diffplugin.engines.onnxruntime_cuda import NAME as ONNXRUNTIME_CUDA
+from diffplugin.engines.onnxruntime_cuda import VARIANTS
 from diffplugin.errors import EngineUnavailable, RequestError
+from diffplugin.export.cuda import EmulatedCuda
 from diffplugin.export.fp16.emulate import EmulatedFp16
 from diffplugin.manifest import EngineEntry, fingerprint
 from diffplugin.runtime.planning.memory import available_memory
@@ -60,6 +63,15 @@ def choose_builder(engine: str, precision: str, options: BuildOptions) -> tuple[
     if engine == "auto" and precision == "fp16":
         builder: EngineBuilder = EmulatedFp16()
         chosen = builder, "fp16", "graphs for GPUs; --engine tensorrt-rtx or tensorrt builds engines of them"
+    elif engine == ONNXRUNTIME_CUDA:
+        if precision not in ("auto", *VARIANTS):
+            raise EngineUnavailable(f"engine {engine}: has {', '.join(VARIANTS)} alone; use --precision fp16")
+        builder = EmulatedCuda()
+        chosen = (
+            builder,
+            "fp16" if precision == "auto" else precision,
+            "graphs for the CUDA provider",
+        )
     elif engine == "auto" or not get_builder(engine).prebuilt_only:
         chosen = choose(engine, precision)
     else:

@@ -29,7 +29,7 @@ from diffplugin.spec import Array
 
 if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
-    from diffplugin.engines.base import Engine, EngineBuilder
+    from diffplugin.engines.base import EngineBuilder
 
 Inputs = dict[str, Array]
 
@@ -85,18 +85,19 @@ class Recorder:
         return getattr(self.builder, name)
 
 
-class _Recording:
+class _Recording(Engine):
     def __init__(self, engine: Engine, keep: Callable[..., None] | None, key: str) -> None:
+        super().__init__(engine.spec, engine.precision)
         self._engine, self._keep, self._key = engine, keep, key
-        self.spec, self.name, self.precision = engine.spec, engine.name, engine.precision
+        self.name = engine.name
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def _run(self, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         outputs = self._engine.run(inputs)
         if self._keep is not None:
             self._keep(self._key, inputs, outputs)
         return outputs
 
-    def close(self) -> None:
+    def _release(self) -> None:
         self._engine.close()
 
 

@@ -12,26 +12,25 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffplugin.engines.base import OnnxBuilder
+from diffplugin.engines.base import Engine, OnnxBuilder
 from diffplugin.export.checkpoints import Checkpoint
 from diffplugin.export.graphs import module_for
-from diffplugin.spec import Array, GraphSpec, check_inputs
+from diffplugin.spec import Array, GraphSpec
 
 if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """One graph of the reference, float32 on the CPU."""
 
     name = "pytorch"
-    precision = "fp32"
 
     def __init__(self, spec: GraphSpec, module: torch.nn.Module) -> None:
-        self.spec, self._module = spec, module
+        super().__init__(spec)
+        self._module = module
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        check_inputs(self.spec, inputs)
+    def _run(self, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         # channels-last memory costs GroupNorm three digits on a CPU: a transposed picture arrives in that layout
         tensors = [torch.from_numpy(inputs[t.name].copy(order="C")) for t in self.spec.inputs]
         with torch.inference_mode():
@@ -39,7 +38,7 @@ class TorchEngine:
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         return {t.name: out.numpy() for t, out in zip(self.spec.outputs, outputs, strict=True)}
 
-    def close(self) -> None:
+    def _release(self) -> None:
         self._module = torch.nn.Identity()
 
 

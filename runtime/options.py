@@ -9,13 +9,13 @@ from typing import Literal, TypedDict, get_args
 from diffplugin.errors import RequestError
 from diffplugin.plugins.cards import TRAIN_STEPS
 from diffplugin.runtime.photos.pixels import Size, check_size
-from diffplugin.runtime.planning.tiles import Tiling, check_tiling
-from diffplugin.runtime.request.tokenizer import validate_prompt
 from diffplugin.runtime.sampling.samplers import SAMPLERS
 from diffplugin.runtime.sampling.start_noise import check_seed
 
 Sampler = Literal["unipc", "dpmpp_2m", "ddim", "euler"]
 OutputSize = Literal["input", "working"]
+Tiling = Literal["auto", "off"] | int
+MAX_CHARACTERS = 2000  # far beyond the 75 tokens that CLIP reads: not a request but an accident
 
 
 class OptionFields(TypedDict, total=False):
@@ -95,6 +95,30 @@ def complete_options(request: str | RestoreOptions | None, fields: OptionFields)
     if isinstance(request, RestoreOptions):
         return replace(request, **fields) if fields else request
     return RestoreOptions(**fields) if request is None else RestoreOptions(**({"prompt": request} | fields))
+
+
+def validate_prompt(prompt: str) -> str:
+    """``prompt`` without outer white space and without bytes that are no text.
+
+    Raises:
+        RequestError: no words, or longer than any request is.
+    """
+    text = prompt.strip().encode("utf-8", "replace").decode()
+    if not any(character.isalnum() for character in text):
+        raise RequestError('the request is empty; say what to do, for example "remove the blur", or name a plugin')
+    if len(text) > MAX_CHARACTERS:
+        raise RequestError(f"the request has {len(text)} characters, at most {MAX_CHARACTERS} are read: say it shorter")
+    return text
+
+
+def check_tiling(tile: object, least: int = 1) -> None:
+    """Raises:
+    RequestError: not "auto", "off" or a side of at least ``least`` pixels.
+    """
+    if tile in ("auto", "off"):
+        return
+    if isinstance(tile, bool) or not isinstance(tile, int) or tile < least:
+        raise RequestError(f"tile {tile!r} is not understood; expected auto, off or a side of at least {least} pixels")
 
 
 def check_steps(steps: int | None) -> None:

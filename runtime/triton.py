@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffplugin.engines.base import OnnxBuilder, check_precision
+from diffplugin.engines.base import Engine, OnnxBuilder, check_precision
 from diffplugin.errors import Cancelled, DiffPluginError, EngineError, ImageError, RequestError
 from diffplugin.runtime.options import OptionFields, RestoreOptions
-from diffplugin.spec import Array, GraphSpec, check_inputs
+from diffplugin.spec import Array, GraphSpec
 
 if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
@@ -51,17 +51,16 @@ def model_name(bundle: str, key: str = "") -> str:
     return re.sub(r"[^A-Za-z0-9-]+", "_", "/".join(filter(None, ("diffplugin", bundle, key))))
 
 
-class ServerEngine:
+class ServerEngine(Engine):
     """One graph that the server runs as a model of its own."""
 
     name = SERVER
 
     def __init__(self, spec: GraphSpec, model: str, precision: str, utils: Any) -> None:
-        self.spec, self.precision = spec, precision
+        super().__init__(spec, precision)
         self._model, self._utils = model, utils
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        check_inputs(self.spec, inputs)
+    def _run(self, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         utils, names = self._utils, [tensor.name for tensor in self.spec.outputs]
         response = utils.InferenceRequest(
             model_name=self._model,
@@ -72,9 +71,6 @@ class ServerEngine:
         if response.has_error():
             raise EngineError(f"{self._model}: the server answers: {response.error().message()}")
         return {name: utils.get_output_tensor_by_name(response, name).as_numpy() for name in names}
-
-    def close(self) -> None:
-        """Nothing to free: the server owns the model."""
 
 
 class ServerBuilder(OnnxBuilder):

@@ -50,7 +50,8 @@ def _write(folder: Path, name: str = "small", **engine: str) -> Manifest:
     (folder / "tokenizer.json").write_text("{}")
     entries = []
     if engine:
-        about = HERE | {"graph": "unet", "precision": "fp32", "engine": "onnxruntime", "shapes": "h=8,w=8"} | engine
+        usual = {"graph": "unet", "precision": "fp32", "engine": "onnxruntime", "shapes": "h=8,w=8"}
+        about: dict[str, Any] = HERE | usual | engine
         sha = about.pop("graph_sha256", graphs["unet"].sha256)
         devices = (about.pop("device"),)
         print_ = fingerprint(sha, about["shapes"], about["precision"], about["engine"], about["version"], devices)

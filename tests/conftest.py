@@ -95,6 +95,44 @@ def half_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def cuda_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model with one plugin, derain, and its graphs for ONNX Runtime's CUDA provider: all in float16, in
+    float32 all but the autoencoder's."""
+    pytest.importorskip("torch", reason="needs the extra [export]")
+    ir = pytest.importorskip("onnx_ir", reason="needs the extra [export]")
+    from diffplugin.bundle import list_files, write_manifest
+    from diffplugin.export.checkpoints import embedded_checkpoint
+    from diffplugin.export.cuda import cuda_graph
+    from diffplugin.export.fp16.convert import to_fp16
+    from diffplugin.export.fp16.variant import write, write_step
+    from diffplugin.export.graphs import graph_keys, module_for
+
+    out = tmp_path_factory.mktemp("cuda") / "embedded"
+    shutil.copytree(default_bundle(), out)
+    manifest = open_bundle(out).manifest
+    for plugin in set(manifest.plugins) - {"derain"}:
+        shutil.rmtree(out / "plugins" / plugin)
+    graphs = {k: e for k, e in manifest.graphs.items() if k.partition("/")[2] in ("", "derain")}
+    manifest = replace(manifest, graphs=graphs, plugins=("derain",))
+    checkpoint, bundle = embedded_checkpoint(["derain"])[0], Bundle(out, manifest)
+    variants: dict[str, dict[str, GraphEntry]] = {"cuda-fp16": {}, "cuda-fp32": {}}
+    for key in graph_keys(checkpoint):
+        spec, module = bundle.spec(key), module_for(checkpoint, key)
+        if key.startswith("vae"):
+            model = cuda_graph(module, spec, "fp16", factor=manifest.dims.factor)
+        else:  # but for the autoencoder's norms the two are traced alike
+            model = cuda_graph(module, spec, "fp32", factor=manifest.dims.factor)
+            variants["cuda-fp32"][key] = write(model, out, key, "cuda-fp32")
+            model = ir.load(out / variants["cuda-fp32"][key].file)
+            to_fp16(model, spec.graph)
+        variants["cuda-fp16"][key] = write(model, out, key, "cuda-fp16")
+    for variant, entries in variants.items():
+        entries["step"] = write_step(out, bundle.spec("step"), variant)
+    write_manifest(out, replace(manifest, variants=variants, files=list_files(out)))
+    return out
+
+
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
     """A folder of dp-train with two test photos."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from PIL import Image
 import diffplugin
 from diffplugin.bench.goldens import distance
 from diffplugin.bundle import open_bundle
+from diffplugin.engines.choice import EngineName
 from diffplugin.export.measures import psnr
 from diffplugin.runtime.restorer import Restorer
 from diffplugin.spec import Array
@@ -34,7 +36,8 @@ def restorers(oracle: Path, oracle_bundle: Path) -> Iterator[Callable[[str], Res
 
     def get(engine: str) -> Restorer:
         if engine not in loaded:
-            made = _reference(oracle, oracle_bundle) if engine == "reference" else _engine(oracle_bundle, engine)
+            known = cast(EngineName, engine)
+            made = _reference(oracle, oracle_bundle) if engine == "reference" else _engine(oracle_bundle, known)
             loaded[engine] = made
         return loaded[engine]
 
@@ -43,7 +46,7 @@ def restorers(oracle: Path, oracle_bundle: Path) -> Iterator[Callable[[str], Res
         restorer.close()
 
 
-def _engine(bundle: Path, engine: str) -> Restorer:
+def _engine(bundle: Path, engine: EngineName) -> Restorer:
     if engine == "openvino":
         pytest.importorskip("openvino", reason="needs the extra [openvino]")
     return diffplugin.load(bundle, engine=engine, precision="fp32")

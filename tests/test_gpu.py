@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import diffplugin
-from diffplugin.engines.choice import get_builder
+from diffplugin.engines.choice import EngineName, get_builder
 from diffplugin.engines.cuda import CudaDriver
+from diffplugin.runtime.execution.captured_stage import Difference
+from diffplugin.runtime.options import Sampler
 from diffplugin.runtime.restorer import Restorer
 from diffplugin.spec import Array
 
@@ -37,10 +40,11 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         pytest.skip(reason)
     pytest.importorskip("torch", reason="needs the extra [export]")
     from diffplugin.export.checkpoints import embedded_checkpoint
-    from diffplugin.export.exporter import export_bundle, parse_size
+    from diffplugin.export.exporter import export_bundle
+    from diffplugin.export.prebuild import parse_size
 
     checkpoint, cards, name = embedded_checkpoint([])
-    sizes = (*parse_size("256"), *parse_size("192x256"))
+    sizes = (parse_size("256"), parse_size("192x256"))
     out = tmp_path_factory.mktemp(request.param) / "embedded"
     export_bundle(
         checkpoint, out, name=name, cards=cards, engine=request.param, precision="fp16", sizes=sizes, validate=False
@@ -50,7 +54,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def restorer(bundle: tuple[Path, str]) -> Iterator[Restorer]:
-    with diffplugin.load(bundle[0], engine=bundle[1], precision="fp16") as made:
+    with diffplugin.load(bundle[0], engine=cast(EngineName, bundle[1]), precision="fp16") as made:
         yield made
 
 
@@ -77,17 +81,18 @@ def test_memory_streams_and_copies(driver: CudaDriver) -> None:
 @pytest.mark.parametrize("plugins", [["derain"], ["lowlight"], ["derain", "dehaze"]])
 def test_replays_are_plain_enqueues_bit_for_bit(restorer: Restorer, plugins: list[str]) -> None:
     assert restorer.device is not None
-    restorer.device.compared = compared = []
+    compared: list[Difference] = []
+    restorer.device.compared = compared
     pictures = [restorer.restore(_photo(256, 256, top), plugins=plugins, steps=4).array for top in (100, 200, 100)]
     assert len(compared) >= 2 and all(found.different == 0 for found in compared), compared
     assert np.array_equal(pictures[0], pictures[2]) and not np.array_equal(pictures[0], pictures[1])
-    captured = restorer.device._pictures.values()
-    assert all(picture.captured for picture in captured), [picture.plain_reason for picture in captured]
+    captured = restorer.device._stages.values()
+    assert all(picture.replays for picture in captured), [picture.plain_reason for picture in captured]
 
 
 @pytest.mark.parametrize("sampler", ["unipc", "ddim"])
 @pytest.mark.parametrize("size", [(256, 256), (192, 256)])
-def test_pictures_are_those_of_the_float32_loop(restorer: Restorer, size: tuple[int, int], sampler: str) -> None:
+def test_pictures_are_those_of_the_float32_loop(restorer: Restorer, size: tuple[int, int], sampler: Sampler) -> None:
     with diffplugin.load(engine="onnxruntime", precision="fp32") as reference:
         for plugin in ("derain", "lowlight", "dehaze"):
             made = restorer.restore(_photo(*size), plugins=[plugin], steps=10, sampler=sampler)
@@ -112,7 +117,7 @@ def test_the_host_runs_what_the_device_loop_does_not(restorer: Restorer) -> None
 def test_closing_gives_the_memory_back(bundle: tuple[Path, str], driver: CudaDriver) -> None:
     free = []
     for _ in range(3):
-        with diffplugin.load(bundle[0], engine=bundle[1], precision="fp16") as restorer:
+        with diffplugin.load(bundle[0], engine=cast(EngineName, bundle[1]), precision="fp16") as restorer:
             restorer.restore(_photo(256, 256), plugins=["derain"], steps=3)
         free.append(driver.memory()[0])
     assert free[0] - free[2] <= LEFT, f"free after each run: {free}"

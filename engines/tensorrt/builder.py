@@ -38,14 +38,15 @@ class TensorRtBuilder:
 
     Args:
         name: "tensorrt" or "tensorrt-rtx".
+        device: number of the GPU.
     """
 
     concurrent = False  # a picture at a time has the whole GPU
     prebuilt_only = True
     batch = 20  # a whole schedule
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, device: int = 0) -> None:
+        self.name, self._device = name, device
         self.ahead = name == "tensorrt-rtx"
 
     def library(self) -> Any:
@@ -63,7 +64,7 @@ class TensorRtBuilder:
 
     def driver(self) -> Any:
         """The GPU of this machine."""
-        return importlib.import_module("diffplugin.engines.cuda").CudaDriver()
+        return importlib.import_module("diffplugin.engines.cuda").CudaDriver(device=self._device)
 
     def unavailable_reason(self) -> str | None:
         try:

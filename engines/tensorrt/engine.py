@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from diffplugin.engines.base import check_names, one_line
-from diffplugin.engines.device import Driver, PlainRuns
+from diffplugin.engines.device import DeviceEngine, Driver
 from diffplugin.engines.tensorrt.kernel_cache import KernelCache
 from diffplugin.errors import BundleDamaged, DeviceMemoryFull, EngineError, EngineUnavailable
 from diffplugin.manifest import EngineEntry
@@ -50,7 +50,7 @@ class _Loaded:
         self.engine, self.kernels = engine, kernels
 
 
-class TensorRtEngine:
+class TensorRtEngine(DeviceEngine):
     """One graph: the bundle's engines for it, each deserialised when its sizes are first used.
 
     An engine stays on the device as long as a context of it does; the last one that was used waits for its next.
@@ -76,21 +76,13 @@ class TensorRtEngine:
         cache: Path | None = None,
         weights_budget: int | None = None,
     ) -> None:
-        self.spec: GraphSpec = bundle.spec(key)
-        self.name, self.precision = flavour.name, precision
+        super().__init__(bundle.spec(key), precision, flavour.driver)
+        self.name = flavour.name
         self._bundle, self._key, self._flavour = bundle, key, flavour
         self._cache, self._budget = cache, weights_budget
         self._loaded: WeakValueDictionary[str, _Loaded] = WeakValueDictionary()
         self._last: _Loaded | None = None
-        self._lock = threading.Lock()
-        self._plain: PlainRuns | None = None
-        self._closed = False
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        with self._lock:
-            if self._plain is None:
-                self._plain = PlainRuns(self._flavour.driver(), self.spec)
-        return self._plain.run(self, inputs)
+        self._loading = threading.Lock()
 
     def has(self, sizes: Mapping[str, int]) -> bool:
         return self._entry(sizes) is not None
@@ -103,7 +95,7 @@ class TensorRtEngine:
                 f"{self._bundle.path}: no {self.name} {self.precision} engine of {self._key} for {wanted or 'it'}; "
                 f"export the bundle again with dp-export --engine {self.name} and this --size"
             )
-        with self._lock:
+        with self._loading:
             if self._closed:
                 raise EngineError(f"{self.spec.graph}: this engine is closed")
             loaded = self._loaded.get(entry.fingerprint)
@@ -146,12 +138,10 @@ class TensorRtEngine:
         if budget < streamable:
             _log.info("%s: %d of %d MiB of weights stay on the device", self._key, budget >> 20, streamable >> 20)
 
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            plain, self._plain, self._last = self._plain, None, None
-        if plain is not None:
-            plain.close()
+    def _release(self) -> None:
+        with self._loading:
+            self._last = None
+        super()._release()
 
 
 class TensorRtContext:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 LARGEST = 65504.0  # of float16
+_FULL_BESIDE = ("Resize", "GroupNorm")  # their first input alone is float16: scales, and a norm's weights, are float32
 MASKED = -1e30  # what is below is a mask, and -LARGEST serves as well
 
 
@@ -101,7 +102,7 @@ class _Converter:
         if node.op_type in ("Shape", "Size"):  # they read no values
             return
         for i, value in enumerate(node.inputs):
-            if not is_float[i] or value is None or (node.op_type == "Resize" and i > 0):  # its scales are float32
+            if not is_float[i] or value is None or (node.op_type in _FULL_BESIDE and i > 0):
                 continue
             node.replace_input_with(i, self._as(value, kind, node))
         for output in node.outputs:

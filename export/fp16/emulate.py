@@ -17,6 +17,7 @@ import numpy as np
 from diffplugin.engines.base import OnnxBuilder, check_precision, thread_count
 from diffplugin.engines.onnxruntime import OnnxRuntimeEngine
 from diffplugin.export.onnx import save
+from diffplugin.export.written_out import write_out
 from diffplugin.spec import GraphSpec
 
 if TYPE_CHECKING:
@@ -30,11 +31,15 @@ _MOVES |= {"Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 
 
 def emulated(model: ir.Model, *, rounding: bool = True) -> None:
-    """Rewrite a float16 graph, in place, to a float32 one that rounds as it does, or only its weights."""
+    """Rewrite a float16 graph, in place, to a float32 one that rounds as it does, or only its weights.
+
+    Fused operators that processors lack are written out; as they do, what they compute inside stays float32.
+    """
     import onnx_ir as ir
 
     full, half = ir.DataType.FLOAT, ir.DataType.FLOAT16
     graph = model.graph
+    inside = write_out(model)
     for value in graph.initializers.values():
         if value.dtype == half:
             _widen(value)
@@ -48,7 +53,7 @@ def emulated(model: ir.Model, *, rounding: bool = True) -> None:
             node.attributes["value"] = ir.AttrTensor("value", ir.tensor(full_value))
         if node.op_type == "Cast":
             node.attributes["to"] = ir.AttrInt64("to", int(node.outputs[0].dtype or full))
-        if rounding and node.op_type not in _MOVES:
+        if rounding and node.op_type not in _MOVES and id(node) not in inside:
             for value in rounded:
                 _round(graph, node, value)
 
@@ -97,6 +102,10 @@ class EmulatedFp16(OnnxBuilder):
     def precisions(self) -> tuple[str, ...]:
         return ("fp16", "fp32")
 
+    def variant(self, precision: str) -> str:
+        """The bundle's graphs for a precision."""
+        return precision
+
     def load(
         self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None
     ) -> OnnxRuntimeEngine:
@@ -106,8 +115,8 @@ class EmulatedFp16(OnnxBuilder):
             return OnnxRuntimeEngine(spec, path, count, weights_bytes=bundle.graph(key).weights_bytes)
         return self.load_file(spec, path, threads=count)
 
-    def load_file(self, spec: GraphSpec, path: Path, *, threads: int) -> OnnxRuntimeEngine:
-        """The engine of a float16 graph that is in no bundle."""
+    def load_file(self, spec: GraphSpec, path: Path, *, threads: int, precision: str = "fp16") -> OnnxRuntimeEngine:
+        """The engine of a float16 graph, or of one whose fused operators are to be written out."""
         import onnx_ir as ir
 
         model = ir.load(path)
@@ -115,4 +124,4 @@ class EmulatedFp16(OnnxBuilder):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "graph.onnx"
             save(model, file)
-            return OnnxRuntimeEngine(spec, file, threads, precision="fp16")
+            return OnnxRuntimeEngine(spec, file, threads, precision=precision)

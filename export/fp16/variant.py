@@ -40,19 +40,19 @@ def export_fp16(checkpoint: Checkpoint, folder: Path, log: Callable[[str], None]
     return entries
 
 
-def write(model: ir.Model, folder: Path, key: str) -> GraphEntry:
-    """One float16 graph below a bundle's folder."""
-    path = folder / FOLDER / f"{key}.onnx"
+def write(model: ir.Model, folder: Path, key: str, variant: str = FOLDER) -> GraphEntry:
+    """One graph of a variant below a bundle's folder."""
+    path = folder / variant / f"{key}.onnx"
     weights = weights_bytes(model)
     save(model, path)
     return _entry(path, folder, weights)
 
 
-def write_step(folder: Path, spec: GraphSpec) -> GraphEntry:
+def write_step(folder: Path, spec: GraphSpec, variant: str = FOLDER) -> GraphEntry:
     """The graph ``step``, made of the UNet's file, so that weights beside it are named and not repeated."""
     import onnx_ir as ir
 
-    unet = folder / FOLDER / "unet.onnx"
+    unet = folder / variant / "unet.onnx"
     model = ir.load(unet)
     weights = weights_bytes(model)
     to_step(model, spec)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffplugin.plugins.networks.form import for_processors, in_portable
+from diffplugin.plugins.networks.form import for_cuda, for_cuda_fp32, for_processors, in_portable
 
 
 class TimeEmbedding(nn.Module):
@@ -25,13 +25,20 @@ class TimeEmbedding(nn.Module):
 
 class GroupNorm(nn.GroupNorm):
     """Group normalisation, arXiv:1803.08494. In a portable export (:mod:`.form`) it is ONNX's operator of this name,
-    with statistics in float32, which compilers for GPUs fuse with the activation behind it.
+    with statistics in float32, which compilers for GPUs fuse with the activation behind it. For CUDA it is ONNX
+    Runtime's ``com.microsoft::GroupNorm``, channels last, with the activation inside.
 
     Not with one group, where TensorRT's parser (10.16, its issue 4756) takes every channel for itself: that is an
     instance norm of one channel.
     """
 
+    def silu(self, x: Tensor) -> Tensor:
+        """SiLU of :meth:`forward`, arXiv:1702.03118."""
+        return self._fused(x, silu=True) if self._is_fused() else F.silu(self(x))
+
     def forward(self, x: Tensor) -> Tensor:
+        if self._is_fused():
+            return self._fused(x, silu=False)
         if not in_portable():
             return super().forward(x)
         if self.num_groups > 1:
@@ -40,6 +47,27 @@ class GroupNorm(nn.GroupNorm):
         normalised = self._operator("InstanceNormalization", whole, x.new_ones(1), x.new_zeros(1))
         scaled: Tensor = normalised.reshape(x.shape) * self.weight[:, None, None] + self.bias[:, None, None]
         return scaled
+
+    def _is_fused(self) -> bool:
+        return for_cuda()
+
+    def _fused(self, x: Tensor, *, silu: bool) -> Tensor:
+        last = x.permute(0, 2, 3, 1)
+        settings: dict[str, Any] = {
+            "groups": self.num_groups,
+            "epsilon": self.eps,
+            "activation": int(silu),
+            "channels_last": 1,
+        }
+        made: Tensor = torch.onnx.ops.symbolic(
+            "com.microsoft::GroupNorm",
+            (last, self.weight, self.bias),
+            settings,
+            dtype=x.dtype,
+            shape=last.shape,
+            version=1,
+        )
+        return made.permute(0, 3, 1, 2)
 
     def _operator(self, name: str, x: Tensor, weight: Tensor, bias: Tensor, **attributes: float) -> Tensor:
         settings: dict[str, Any] = {"epsilon": self.eps, **attributes}
@@ -51,10 +79,14 @@ class PictureNorm(GroupNorm):
 
     Engines sum a group's squares in one float32: over the million values of a 512x512 map that costs three digits
     (2.5e-4 after ONNX Runtime's encoder). Exported, it is taken in two levels, lines first, which keeps them.
+    In float16 nothing of it would be left.
     """
 
+    def _is_fused(self) -> bool:
+        return for_cuda() and not for_cuda_fp32()
+
     def forward(self, x: Tensor) -> Tensor:
-        if not for_processors():
+        if not (for_processors() or for_cuda_fp32()):
             return super().forward(x)
         batch, channels, height, width = x.shape
         lines = x.reshape(batch, self.num_groups, channels // self.num_groups * height, width)
@@ -90,10 +122,10 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        y = self.conv1(F.silu(self.norm1(x)))
+        y = self.conv1(self.norm1.silu(x))
         if self.time_emb_proj is not None and time is not None:
             y = y + self.time_emb_proj(F.silu(time))[:, :, None, None]
-        y = self.conv2(F.silu(self.norm2(y)))
+        y = self.conv2(self.norm2.silu(y))
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + y  # type: ignore[no-any-return]
 
 

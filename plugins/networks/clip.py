@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from diffplugin.errors import CheckpointError
 from diffplugin.plugins.networks.attention import attention, causal_mask
+from diffplugin.plugins.networks.form import for_cuda
 
 Config = Mapping[str, Any]
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -139,4 +140,7 @@ class TextEncoder(nn.Module):
         states = model.final_layer_norm(model.encoder(model.embeddings(ids), causal_mask(ids.shape[1], ids.device)))
         # configs written before the ids were fixed say eos = 2; there the end of text is the highest id
         end = ids.argmax(dim=-1) if self.eos == 2 else (ids == self.eos).to(torch.int64).argmax(dim=-1)
+        if for_cuda():  # whose ArgMax takes no integers: the first end has the highest of these, exact in float16
+            ends = ids == (ids.amax(dim=-1, keepdim=True) if self.eos == 2 else self.eos)
+            end = (ends.to(torch.float32) * torch.arange(ids.shape[1], 0, -1, dtype=torch.float32)).argmax(dim=-1)
         return states.gather(1, end[:, None, None].expand(-1, 1, states.shape[-1]))[:, 0]  # type: ignore[no-any-return]

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diffplugin.errors import CheckpointError
 from diffplugin.plugins.networks.attention import SpatialTransformer
@@ -286,7 +285,7 @@ class UNet(nn.Module):
 
     def _outer(self, x: Tensor, skips: list[Tensor], embedding: Tensor, tokens: Tensor) -> Tensor:
         x = self.up_blocks[-1](x, skips, embedding, tokens)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))  # type: ignore[no-any-return]
+        return self.conv_out(self.conv_norm_out.silu(x))  # type: ignore[no-any-return]
 
     def _check_levels(self) -> None:
         if self.levels < 2:

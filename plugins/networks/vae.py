@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diffplugin.plugins.networks.attention import PixelAttention
 from diffplugin.plugins.networks.blocks import Downsample, PictureNorm, ResnetBlock, Upsample
@@ -78,7 +77,7 @@ class _Encoder(nn.Module):
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))  # type: ignore[no-any-return]
+        return self.conv_out(self.conv_norm_out.silu(self.mid_block(x)))  # type: ignore[no-any-return]
 
 
 class _Decoder(nn.Module):
@@ -104,7 +103,7 @@ class _Decoder(nn.Module):
         x = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))  # type: ignore[no-any-return]
+        return self.conv_out(self.conv_norm_out.silu(x))  # type: ignore[no-any-return]
 
 
 class Autoencoder(nn.Module):

@@ -2,7 +2,7 @@
 
 import sys
 
-from diffplugin.command import infer
+from diffplugin.entry import infer
 
 if __name__ == "__main__":
     sys.exit(infer())

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from diffplugin.command import Parser, add_common_options, execute, path
 from diffplugin.engines.choice import ENGINES
 from diffplugin.runtime.cli.session import Session
+from diffplugin.runtime.options import Tiling
 from diffplugin.runtime.photos.pixels import Size
 from diffplugin.runtime.planning.quality import QUALITIES
-from diffplugin.runtime.planning.tiles import Tiling
 from diffplugin.runtime.sampling.samplers import SAMPLERS
 
 
@@ -72,6 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, default=42, metavar="N", help="of the start noise (default: 42)")
     run.add_argument("--sampler", default="unipc", choices=tuple(SAMPLERS), help="default: unipc, as released")
     run.add_argument("--engine", default="auto", metavar="NAME", help=f"auto or one of {', '.join(ENGINES)}")
+    run.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (NVIDIA), gpu or gpu:N (Intel), npu"
+    )
     run.add_argument("--precision", default="auto", metavar="NAME", help="auto, fp32, bf16, fp16 or int8")
     run.add_argument(
         "--quality",

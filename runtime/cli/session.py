@@ -57,6 +57,7 @@ class Session:
             threads=args.threads,
             quality=args.quality,
             concurrency=args.concurrency if len(self.photos) > 1 else 1,
+            device=args.device,
         )
         with restorer:
             self._say(loaded_line(restorer))

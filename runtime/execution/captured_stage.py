@@ -1,4 +1,4 @@
-"""One plugin over one picture on a device: encode, SCB, steps and decode as one graph that is captured and replayed.
+"""One plugin over one image on a device: encode, SCB, steps and decode as one graph that is captured and replayed.
 
 The loop is that of ``runtime.sampling.loop.sample``: its arithmetic is in the graph ``step``, its bookkeeping in
 addresses. Latents and history rotate through buffers that are bound, never copied; what a request brings (image, noise,
@@ -27,7 +27,7 @@ _log = logging.getLogger("diffplugin")
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureKey:
-    """What a captured picture is made for.
+    """What a stage is captured for.
 
     Attributes:
         h, w: latent sides.
@@ -160,7 +160,7 @@ class CapturedStage:
                 context.bind(name, address)
 
     def _enqueues(self) -> Iterator[_Enqueue]:
-        """The picture from end to end."""
+        """The stage from end to end."""
         key, at = self.key, self._at
         yield _Enqueue("vae_encoder", self._encoder, {})
         for group, first in enumerate(range(0, key.steps, key.batch)):
@@ -193,12 +193,12 @@ class CapturedStage:
         }
 
     @property
-    def captured(self) -> bool:
+    def replays(self) -> bool:
         """Requests are launches of the captured graph."""
         return self._executable is not None
 
     def restore(self, inputs: StageInputs, *, replay: bool = True) -> Array | None:
-        """The restored picture [1,3,H,W], float32, nominally in [-1, 1]; None: this object was closed meanwhile.
+        """The restored image [1,3,H,W], float32, nominally in [-1, 1]; None: this object was closed meanwhile.
 
         Args:
             replay: launch the captured graph, and capture it first if need be; False: plain enqueues.
@@ -258,7 +258,7 @@ class CapturedStage:
             self._driver.upload(self._at[name], np.ascontiguousarray(array), self._stream)
 
     def _capture(self) -> None:
-        """Record the picture as a graph; where that fails, plain enqueues go on, and ``plain_reason`` says why."""
+        """Record the stage as a graph; where that fails, plain enqueues go on, and ``plain_reason`` says why."""
         try:
             self.plain_reason = next(filter(None, (c.capture_blocker(self._stream) for c in self._contexts)), None)
             if self.plain_reason is None:

@@ -1,4 +1,4 @@
-"""Pictures that run on a device as a whole: which ones may, how the SCB is batched, and the few that are kept."""
+"""Stages that run on a device as a whole: which ones may, how the SCB is batched, and the few that are kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffplugin.engines.device import ALIGNMENT, DeviceBuilder, DeviceEngine, Driver
-from diffplugin.errors import DeviceMemoryFull, EngineError
+from diffplugin.errors import BundleError, DeviceMemoryFull, EngineError
 from diffplugin.runtime.execution.captured_stage import CapturedStage, CaptureKey, Difference, StageInputs
 from diffplugin.runtime.execution.engine_pool import EnginePool
 from diffplugin.runtime.planning.engine_sizes import EngineSizes
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("diffplugin")
 _CLOSED = "this restorer is closed; load the bundle again"
-_KEPT = 4  # captured pictures; a chain needs one per plugin
+_KEPT = 4  # captured stages; a chain needs one per plugin
 # Of the memory that was free at the start, what the SCB's batch may take.
 _SCB_SHARE = 8
 # Float32 maps of the SCB's width that one timestep of a batch needs: two residuals, and nine while it runs.
@@ -43,14 +43,14 @@ def device_loop(pool: EnginePool) -> DeviceLoop | None:
 
 
 class DeviceLoop:
-    """Captured pictures of one bundle by what they were made for. Safe to share between threads.
+    """Captured stages of one bundle, by :class:`CaptureKey`. Safe to share between threads.
 
-    Requests for the same picture wait for each other; different ones run beside each other, each with a stream, buffers
+    Requests for the same key wait for each other; different ones run beside each other, each with a stream, buffers
     and contexts of its own. The least recently used that is idle goes first where more than ``kept`` are wanted or
     memory is short.
 
     Attributes:
-        kept: how many captured pictures at most.
+        kept: how many captured stages at most.
         replay: False: plain enqueues only.
         compared: None, or a list: then every replay is done again by plain enqueues, and the difference appended.
         free: bytes of device memory that were free when the loop was made: what plans count with.
@@ -62,7 +62,7 @@ class DeviceLoop:
         self.free, _ = driver.memory()
         self._pool, self._driver = pool, driver
         self._batches: dict[tuple[str, int, int, int], int] = {}
-        self._pictures: OrderedDict[CaptureKey, CapturedStage] = OrderedDict()
+        self._stages: OrderedDict[CaptureKey, CapturedStage] = OrderedDict()
         self._users: Counter[CapturedStage] = Counter()
         self._lock, self._making = threading.Lock(), threading.Lock()
         self._closed = False
@@ -85,7 +85,7 @@ class DeviceLoop:
         if reason is not None:
             return replace(plan, loop="host", loop_reason=reason)
         chain = tuple(replace(s, scb_batch=self._batch(s.plugin, s.steps, height, width)) for s in plan.chain)
-        return replace(plan, chain=chain, loop="device", loop_reason="each plugin's whole picture as one CUDA graph")
+        return replace(plan, chain=chain, loop="device", loop_reason="each plugin's whole stage as one CUDA graph")
 
     def _why_not(self, plan: Plan, height: int, width: int) -> str | None:
         if len(plan.tiles) > 1:
@@ -96,7 +96,10 @@ class DeviceLoop:
         sides = {"h": height, "w": width}
         needed = {"step": sides, "vae_decoder": sides, "vae_encoder": {"H": height * factor, "W": width * factor}}
         needed |= {f"scb/{stage.plugin}": sides | {"n": 1} for stage in plan.chain}
-        lacking = [key for key, sizes in needed.items() if not self._engine(key).has(sizes)]
+        try:
+            lacking = [key for key, sizes in needed.items() if not self._engine(key).has(sizes)]
+        except BundleError as error:  # it has no graph of this kind
+            return str(error)
         return f"the bundle has no engine of {', '.join(lacking)} for {height}x{width} latents" if lacking else None
 
     def _engine(self, key: str) -> DeviceEngine:
@@ -118,7 +121,7 @@ class DeviceLoop:
     def restore(
         self, run: Run, stage: Stage, image: Array, *, table: StepTable, time: Array, tokens: Array
     ) -> Array | None:
-        """One plugin over one picture [1,3,H,W]; None: the device has too little memory left for it.
+        """One plugin over one image [1,3,H,W]; None: the device has too little memory left for it.
 
         It cannot be cancelled once it has been launched, which is asked before; its steps are counted at the end.
 
@@ -142,89 +145,89 @@ class DeviceLoop:
 
     def _run(self, key: CaptureKey, request: StageInputs) -> Array:
         while True:
-            with self._lease(key) as picture:
-                restored = picture.restore(request, replay=self.replay)
+            with self._lease(key) as captured:
+                restored = captured.restore(request, replay=self.replay)
                 if restored is None:  # it failed in another thread's hands: take a new one
                     continue
-                if self.compared is not None and picture.captured:
-                    replayed, plain = (picture.restore(request, replay=replay) for replay in (True, False))
+                if self.compared is not None and captured.replays:
+                    replayed, plain = (captured.restore(request, replay=replay) for replay in (True, False))
                     if replayed is not None and plain is not None:
                         self.compared.append(Difference.between(replayed, plain))
                 return restored
 
     def seconds(self, key: CaptureKey, request: StageInputs) -> dict[str, list[float]]:
-        """:meth:`CapturedStage.seconds` of the picture for ``key``."""
-        with self._lease(key) as picture:
-            return picture.seconds(request)
+        """:meth:`CapturedStage.seconds` of the stage for ``key``."""
+        with self._lease(key) as captured:
+            return captured.seconds(request)
 
     @contextmanager
     def _lease(self, key: CaptureKey) -> Iterator[CapturedStage]:
-        """The picture for a key, which is not evicted meanwhile. One that fails is closed and forgotten."""
-        picture = self._taken(key) or self._made(key)
+        """The captured stage for a key, which is not evicted meanwhile. One that fails is closed and forgotten."""
+        captured = self._taken(key) or self._made(key)
         try:
-            yield picture
+            yield captured
         except BaseException:
             with self._lock:
-                if self._pictures.get(key) is picture:
-                    del self._pictures[key]
-            picture.close()
+                if self._stages.get(key) is captured:
+                    del self._stages[key]
+            captured.close()
             raise
         finally:
             with self._lock:
-                self._users[picture] -= 1
-                if not self._users[picture]:
-                    del self._users[picture]
+                self._users[captured] -= 1
+                if not self._users[captured]:
+                    del self._users[captured]
 
     def _taken(self, key: CaptureKey) -> CapturedStage | None:
-        """The picture for a key if there is one, with one user more."""
+        """The captured stage for a key if there is one, with one user more."""
         with self._lock:
             if self._closed:
                 raise EngineError(_CLOSED)
-            picture = self._pictures.get(key)
-            if picture is not None:
-                self._pictures.move_to_end(key)
-                self._users[picture] += 1
-            return picture
+            captured = self._stages.get(key)
+            if captured is not None:
+                self._stages.move_to_end(key)
+                self._users[captured] += 1
+            return captured
 
     def _made(self, key: CaptureKey) -> CapturedStage:
-        """A new picture for a key, with one user. One is made at a time; those that are there go on meanwhile."""
+        """A new captured stage for a key, with one user. One is made at a time; the others go on meanwhile."""
         with self._making:
-            if (picture := self._taken(key)) is not None:  # another thread was quicker
-                return picture
+            if (captured := self._taken(key)) is not None:  # another thread was quicker
+                return captured
             self._evict(self.kept - 1)
             try:
-                picture = CapturedStage(self._driver, self._engine, key)
+                captured = CapturedStage(self._driver, self._engine, key)
             except DeviceMemoryFull:
                 if not self._evict(0):
                     raise
-                picture = CapturedStage(self._driver, self._engine, key)
+                captured = CapturedStage(self._driver, self._engine, key)
             with self._lock:
                 closed = self._closed
                 if not closed:
-                    self._pictures[key] = picture
-                    self._users[picture] += 1
+                    self._stages[key] = captured
+                    self._users[captured] += 1
             if closed:
-                picture.close()
+                captured.close()
                 raise EngineError(_CLOSED)
-            return picture
+            return captured
 
     def _evict(self, most: int) -> int:
-        """Close idle pictures, least recently used first, until ``most`` are left; returns how many went."""
+        """Close idle stages, least recently used first, until ``most`` are left; returns how many went."""
         with self._lock:
-            idle = [key for key, picture in self._pictures.items() if not self._users[picture]]
-            gone = [self._pictures.pop(key) for key in idle[: max(0, len(self._pictures) - most)]]
-        for picture in gone:
-            picture.close()
+            idle = [key for key, captured in self._stages.items() if not self._users[captured]]
+            gone = [self._stages.pop(key) for key in idle[: max(0, len(self._stages) - most)]]
+        for captured in gone:
+            captured.close()
         return len(gone)
 
     def close(self) -> None:
         """Release everything, once the requests that run have ended; the loop cannot be used again."""
         with self._lock:
             self._closed = True
-            pictures = list(self._pictures.values())
-            self._pictures.clear()
-        for picture in pictures:
-            picture.close()
+            stages = list(self._stages.values())
+            self._stages.clear()
+        for captured in stages:
+            captured.close()
 
 
 def scb_batch(steps: int, possible: Sequence[int], height: int, width: int, dims: ModelDims, budget: int) -> int:

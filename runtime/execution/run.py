@@ -11,7 +11,7 @@ from diffplugin.runtime.execution.engine_pool import EnginePool
 from diffplugin.runtime.planning.tiles import Tile
 from diffplugin.spec import Array
 
-Observer = Callable[[str, str, int, Array], None]  # (plugin, tensor, step, value): for parity checks
+Observer = Callable[[str, str, int, Array], object]  # (plugin, tensor, step, value): for parity checks
 
 
 @dataclass(frozen=True, kw_only=True)

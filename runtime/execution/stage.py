@@ -209,7 +209,8 @@ def _residuals(
     return kept.timeless | dict(zip(RESIDUALS[1:], mixed, strict=True))
 
 
-MIN_STD = 1e-3  # standard deviation in [-1, 1]: an eighth of one 8-bit level
+_MIN_STD = 1 / 8  # of one 8-bit level
+_ROWS = 64
 
 
 def check_restored(image: Array, source: Array, where: str) -> None:
@@ -221,10 +222,24 @@ def check_restored(image: Array, source: Array, where: str) -> None:
         where: plugin, engine and precision, for the message.
 
     Raises:
-        NotFinite: a value is NaN or infinite, or the picture is constant though its source is not.
+        NotFinite: a value is NaN or infinite, or the picture is constant though its source is not. Constant is what
+            the user would see so: clipped to [-1, 1] and rounded to 8 bits.
     """
-    bad = image.size - int(np.isfinite(image).sum())
+    bad = image.size - sum(int(np.isfinite(image[:, :, y : y + _ROWS]).sum()) for y in range(0, image.shape[2], _ROWS))
     if bad:
         raise NotFinite(f"{where}: {bad} of {image.size} values of the picture are NaN or infinite; try precision fp32")
-    if image.std() < MIN_STD <= source.std():
-        raise NotFinite(f"{where}: the picture is constant ({image.mean():.3f} everywhere); try precision fp32")
+    mean, std = _levels(image)
+    if std < _MIN_STD <= _levels(source)[1]:
+        level = mean / 127.5 - 1
+        raise NotFinite(f"{where}: the picture is constant ({level:.3f} everywhere, clipped); try precision fp32")
+
+
+def _levels(image: Array) -> tuple[float, float]:
+    """(mean, standard deviation) of the 8-bit levels of a picture; row by row, since a picture may be large."""
+    total = squares = 0.0
+    for y in range(0, image.shape[2], _ROWS):
+        levels = np.rint((np.clip(image[:, :, y : y + _ROWS], -1, 1) + 1) * 127.5)
+        total += float(levels.sum(dtype=np.float64))
+        squares += float(np.square(levels, dtype=np.float64).sum())
+    mean = total / image.size
+    return mean, max(0.0, squares / image.size - mean * mean) ** 0.5

@@ -15,6 +15,7 @@ from PIL import Image
 
 from diffplugin.errors import ImageError, NotFinite, RequestError, ShapeMismatch
 from diffplugin.runtime.photos.read import MIN_SIDE, Photo, Pixels, pixel_limit
+from diffplugin.runtime.photos.resample import bicubic_window
 
 Tensor = NDArray[np.float32]
 Size = Literal["native", "released"] | int | tuple[int, int]
@@ -24,6 +25,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP, arXiv:2103.
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _RELEASED_SHORT_SIDE = 512
 _MULTIPLE = 8
+_LONG_VIEW = 8  # longest side of the resized picture that CLIP's view is cut from, in sides of the view
 
 
 def check_size(size: object) -> None:
@@ -43,9 +45,9 @@ def working_size(width: int, height: int, size: Size) -> tuple[int, int]:
 
     Args:
         size: ``"native"``: as it is. ``"released"``: the released single-plugin script's rule: a short side under 512
-            becomes 512 (the other side keeps the ratio, rounded down), then both sides are rounded down to multiples
-            of 8. An int N: the released demo's rule: the short side becomes N and the other keeps the ratio; both are
-            rounded to the nearest multiples of 8. ``(w, h)``: exactly that.
+            becomes 512, as an int N makes it; then both sides are rounded down to multiples of 8. An int N: the
+            released demo's rule: the short side becomes N and the other ``int((N / short) * long)`` in floating point,
+            as written there; then both are rounded down to multiples of 8. ``(w, h)``: exactly that.
 
     Raises:
         RequestError: ``size`` is none of these or has a side under ``MIN_SIDE``.
@@ -55,10 +57,9 @@ def working_size(width: int, height: int, size: Size) -> tuple[int, int]:
     if size == "native":
         return width, height
     if size == "released":
-        result = tuple(side // _MULTIPLE * _MULTIPLE for side in _enlarged(width, height))
+        result = _floored(_enlarged(width, height))
     elif isinstance(size, int):
-        scale = size / min(width, height)
-        result = tuple(int(side * scale / _MULTIPLE + 0.5) * _MULTIPLE for side in (width, height))
+        result = _floored(_with_short_side(width, height, size))
     else:
         result = size
     if result[0] * result[1] > pixel_limit():
@@ -69,18 +70,28 @@ def working_size(width: int, height: int, size: Size) -> tuple[int, int]:
     return result[0], result[1]
 
 
+def _floored(size: tuple[int, int]) -> tuple[int, int]:
+    return size[0] // _MULTIPLE * _MULTIPLE, size[1] // _MULTIPLE * _MULTIPLE
+
+
+def _with_short_side(width: int, height: int, short: int) -> tuple[int, int]:
+    """The released scripts' first step, float by float: 49x98 at 512 is 512x1023, and 49x49 is 511x512."""
+    if width < height:
+        return short, int((short / width) * height)
+    return int((short / height) * width), short
+
+
 def _enlarged(width: int, height: int) -> tuple[int, int]:
-    short = min(width, height)
-    if short >= _RELEASED_SHORT_SIDE:
+    if min(width, height) >= _RELEASED_SHORT_SIDE:
         return width, height
-    return width * _RELEASED_SHORT_SIDE // short, height * _RELEASED_SHORT_SIDE // short
+    return _with_short_side(width, height, _RELEASED_SHORT_SIDE)
 
 
 def working_photo(photo: Photo | Pixels, size: Size = "native") -> Pixels:
     """The picture at its working size (:func:`working_size`), uint8 [H', W', 3].
 
-    ``"released"`` enlarges with Pillow's default filter (bicubic) and rounds down to multiples of 8 with Lanczos, as
-    the released script does; all other changes of size are Lanczos. A size that fits already returns the very pixels.
+    ``"released"`` and N resize with Pillow's default filter (bicubic) and round down to multiples of 8 with Lanczos,
+    as the released scripts do; ``(w, h)`` is Lanczos. A size that fits already returns the very pixels.
 
     Raises:
         RequestError, ImageError: as :func:`working_size`.
@@ -90,6 +101,8 @@ def working_photo(photo: Photo | Pixels, size: Size = "native") -> Pixels:
     target = working_size(width, height, size)
     if size == "released":
         rgb = resize(rgb, _enlarged(width, height), Image.Resampling.BICUBIC)
+    elif isinstance(size, int):
+        rgb = resize(rgb, _with_short_side(width, height, size), Image.Resampling.BICUBIC)
     return resize(rgb, target)
 
 
@@ -173,9 +186,13 @@ def clip_pixels(
     """
     height, width = rgb.shape[:2]
     short = min(height, width)
-    small = resize(rgb, (int(size * width / short), int(size * height / short)), Image.Resampling.BICUBIC)
-    top, left = (small.shape[0] - size) // 2, (small.shape[1] - size) // 2
-    view = small[top : top + size, left : left + size].transpose(2, 0, 1)[None].astype(np.float32)
+    small = int(size * width / short), int(size * height / short)
+    left, top = (small[0] - size) // 2, (small[1] - size) // 2
+    if short < size and max(small) > _LONG_VIEW * size:  # a strip, enlarged: nearly all of it would be cut off
+        square = bicubic_window(rgb, small, (left, top, left + size, top + size))
+    else:
+        square = resize(rgb, small, Image.Resampling.BICUBIC)[top : top + size, left : left + size]
+    view = square.transpose(2, 0, 1)[None].astype(np.float32)
     offset, scale = (np.asarray(v, np.float32).reshape(1, 3, 1, 1) for v in (mean, std))
     return np.ascontiguousarray((view / np.float32(255) - offset) / scale)
 

@@ -9,12 +9,12 @@ from typing import Any, Literal
 from diffplugin.errors import RequestError
 from diffplugin.manifest import Manifest
 from diffplugin.plugins.cards import Output, PluginCard, Start
-from diffplugin.runtime.options import RestoreOptions
+from diffplugin.runtime.options import RestoreOptions, Tiling, check_tiling
 from diffplugin.runtime.photos.pixels import working_size
 from diffplugin.runtime.planning.engine_sizes import EngineSizes, best_fit, fits, no_fit
 from diffplugin.runtime.planning.memory import Footprint, footprint, kept_bytes
 from diffplugin.runtime.planning.quality import EXACT, Quality
-from diffplugin.runtime.planning.tiles import Tile, Tiling, check_tiling, plan_tiles
+from diffplugin.runtime.planning.tiles import Tile, plan_tiles
 from diffplugin.runtime.sampling.samplers import max_steps
 from diffplugin.spec import ModelDims
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from diffplugin.errors import RequestError, ShapeMismatch
 
 Tensor = NDArray[np.float32]
-Tiling = Literal["auto", "off"] | int
 
 
 @dataclass(frozen=True)
@@ -35,16 +34,6 @@ class Tile:
     def cut(self, array: NDArray[Any]) -> NDArray[Any]:
         """This rectangle of [..., h, w], as a view."""
         return array[..., self.top : self.top + self.height, self.left : self.left + self.width]
-
-
-def check_tiling(tile: object, least: int = 1) -> None:
-    """Raises:
-    RequestError: not "auto", "off" or a side of at least ``least`` pixels.
-    """
-    if tile in ("auto", "off"):
-        return
-    if isinstance(tile, bool) or not isinstance(tile, int) or tile < least:
-        raise RequestError(f"tile {tile!r} is not understood; expected auto, off or a side of at least {least} pixels")
 
 
 def plan_tiles(h: int, w: int, tile: int, overlap: int, *, multiple: int = 1, shrink: bool = False) -> tuple[Tile, ...]:

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffplugin.errors import BundleError, MissingDependency, RequestError
+from diffplugin.errors import BundleError, MissingDependency
 from diffplugin.spec import Array
 
 if TYPE_CHECKING:
     import tokenizers
-
-MAX_CHARACTERS = 2000  # far beyond the 75 tokens that CLIP reads: not a request but an accident
 
 
 def load_tokenizer(path: str | Path) -> tokenizers.Tokenizer:
@@ -51,17 +49,3 @@ def token_ids(tokenizer: tokenizers.Tokenizer, text: str, context: int) -> Array
 def fits_context(tokenizer: tokenizers.Tokenizer, text: str) -> bool:
     """Whether all of ``text`` fits; the end of a longer request is not read."""
     return not tokenizer.encode(text).overflowing
-
-
-def validate_prompt(prompt: str) -> str:
-    """``prompt`` without outer white space and without bytes that are no text.
-
-    Raises:
-        RequestError: no words, or longer than any request is.
-    """
-    text = prompt.strip().encode("utf-8", "replace").decode()
-    if not any(character.isalnum() for character in text):
-        raise RequestError('the request is empty; say what to do, for example "remove the blur", or name a plugin')
-    if len(text) > MAX_CHARACTERS:
-        raise RequestError(f"the request has {len(text)} characters, at most {MAX_CHARACTERS} are read: say it shorter")
-    return text

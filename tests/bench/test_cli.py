@@ -12,8 +12,8 @@ pytest.importorskip("torch", reason="a peer runs on PyTorch")
 pytest.importorskip("matplotlib", reason="draws with matplotlib")
 
 from diffplugin.bench.cli import main
-from diffplugin.bench.fidelity import gmsd
 from diffplugin.bench.measure import SAMPLES, order
+from diffplugin.export.measures import gmsd
 
 
 def run(out: Path, *more: str) -> int:

@@ -19,6 +19,8 @@ import torch
 from diffplugin.bench import specialists
 from diffplugin.bench.tfjs import GraphModel
 from diffplugin.errors import CheckpointError, RequestError
+from diffplugin.plugins.train.degradations import degrade
+from diffplugin.runtime.photos.read import Pixels
 
 ZERO_DCE = """
 import torch
@@ -95,15 +97,15 @@ def test_degrades_as_dp_eval_does(work: Path) -> None:
     from diffplugin.plugins.train import evaluate
 
     clean = evaluate.test_photos(work, 64, 2)
-    seen: list[specialists.Pixels] = []
+    seen: list[Pixels] = []
 
-    def truth(pixels: specialists.Pixels) -> specialists.Pixels:
+    def truth(pixels: Pixels) -> Pixels:
         seen.append(pixels)
         return clean[len(seen) - 1]
 
     row = specialists.compare(specialists.SPECIALISTS[0], truth, clean)
     for i, pixels in enumerate(seen):
-        assert np.array_equal(pixels, evaluate.degrade(clean[i], row.task, evaluate.SEED + i))
+        assert np.array_equal(pixels, degrade(clean[i], row.task, evaluate.SEED + i))
     assert row.better == 2 and row.made.psnr == 99 and row.given.psnr < 60
 
 

@@ -75,7 +75,7 @@ def test_engines_are_found_by_all_that_they_depend_on(tmp_path: Path, write: Wri
 def test_a_fingerprint_depends_on_everything() -> None:
     parts = ["graph", "shapes", "precision", "engine", "version", "device"]
     changed = ([p + "!" if i == k else p for i, p in enumerate(parts)] for k in range(7))
-    prints = {fingerprint(*about[:5], (about[5],)) for about in changed}
+    prints = {fingerprint(a, b, c, d, e, (f,)) for a, b, c, d, e, f in changed}
     assert len(prints) == 7 and all(len(p) == 16 and int(p, 16) >= 0 for p in prints)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +59,7 @@ class FakeDriver:
 
     def live(self) -> dict[str, int]:
         """What has been made and not been given back; empty: nothing leaks."""
-        kinds = {"memory": self._blocks, "streams": self._streams, "graphs": self._graphs}
+        kinds: dict[str, Sized] = {"memory": self._blocks, "streams": self._streams, "graphs": self._graphs}
         kinds |= {"executables": self._executables, "captures": self._captures}
         return {kind: len(made) for kind, made in kinds.items() if made}
 
@@ -87,7 +87,7 @@ class FakeDriver:
             for start, (memory, offset, length) in self._blocks.items():
                 if start <= address and address + size <= start + length:
                     begin = offset + address - start
-                    return memory[begin : begin + size].view(dtype).reshape(shape)
+                    return np.asarray(memory[begin : begin + size].view(dtype).reshape(shape))
         raise AssertionError(f"{size} bytes at {address:#x} are in no live allocation")
 
     def submit(self, stream: int, work: Work, addresses: Iterable[int] = ()) -> bool:

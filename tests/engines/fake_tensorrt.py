@@ -122,7 +122,7 @@ class _Engine:
         self.weight_streaming_budget_v2 = -1
 
     def get_tensor_name(self, i: int) -> str:
-        return [*self.inputs, *self.outputs][i]
+        return str([*self.inputs, *self.outputs][i])
 
     def get_tensor_mode(self, name: str) -> str:
         return "in" if name in self.inputs else "out"

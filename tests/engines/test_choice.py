@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from diffplugin.bundle import Bundle
+from diffplugin.engines import choice
 from diffplugin.engines.choice import ENGINES, choose, get_builder
 from diffplugin.engines.onnxruntime import OnnxRuntimeBuilder
 from diffplugin.engines.openvino import OpenVinoBuilder
 from diffplugin.engines.tensorrt.builder import TensorRtBuilder
-from diffplugin.errors import EngineUnavailable
+from diffplugin.errors import EngineUnavailable, RequestError
 from diffplugin.manifest import EngineEntry
 
 HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "transformers", "diffusers", "PIL", "tokenizers")
@@ -27,6 +28,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, *, openvino: tuple[str, ...] | None
     monkeypatch.setattr(OpenVinoBuilder, "precisions", lambda self: openvino)
     monkeypatch.setattr(OpenVinoBuilder, "device", lambda self: "some processor")
     monkeypatch.setattr(OnnxRuntimeBuilder, "unavailable_reason", lambda self: None if onnxruntime else "gone")
+    monkeypatch.setattr(choice, "nvidia_driver", lambda: False)
 
 
 def chosen(engine: str = "auto", precision: str = "auto") -> tuple[str, str]:
@@ -101,14 +103,14 @@ def test_an_engine_that_is_not_here_names_the_remedy(monkeypatch: pytest.MonkeyP
     with pytest.raises(EngineUnavailable, match=r"engine openvino: .*pip install 'diffplugin\[openvino\]'"):
         choose("openvino")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(EngineUnavailable, match=r"engine onnxruntime: .*pip install onnxruntime"):
+    with pytest.raises(EngineUnavailable, match=r"engine onnxruntime: .*pip install 'diffplugin\[cpu\]'"):
         choose("onnxruntime")
 
 
 def test_unknown_engine() -> None:
     with pytest.raises(
         EngineUnavailable,
-        match=r"'tensorflow': unknown; expected auto or one of tensorrt, tensorrt-rtx, openvino, onnxruntime",
+        match=r"'tensorflow': unknown; expected auto or one of tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino",
     ):
         get_builder("tensorflow")
     assert [get_builder(name).name for name in ENGINES] == list(ENGINES)
@@ -156,3 +158,39 @@ def test_a_gpu_is_taken_where_a_bundle_has_engines_for_it(monkeypatch: pytest.Mo
     assert taken(ready) == ("onnxruntime", "fp32")
     with pytest.raises(EngineUnavailable, match=r"tensorrt-rtx: there is no GPU here"):
         taken(ready, "fp16")
+
+
+# A device by name
+
+
+def test_a_device_picks_the_engines_that_run_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, openvino=("bf16", "fp32"), onnxruntime=True)
+    assert choose(device="cpu")[0].name == "openvino"
+    assert choose("onnxruntime", device="cpu")[0].name == "onnxruntime"
+    with pytest.raises(
+        EngineUnavailable, match=r"^onnxruntime-cuda: this ONNX Runtime has no CUDAExecutionProvider; pip"
+    ):
+        choose(device="cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "says"),
+    [
+        (
+            "onnxruntime",
+            "cuda:1",
+            "runs on cpu, not on cuda:1; leave out --device, or use --engine tensorrt, tensorrt-rtx",
+        ),
+        ("onnxruntime-cuda", "gpu", "runs on cuda, not on gpu:0; leave out --device, or use --engine openvino"),
+        ("tensorrt", "cpu", "runs on cuda, not on cpu"),
+    ],
+)
+def test_an_engine_is_not_run_elsewhere_than_asked(engine: str, device: str, says: str) -> None:
+    with pytest.raises(EngineUnavailable, match=says):
+        choose(engine, device=device)
+
+
+@pytest.mark.parametrize("device", ["gpus", "cuda1", "cuda:", "cuda:-1", "cpu:0", "npu:1", "", "CUDA"])
+def test_a_device_that_is_not_understood(device: str) -> None:
+    with pytest.raises(RequestError, match=r"device .* is not understood; expected auto, cpu, cuda or cuda:N"):
+        choose(device=device)

@@ -57,7 +57,8 @@ class Runtime:
         def call(*arguments: Any) -> tuple[Any, ...]:
             self.asked.append((name, *arguments))
             answer = self.answers.get(name, (0,))
-            return answer(*arguments) if callable(answer) else answer
+            given: tuple[Any, ...] = answer(*arguments) if callable(answer) else answer
+            return given
 
         return call
 
@@ -98,7 +99,8 @@ def test_without_the_package_the_reason_names_the_extra(monkeypatch: pytest.Monk
     assert reason is not None and "cuda-python" in reason and "pip install 'diffplugin[cuda]'" in reason
 
 
-def test_what_is_copied_and_which_way() -> None:
+def test_what_is_copied_and_which_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CudaDriver, "_several", False)
     runtime = Runtime()
     driver = CudaDriver(runtime)
     driver.upload(4096, ARRAY, 5)
@@ -114,6 +116,7 @@ def test_what_is_copied_and_which_way() -> None:
 
 def test_values_of_calls() -> None:
     runtime = Runtime(
+        cudaGetDeviceCount=(0, 1),
         cudaMemGetInfo=(0, 10, 20),
         cudaMalloc=(0, 4096),
         cudaStreamCreateWithFlags=(0, 5),
@@ -154,3 +157,14 @@ def test_errors_have_the_kind_the_words_and_the_remedy(
         driver.malloc(1)
     assert type(caught.value) is kind
     assert str(caught.value).startswith(f"CUDA: cudaMalloc failed with {error} (words of the library)")
+
+
+def test_a_second_device_is_named_to_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CudaDriver, "_several", False)
+    runtime = Runtime(cudaMalloc=(0, 4096), cudaGetDeviceCount=(0, 2), cudaMemGetInfo=(0, 10, 20))
+    first, second, third = (CudaDriver(runtime, device) for device in (0, 1, 2))
+    for driver in (second, first):
+        driver.malloc(256)
+    assert runtime.asked == [("cudaSetDevice", 1), ("cudaMalloc", 256), ("cudaSetDevice", 0), ("cudaMalloc", 256)]
+    assert second.unavailable_reason() is None
+    assert third.unavailable_reason() == "there is no device cuda:2 here, only cuda:0 to cuda:1"

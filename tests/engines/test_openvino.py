@@ -18,7 +18,9 @@ pytest.importorskip("openvino", reason="needs the extra [openvino]")
 from diffplugin.bundle import ENGINES, Bundle
 from diffplugin.engines import openvino as module
 from diffplugin.engines.base import BuildOptions
+from diffplugin.engines.choice import choose
 from diffplugin.engines.compiled_cache import write_blob
+from diffplugin.engines.devices import Device
 from diffplugin.engines.openvino import OpenVinoBuilder, OpenVinoEngine
 from diffplugin.errors import BundleDamaged, EngineError, EngineUnavailable, RequestError, ShapeMismatch
 from diffplugin.manifest import EngineEntry, fingerprint
@@ -335,3 +337,44 @@ def test_int8_runs_the_quantised_graph_and_is_close(tiny: Any, tmp_path: Path) -
 def test_int8_without_int8_graphs_names_the_remedy(tiny: Any) -> None:
     with pytest.raises(EngineUnavailable, match="has no int8 graphs; export it with dp-export --precision int8"):
         load(tiny, precision="int8")
+
+
+# Other devices: this machine has none of Intel's, so that they are refused, and how they would be asked is looked at.
+
+
+@pytest.mark.parametrize(("device", "target"), [("gpu", "GPU.0"), ("gpu:1", "GPU.1"), ("npu", "NPU"), ("cpu", "CPU")])
+def test_a_device_that_is_not_here_is_refused_by_name(device: str, target: str) -> None:
+    builder = OpenVinoBuilder(Device.parse(device))
+    here = module._core().available_devices
+    reason = builder.unavailable_reason()
+    assert builder.target == target
+    if target in here or target.partition(".")[0] in here:
+        assert reason is None
+        return
+    assert reason is not None and f"finds no device {target} here, only CPU" in reason and "Intel's driver" in reason
+    with pytest.raises(EngineUnavailable, match=f"engine openvino: OpenVINO finds no device {target}"):
+        choose("openvino", device=device)
+
+
+def test_threads_are_for_processors(tiny: Any) -> None:
+    path = tiny.bundle.graph_file("unet")
+    assert "INFERENCE_NUM_THREADS" in module._properties(path, "f32", 2)
+    assert module._properties(path, "f16", 2, "GPU.0") == {
+        "INFERENCE_PRECISION_HINT": "f16",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+
+
+@pytest.mark.parametrize(
+    ("abilities", "precisions"),
+    [(["FP32", "FP16", "INT8", "EXPORT_IMPORT"], ("fp16", "fp32", "int8")), (["FP16", "INT8"], ("fp16", "int8"))],
+)
+def test_precisions_are_what_the_device_says(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, abilities: list[str], precisions: tuple[str, ...]
+) -> None:
+    """Float16 there needs no graphs of its own: OpenVINO takes the float32 ones."""
+    builder = OpenVinoBuilder(Device("gpu"))
+    monkeypatch.setattr(OpenVinoBuilder, "_abilities", lambda self: abilities)
+    assert builder.precisions() == precisions and builder.hint("fp16") == builder.hint("int8") == "f16"
+    assert builder.missing_variant(tiny.bundle, "fp16") is None and builder.variant("fp16") == "fp32"
+    assert "has no int8 graphs" in str(builder.missing_variant(tiny.bundle, "int8"))

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the extra [export]")
+pytest.importorskip("torch", reason="needs the extra [export]")
+
+import torch
 
 from diffplugin.bundle import default_bundle, open_bundle
 from diffplugin.errors import CheckpointError, ParityError, RequestError
-from diffplugin.export import checkpoints, cli, exporter
+from diffplugin.export import cli, exporter
 from diffplugin.export.checkpoints import Checkpoint, embedded_checkpoint, find
+from diffplugin.export.embedded import embedded_checkpoint_folder
 from diffplugin.export.exporter import export_bundle
 from diffplugin.export.maintenance import verify
 from diffplugin.export.measures import psnr, relative_error
@@ -56,7 +59,7 @@ def test_the_embedded_bundle_has_its_own_cards() -> None:
 
     bundle = open_bundle(default_bundle())
     for plugin, card in bundle.cards().items():
-        assert card == load_card(checkpoints.embedded_checkpoint_folder() / "cards" / f"{plugin}.toml")
+        assert card == load_card(embedded_checkpoint_folder() / "cards" / f"{plugin}.toml")
 
 
 def test_the_embedded_bundle_was_validated() -> None:
@@ -84,7 +87,7 @@ def test_a_graph_over_its_budget_fails_the_export(
 ) -> None:
     """Break one weight on the way to ONNX: the comparison must see it, and no bundle may be left."""
     _tiny_graphs(monkeypatch)
-    trace = exporter.export_graph
+    from diffplugin.export.onnx import export_graph as trace
 
     def broken(module: torch.nn.Module, *args: object, **kwargs: object) -> None:
         with torch.no_grad():
@@ -120,9 +123,7 @@ def test_own_cards_and_compounds_travel_with_the_bundle(
     own = Checkpoint(checkpoint.base, checkpoint.clip, {"colourise": checkpoint.plugins["deblur"]}, None)
     (tmp_path / "own" / "colourise").mkdir(parents=True)
     card = (
-        (checkpoints.embedded_checkpoint_folder().parent / "cards" / "deblur.toml")
-        .read_text()
-        .replace('"deblur"', '"colourise"')
+        (embedded_checkpoint_folder().parent / "cards" / "deblur.toml").read_text().replace('"deblur"', '"colourise"')
     )
     card = "\n".join(line for line in card.splitlines() if not line.startswith(("order", "aliases")))
     (tmp_path / "own" / "colourise" / "card.toml").write_text(card + '\naliases = ["colour"]\n')

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the extra [export]")
+pytest.importorskip("torch", reason="needs the extra [export]")
 onnx = pytest.importorskip("onnx", reason="needs the extra [export]")
+
+import torch
 
 from diffplugin.bundle import default_bundle, open_bundle
 from diffplugin.engines.onnxruntime import OnnxRuntimeEngine

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,7 @@ from diffplugin.export.triton import write_repository
 from diffplugin.manifest import EngineEntry, GraphEntry
 from diffplugin.runtime.triton import INPUTS, model_name
 from diffplugin.spec import Array
-
-from .triton_server import InferenceRequest, Server, Tensor, schema
+from tests.export.triton_server import InferenceRequest, Server, Tensor, schema
 
 LOOP = "diffplugin_embedded"
 PHOTO = Path(__file__).resolve().parents[2] / "docs" / "examples" / "moose-dark.jpg"
@@ -103,10 +103,10 @@ def test_graphs_load_and_have_the_shapes_that_their_configurations_promise(serve
     ids=["request", "plugins"],
 )
 def test_the_loop_makes_the_picture_of_dp_infer(
-    server: Server, photo: Array, words: dict[str, object], inputs: dict[str, Array]
+    server: Server, photo: Array, words: dict[str, Any], inputs: dict[str, Any]
 ) -> None:
     with diffplugin.load(engine="onnxruntime", precision="fp32") as restorer:
-        expected = restorer.restore(photo, **words)  # type: ignore[arg-type]
+        expected = restorer.restore(photo, **words)
         used = {model_name("embedded", key) for key in restorer._pool.loaded()}
     request = asked(photo, **inputs)
     assert server.fault(request) is None

@@ -118,7 +118,7 @@ class FakeModel(OnnxBuilder):
     def towards(self, inputs: Mapping[str, Array], goal: Array) -> Array:
         """The noise that is in the latents if they were made from ``goal``."""
         t = int(np.abs(self._features - inputs["time"]).sum(1).argmin())
-        return ((inputs["latents"] - self._alpha[t] * goal) / self._sigma[t]).astype(np.float32)
+        return np.asarray((inputs["latents"] - self._alpha[t] * goal) / self._sigma[t], np.float32)
 
 
 def _said(ids: Array) -> Array:

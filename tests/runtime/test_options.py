@@ -35,7 +35,7 @@ def test_keywords_and_choices_are_the_fields() -> None:
     ],
 )
 def test_every_fault_is_named(given: dict[str, Any], fault: str) -> None:
-    wish = {} if "prompt" in given or "plugins" in given or not given else {"prompt": "remove the rain"}
+    wish: dict[str, Any] = {} if "prompt" in given or "plugins" in given or not given else {"prompt": "remove the rain"}
     with pytest.raises(RequestError, match=fault):
         RestoreOptions(**wish, **given)
 
@@ -55,4 +55,4 @@ def test_words_options_and_keywords_make_one_object() -> None:
     assert complete_options("remove the rain", {"seed": 7}) == expected
     assert complete_options(RestoreOptions(prompt="remove the rain"), {"seed": 7}) == expected
     assert complete_options(None, {"prompt": "remove the rain", "seed": 7}) == expected
-    assert RestoreOptions(plugins="deblur").plugins == ("deblur",)  # type: ignore[comparison-overlap]
+    assert RestoreOptions(plugins="deblur").plugins == ("deblur",)

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffplugin.errors import Cancelled, EngineError, ImageError, NotFinite, RequestError
+from diffplugin.errors import Cancelled, EngineError, ImageError, NotFinite, RequestError, ShapeMismatch
+from diffplugin.runtime.options import Sampler
 from diffplugin.runtime.photos.read import photo_from
 from diffplugin.runtime.restorer import Restorer
 from diffplugin.runtime.sampling.start_noise import normal
@@ -45,7 +46,7 @@ def _off(found: Array, expected: Array) -> int:
 
 @pytest.mark.parametrize("plugin", ["derain", "lowlight"])
 @pytest.mark.parametrize(("sampler", "left"), [("unipc", 0.0291), ("ddim", 0.0291), ("dpmpp_2m", 0.0), ("euler", 0.0)])
-def test_one_plugin(restorer: Restorer, sampler: str, left: float, plugin: str) -> None:
+def test_one_plugin(restorer: Restorer, sampler: Sampler, left: float, plugin: str) -> None:
     """Samplers that land on t = 0 leave that share of noise (the release does), the others a clean latent."""
     made = restorer.restore(_photo(), plugins=[plugin], sampler=sampler, steps=8)
     assert made.array.shape == (64, 80, 3) and not made.untouched
@@ -167,7 +168,8 @@ def test_no_seams_at_tile_borders(restorer: Restorer, model: FakeModel) -> None:
 
     def disagree(inputs: Mapping[str, Array]) -> dict[str, Array]:
         goal = inputs["residual_1"]
-        return {"eps": model.towards(inputs, goal + 0.5 * np.float32(goal.mean()))}
+        deep = np.zeros((1, 6, *inputs["latents"].shape[2:]), np.float32)
+        return {"eps": model.towards(inputs, goal + 0.5 * np.float32(goal.mean())), "deep": deep}
 
     model.swap("unet", disagree)
     ramp = np.linspace(60, 190, 512).astype(np.uint8)
@@ -216,10 +218,28 @@ def test_never_a_broken_picture(restorer: Restorer, model: FakeModel, key: str, 
 
     def broken(inputs: Mapping[str, Array]) -> dict[str, Array]:
         _, channels, h, w = inputs[entering].shape
-        return {name: np.full((1, channels if grow == 1 else 3, h * grow, w * grow), value, np.float32)}
+        made = np.full((1, channels if grow == 1 else 3, h * grow, w * grow), value, np.float32)
+        return {name: made, "deep": np.zeros((1, 6, h, w), np.float32)}
 
     model.swap(key, broken)
     with pytest.raises(NotFinite, match=part):
+        restorer.restore(_photo(), plugins=["derain"])
+
+
+@pytest.mark.parametrize("shift", [5, -5])
+def test_a_picture_that_is_flat_once_it_is_clipped_is_refused(
+    restorer: Restorer, model: FakeModel, shift: float
+) -> None:
+    """A decoder that is off by 5 makes a picture with all its structure, out of range."""
+    decoder = model._function("vae_decoder")
+    model.swap("vae_decoder", lambda inputs: {"image": decoder(inputs)["image"] + np.float32(shift)})
+    with pytest.raises(NotFinite, match=r"the picture is constant \(-?1\.000 everywhere, clipped\)"):
+        restorer.restore(_photo(), plugins=["derain"])
+
+
+def test_a_picture_of_another_size_is_refused(restorer: Restorer, model: FakeModel) -> None:
+    model.swap("vae_decoder", lambda inputs: {"image": np.zeros((1, 3, 8, 8), np.float32)})
+    with pytest.raises(ShapeMismatch, match=r"vae_decoder: output image is float32 1x3x8x8, expected float32 1x3x"):
         restorer.restore(_photo(), plugins=["derain"])
 
 

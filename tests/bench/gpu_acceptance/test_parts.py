@@ -15,10 +15,10 @@ from PIL import Image
 pytest.importorskip("torch", reason="needs the extra [bench]")
 pytest.importorskip("skimage", reason="needs the extra [bench]")
 
-from diffplugin import engines
 from diffplugin.bench.gpu_acceptance import parts
 from diffplugin.bench.gpu_acceptance.job import DevicePeak, Job, interleaved, photograph
 from diffplugin.bundle import Bundle, default_bundle, write_manifest
+from diffplugin.engines import choice
 from diffplugin.errors import RequestError
 from tests.bench.gpu_acceptance import fake_gpu
 from tests.engines.fake_driver import FakeDriver
@@ -35,7 +35,7 @@ def job(tmp_path: Path) -> Job:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
     """A fake GPU; at the end nothing may be left on it."""
-    monkeypatch.setitem(engines._BUILDERS, fake_gpu.NAME, (fake_gpu.__name__, "builder", ()))
+    monkeypatch.setitem(choice._BUILDERS, fake_gpu.NAME, (fake_gpu.__name__, "builder", ()))
     fake_gpu.drivers.append(FakeDriver())
     yield fake_gpu.drivers[-1]
     assert fake_gpu.drivers.pop().live() == {}

@@ -102,8 +102,16 @@ def test_attention_and_norms_fuse_at_stable_diffusions_widths(rtx: TensorRtBuild
     to_fp16(model, "scb")
     save(model, tmp_path / "scb.onnx")
     shapes = input_shapes(spec, {"n": Range.of(1), "h": Range.of(64), "w": Range.of(64)})
-    files = {"onnx": str(tmp_path / "scb.onnx"), "engine": str(tmp_path / "scb.engine")}
-    report = run_job("scb", Job(library="tensorrt_rtx", gpus=("sm_89",), shapes=shapes, **files))
+    report = run_job(
+        "scb",
+        Job(
+            library="tensorrt_rtx",
+            gpus=("sm_89",),
+            shapes=shapes,
+            onnx=str(tmp_path / "scb.onnx"),
+            engine=str(tmp_path / "scb.engine"),
+        ),
+    )
     for what in ("attention", "group_norm_silu"):
         assert report[what] == {"of": 4, "fused": 4, "unfused": []}, f"{what}: {report[what]}"
     assert report["group_norms"] == 6  # two stand before an attention block, with no SiLU

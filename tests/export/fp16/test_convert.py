@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the extra [export]")
+pytest.importorskip("torch", reason="needs the extra [export]")
 onnx = pytest.importorskip("onnx", reason="needs the extra [export]")
 
 import onnx_ir as ir
 import onnxruntime as ort
+import torch
 
 from diffplugin.errors import CheckpointError
 from diffplugin.export.fp16.convert import LARGEST, Island, half, to_fp16

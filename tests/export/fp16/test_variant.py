@@ -79,8 +79,8 @@ def test_the_graphs_are_portable(bundle: Bundle) -> None:
         assert ("InstanceNormalization" in kinds) == one_group, key
         norms = [n for n in nodes if n.op_type == "GroupNormalization"]
         assert all(n.attributes["num_groups"].as_int() > 1 for n in norms), f"{key}: TensorRT's issue 4756"
-    kinds = [node.op_type for node in ir.load(bundle.graph_file("unet", "fp16")).graph]
-    assert (kinds.count("Softmax"), kinds.count("GroupNormalization")) == (12, 41)
+    found = [node.op_type for node in ir.load(bundle.graph_file("unet", "fp16")).graph]
+    assert (found.count("Softmax"), found.count("GroupNormalization")) == (12, 41)
 
 
 def test_every_graph_stays_near_float32(bundle: Bundle, engines: EmulatedFp16) -> None:
@@ -166,11 +166,11 @@ def test_weights_beside_the_unet_are_not_repeated(
 ) -> None:
     """Where the UNet is large, ``step`` names its weights."""
     from diffplugin.export import onnx
-    from diffplugin.export.fp16.variant import variant as fp16
+    from diffplugin.export.fp16 import variant
 
     monkeypatch.setattr(onnx, "EXTERNAL_ABOVE", 2**20)
-    entries = {"unet": fp16.write(ir.load(bundle.graph_file("unet", "fp16")), tmp_path, "unet")}
-    entries["step"] = fp16.write_step(tmp_path, bundle.spec("step"))
+    entries = {"unet": variant.write(ir.load(bundle.graph_file("unet", "fp16")), tmp_path, "unet")}
+    entries["step"] = variant.write_step(tmp_path, bundle.spec("step"))
     assert sorted(p.name for p in (tmp_path / "fp16").iterdir()) == ["step.onnx", "unet.onnx", "unet.onnx.data"]
     assert (tmp_path / "fp16/step.onnx").stat().st_size < 2**20
     assert entries["step"].sha256 != entries["unet"].sha256 and entries["step"].weights_bytes > 7e6

@@ -61,7 +61,7 @@ def _formula(x: Array, scale: Array, bias: Array, groups: int, epsilon: float) -
 )
 def test_the_body_is_the_formula(shape: tuple[int, ...], groups: int, dtype: type, bound: float) -> None:
     random = np.random.default_rng(0)
-    x = (random.standard_normal(shape) * 3 + 1).astype(dtype)
+    x: Array = (random.standard_normal(shape) * 3 + 1).astype(dtype)
     scale, bias = random.standard_normal((2, shape[1])).astype(dtype)
     model = _model(shape, groups, 1e-5, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
     found = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x, "scale": scale, "bias": bias})[0]

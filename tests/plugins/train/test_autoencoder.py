@@ -45,7 +45,8 @@ def test_the_reference_channel_dominates_the_statistics() -> None:
     ratios = []
     for model in (plain, steady):
         seen: list[torch.Tensor] = []
-        model.encoder.down_blocks[0].resnets[0].norm1.register_forward_hook(lambda m, i, o, seen=seen: seen.append(o))
+        norm = model.get_submodule("encoder.down_blocks.0.resnets.0.norm1")
+        norm.register_forward_hook(lambda m, i, o, seen=seen: seen.append(o))
         with torch.no_grad():
             for scale in (0.25, 0.5):
                 model.moments(image * scale)

@@ -7,11 +7,11 @@ import pytest
 
 from diffplugin.plugins.cards import PluginCard, shipped_cards
 from diffplugin.plugins.train import corpus
-from diffplugin.plugins.train.wording import written
+from diffplugin.plugins.train.wording import WORDS, written
 
 
 def test_tasks_are_the_shipped_ones_in_order() -> None:
-    assert list(corpus.TASKS) == list(shipped_cards()) == list(corpus.WORDS)
+    assert list(corpus.TASKS) == list(shipped_cards()) == list(WORDS)
 
 
 def test_corpus_is_seeded_distinct_and_covers_every_task() -> None:
@@ -41,7 +41,7 @@ def test_written_requests_are_of_their_kind(name: str) -> None:
 
 def test_held_out_requests_cover_every_task_and_kind() -> None:
     for task in corpus.TASKS:
-        assert len(corpus.WORDS[task].held) >= 30 and len(corpus.WORDS[task].phrases) >= 100, task
+        assert len(WORDS[task].held) >= 30 and len(WORDS[task].phrases) >= 100, task
     for kind in corpus.KINDS:
         found = corpus.held_out(kind, 400, 0)
         assert len(found) >= 60 and found == corpus.held_out(kind, 400, 0), kind
@@ -57,7 +57,7 @@ def test_multi_names_two_tasks_and_none_names_none() -> None:
 def test_a_task_of_the_users_own_speaks_through_its_card() -> None:
     examples = ("colourise this", "add colour", "make it colourful", "bring the colours back")
     card = PluginCard(id="colourise", title="Colour", aliases=(), examples=examples, start="noise")
-    words = {**corpus.WORDS, "colourise": corpus.wording_of(card)}
+    words = {**WORDS, "colourise": corpus.wording_of(card)}
     made = corpus.corpus(2000, 0, words=words)
     learned = {r.text.lower() for r in made if "colourise" in r.tasks}
     assert not [r for r in made if "colour" in r.text.lower().split() and "colourise" not in r.tasks], "irrelevant"

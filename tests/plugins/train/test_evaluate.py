@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 import diffplugin
+from diffplugin.export.measures import psnr
 from diffplugin.plugins.train import eval_cli, eval_restore, evaluate, paper, selection_scores
+from diffplugin.plugins.train.degradations import degrade
 from diffplugin.runtime.restorer import Restorer
 
 
@@ -28,11 +30,11 @@ def test_row_is_measured_on_the_bundle(restorer: Restorer) -> None:
     sheet: list[np.ndarray] = []
     row = evaluate.restoration(restorer, task, clean, steps=2, made=made, sheet=sheet)
     assert row.steps == 2 and row.photos == 2 and row.side == 64 and row.baseline_name
-    bad = [evaluate.degrade(c, task, evaluate.SEED + i) for i, c in enumerate(clean)]
+    bad = [degrade(c, task, evaluate.SEED + i) for i, c in enumerate(clean)]
     again = restorer.restore(bad[0], plugins=[task], steps=2, tile="off").array
     assert np.array_equal(made[0], again), "what the engines make"
-    assert row.made.psnr == pytest.approx(np.mean([evaluate.psnr(m, c) for m, c in zip(made, clean, strict=True)]))
-    assert row.given.psnr == pytest.approx(np.mean([evaluate.psnr(b, c) for b, c in zip(bad, clean, strict=True)]))
+    assert row.made.psnr == pytest.approx(np.mean([psnr(m, c) for m, c in zip(made, clean, strict=True)]))
+    assert row.given.psnr == pytest.approx(np.mean([psnr(b, c) for b, c in zip(bad, clean, strict=True)]))
     assert sheet[0].shape == (192, 64, 3) and row.task in row.line()
     assert row.line().count("|") == evaluate.HEAD.splitlines()[0].count("|")
 

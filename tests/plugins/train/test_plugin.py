@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,7 @@ import torch
 
 from diffplugin.export.checkpoints import Checkpoint
 from diffplugin.plugins.train import autoencoder, loop, pairs, plugin, pool
-
-sys.path.insert(0, str(Path(__file__).parent))
-from toys import TOY, VAE
+from tests.plugins.train.toys import TOY, VAE
 
 STAGES = (plugin.Stage(until=6, pictures=1, crops=2, side=8), plugin.Stage(until=12, pictures=1, crops=1, side=16))
 
@@ -75,7 +72,7 @@ def test_base_training_lowers_the_loss(shards: Path, tmp_path: Path) -> None:
     loop.fit(objective, loop.Plan(steps=24, peak=5e-3, warmup=2, ema=0.8), tmp_path / "base.pt", name="base")
     assert loss() < 0.97 * start, (start, loss())
     out = model.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_out[0]  # type: ignore[index, union-attr]
-    assert not out.weight.any(), "the middle self-attention must stay silent"  # type: ignore[operator]
+    assert not out.weight.any(), "the middle self-attention must stay silent"
 
 
 def test_fresh_branches_start_from_the_base_alone(oracle: Path) -> None:
@@ -91,7 +88,7 @@ def test_fresh_branches_start_from_the_base_alone(oracle: Path) -> None:
         with_plugin, alone = model(latents, t, tokens, cond), model(latents, t, tokens, None)
     assert torch.equal(with_plugin, alone), (with_plugin - alone).abs().max()
     copied = model.scb.down_blocks[0].resnets[0].conv1.weight  # type: ignore[index, union-attr]
-    assert torch.equal(copied, model.unet.down_blocks[0].resnets[0].conv1.weight)  # type: ignore[index, union-attr, arg-type]
+    assert torch.equal(copied, model.unet.down_blocks[0].resnets[0].conv1.weight)  # type: ignore[index, union-attr]
     assert plugin.scb_config(read.config("unet"))["block_out_channels"] == read.config("unet")["block_out_channels"][:1]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,7 @@ from PIL import Image
 from diffplugin.export.checkpoints import find
 from diffplugin.plugins import cards
 from diffplugin.plugins.train import autoencoder, base, cli, recipe, tasks
-
-sys.path.insert(0, str(Path(__file__).parent))
-from toys import TOY, VAE
+from tests.plugins.train.toys import TOY, VAE
 
 
 @pytest.fixture

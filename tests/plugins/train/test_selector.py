@@ -12,7 +12,7 @@ from diffplugin.export.tokenizer import build_tokenizer
 from diffplugin.plugins.train import corpus, layout, selector
 from diffplugin.plugins.train.metrics import selection
 from diffplugin.plugins.train.selector_training import Options, pick_threshold
-from diffplugin.plugins.train.wording import WORDS, Wording
+from diffplugin.plugins.train.wording import WORDS, Request, Wording
 
 TEXTS = [r.text for r in corpus.corpus(1500, 0)]
 
@@ -46,9 +46,9 @@ def test_transformers_reads_the_tokenizer(tmp_path: Path) -> None:
 
 def test_targets_of_tasks_that_are_not_shipped_select_null() -> None:
     requests = [
-        corpus.Request("a", ("derain",)),
-        corpus.Request("b", ("face",)),
-        corpus.Request("c", ("face", "dehaze")),
+        Request("a", ("derain",)),
+        Request("b", ("face",)),
+        Request("c", ("face", "dehaze")),
     ]
     found = selector.targets(requests, ("derain", "dehaze"))
     assert found.tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0]]

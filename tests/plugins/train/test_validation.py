@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +13,7 @@ from diffplugin.plugins.train import autoencoder, base, validation
 from diffplugin.plugins.train.common import to_tensor
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
 from diffplugin.runtime.sampling.start_noise import normal
-
-sys.path.insert(0, str(Path(__file__).parent))
-from toys import VAE
+from tests.plugins.train.toys import VAE
 
 A = np.random.default_rng(0).integers(0, 255, (48, 40, 3), dtype=np.uint8)
 
@@ -66,7 +62,7 @@ def test_residual_of_an_unchanged_latent_is_the_input() -> None:
     schedule = NoiseSchedule.from_config(base.SCHEDULER)
     errors = []
     for output in ("residual", "decoded"):
-        card = replace(base.card("derain"), output=output)  # type: ignore[arg-type]
+        card = replace(base.card("derain"), output=output)
         (restored,) = validation.restore(_Knows(), vae, schedule, [A], card)  # type: ignore[arg-type]
         errors.append(float(np.abs(restored.astype(float) - A).mean()))
     assert errors[0] < 5 and errors[1] > 30, errors

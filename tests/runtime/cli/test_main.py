@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,8 +23,6 @@ from diffplugin.runtime.restorer import Restorer
 if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
     from tests.runtime.conftest import FakeModel
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 class Run:
@@ -216,7 +213,11 @@ def test_interrupt_leaves_nothing(infer: Callable[..., Run], model: FakeModel) -
 
 
 def test_a_broken_picture_fails_alone(infer: Callable[..., Run], model: FakeModel) -> None:
-    model.swap("unet", lambda x: {"eps": np.full_like(x["latents"], np.nan)})
+    def broken(inputs: Any) -> Any:
+        latents = inputs["latents"]
+        return {"eps": np.full_like(latents, np.nan), "deep": np.zeros((1, 6, *latents.shape[2:]), np.float32)}
+
+    model.swap("unet", broken)
     run = infer("photo.png", "rain")
     assert run.status == 1 and "NaN" in run.err and not Path("photo-restored.png").exists()
 
@@ -232,8 +233,7 @@ def test_version_and_help(infer: Callable[..., Run]) -> None:
 
 
 def _python(*words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
 
 
 def test_from_a_shell_no_traceback(tmp_path: Path) -> None:

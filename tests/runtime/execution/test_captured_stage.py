@@ -11,6 +11,7 @@ import pytest
 from diffplugin.bundle import Bundle
 from diffplugin.engines.tensorrt.engine import TensorRtEngine
 from diffplugin.errors import DeviceMemoryFull, EngineError
+from diffplugin.plugins.cards import Start
 from diffplugin.runtime.execution import captured_stage as capture
 from diffplugin.runtime.execution.captured_stage import CapturedStage, CaptureKey, Difference, StageInputs
 from diffplugin.runtime.sampling.loop import sample, step_weights
@@ -57,7 +58,7 @@ def _time(bundle: Bundle, table: StepTable) -> Array:
 
 
 def _request(
-    bundle: Bundle, key: CaptureKey = KEY, *, seed: int = 0, sampler: str = "unipc", start: str = "noised_input"
+    bundle: Bundle, key: CaptureKey = KEY, *, seed: int = 0, sampler: str = "unipc", start: Start = "noised_input"
 ) -> StageInputs:
     random, dims = np.random.default_rng(seed), bundle.manifest.dims
     table = _table(bundle, key.steps, sampler)
@@ -71,7 +72,7 @@ def _request(
 
 
 def _expected(
-    bundle: Bundle, request: StageInputs, key: CaptureKey, *, sampler: str = "unipc", start: str = "noised_input"
+    bundle: Bundle, request: StageInputs, key: CaptureKey, *, sampler: str = "unipc", start: Start = "noised_input"
 ) -> Array:
     """The plain loop through ONNX Runtime."""
 
@@ -86,18 +87,18 @@ def _expected(
         return run("unet", latents=latents, **moment, **residuals)["eps"]
 
     table = _table(bundle, key.steps, sampler)
-    latents = sample(table, denoise, request.noise, cond, start=start, renoise_from_t=960)  # type: ignore[arg-type]
+    latents = sample(table, denoise, request.noise, cond, start=start, renoise_from_t=960)
     return run("vae_decoder", latents=latents)["image"]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
 @pytest.mark.parametrize("start", ["noised_input", "noise"])
-def test_first_run_and_replays_are_the_plain_loop(device_bundle: Bundle, make: Make, start: str, batch: int) -> None:
+def test_first_run_and_replays_are_the_plain_loop(device_bundle: Bundle, make: Make, start: Start, batch: int) -> None:
     key = replace(KEY, steps=5, batch=batch)
     picture = make(key)
     for seed, sampler in enumerate(["unipc", "unipc", "ddim", "dpmpp_2m", "euler"]):
         request = _request(device_bundle, key, seed=seed, sampler=sampler, start=start)
-        assert picture.captured == (seed > 0)
+        assert picture.replays == (seed > 0)
         found = picture.restore(request)
         expected = _expected(device_bundle, request, key, sampler=sampler, start=start)
         assert found is not None and found.dtype == np.float32
@@ -212,7 +213,7 @@ def test_a_capture_that_fails_leaves_plain_enqueues(
         for _ in range(2):
             found = picture.restore(request)
             assert found is not None and expected is not None and np.array_equal(found, expected)
-        assert not picture.captured and picture.plain_reason is not None and len(caplog.records) == 1
+        assert not picture.replays and picture.plain_reason is not None and len(caplog.records) == 1
         assert "no CUDA graph, plain enqueues instead" in caplog.text
         assert "graphs" not in driver.live() and "captures" not in driver.live()
 
@@ -258,7 +259,7 @@ def test_closed(device_bundle: Bundle, make: Make) -> None:
     picture = make()
     picture.close()
     picture.close()
-    assert picture.restore(_request(device_bundle)) is None and not picture.captured
+    assert picture.restore(_request(device_bundle)) is None and not picture.replays
     with pytest.raises(EngineError, match="closed"):
         picture.seconds(_request(device_bundle))
 

@@ -15,6 +15,7 @@ from diffplugin.bundle import Bundle, open_bundle
 from diffplugin.errors import ForeignEngine
 from diffplugin.runtime.cli.messages import plan_lines
 from diffplugin.runtime.execution import stage
+from diffplugin.runtime.execution.captured_stage import Difference
 from diffplugin.runtime.execution.device_loop import scb_batch
 from diffplugin.runtime.planning.quality import QUALITIES
 from diffplugin.runtime.restoration import Restoration
@@ -60,7 +61,8 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
 
 def test_it_makes_the_pictures_of_the_plain_loop(on_device: Restorer, plain: Restorer, floats: Floats) -> None:
     """Twice over everything, so that most are replays; at two sizes, one of them no multiple of anything."""
-    device_of(on_device).compared = compared = []
+    compared: list[Difference] = []
+    device_of(on_device).compared = compared
     for size in ((48, 64), (97, 51)):
         for turn in range(2):
             for i, (name, options) in enumerate(REQUESTS):
@@ -95,7 +97,7 @@ def test_a_plan_says_what_runs(on_device: Restorer) -> None:
     plan, _ = on_device.plan(smooth_photo(), plugins=["derain", "lowlight"], steps=9)
     assert plan.loop == "device" and [s.scb_batch for s in plan.chain] == [3, 1], "9 in batches of up to 4, then 1"
     assert json.loads(json.dumps(plan.to_json()))["loop"] == "device"
-    assert "loop:    device (each plugin's whole picture as one CUDA graph)" in plan_lines(plan)
+    assert "loop:    device (each plugin's whole stage as one CUDA graph)" in plan_lines(plan)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
@@ -195,7 +197,8 @@ def test_the_half_precision_graphs_in_the_loop(half_bundle: Path, plain: Restore
     bundle = replace(bundle, manifest=replace(bundle.manifest, engines=engines))
     driver = FakeDriver()
     with Restorer(bundle, FakeTensorRtBuilder(driver), "fp16") as restorer:
-        device_of(restorer).compared = compared = []
+        compared: list[Difference] = []
+        device_of(restorer).compared = compared
         for seed in range(2):
             made = restorer.restore(smooth_photo(), plugins=["derain"], steps=20, seed=seed)
             expected = plain.restore(smooth_photo(), plugins=["derain"], steps=20, seed=seed).array

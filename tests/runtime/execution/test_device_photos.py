@@ -35,9 +35,9 @@ def test_few_pictures_are_kept_and_the_oldest_goes(on_device: Restorer, driver: 
     clip = driver.live()["streams"] - 1
     for steps in (2, 3, 4, 1, 5, 1, 2):
         on_device.restore(smooth_photo(), plugins=["derain"], steps=steps)
-        assert len(loop._pictures) <= loop.kept and driver.live()["streams"] == clip + len(loop._pictures)
-        assert driver.live()["executables"] == len(loop._pictures) and "graphs" not in driver.live()
-    assert [key.steps for key in loop._pictures] == [4, 5, 1, 2]
+        assert len(loop._stages) <= loop.kept and driver.live()["streams"] == clip + len(loop._stages)
+        assert driver.live()["executables"] == len(loop._stages) and "graphs" not in driver.live()
+    assert [key.steps for key in loop._stages] == [4, 5, 1, 2]
 
 
 def test_idle_pictures_make_room(on_device: Restorer, driver: FakeDriver) -> None:
@@ -46,7 +46,7 @@ def test_idle_pictures_make_room(on_device: Restorer, driver: FakeDriver) -> Non
     driver.fail("malloc", 5)
     made = on_device.restore(smooth_photo(), plugins=["derain"], steps=4)
     assert made.plan.loop == "device" and "unet" not in made.timings
-    assert [key.steps for key in device_of(on_device)._pictures] == [4]
+    assert [key.steps for key in device_of(on_device)._stages] == [4]
 
 
 def test_without_memory_the_host_goes_on(
@@ -62,7 +62,7 @@ def test_without_memory_the_host_goes_on(
         made = on_device.restore(smooth_photo(), plugins=["derain"], steps=2)
         assert np.abs(made.array.astype(int) - expected).max() <= 1 and "unet" in made.timings
         assert "step by step instead: malloc: made to fail" in caplog.text
-        assert not device_of(on_device)._pictures and driver.live() == live
+        assert not device_of(on_device)._stages and driver.live() == live
     assert "unet" not in on_device.restore(smooth_photo(), plugins=["derain"], steps=2).timings
 
 
@@ -92,7 +92,7 @@ def test_after_a_failure_the_next_request_works(
         patch.setattr(loop, "restore", failing)
         with pytest.raises(EngineError, match=r"made to fail|kernel launch failed|out of luck"):
             on_device.restore(photo, plugins=["derain"], steps=2)
-    assert [key.steps for key in loop._pictures] == [1], "what failed is kept"
+    assert [key.steps for key in loop._stages] == [1], "what failed is kept"
     assert driver.live() == live
     one, other = (on_device.restore(photo, plugins=["derain"], steps=2).array for _ in range(2))
     assert np.array_equal(one, other) and driver.live()["executables"] == 2
@@ -108,7 +108,7 @@ def test_cancelled_before_the_launch(on_device: Restorer, driver: FakeDriver) ->
     with pytest.raises(Cancelled):
         on_device.restore(smooth_photo(), plugins=["derain", "lowlight"], steps=2, cancelled=cancelled)
     assert len(asked) == 2, "asked once before every plugin"
-    assert [key.plugin for key in device_of(on_device)._pictures] == ["derain"]
+    assert [key.plugin for key in device_of(on_device)._stages] == ["derain"]
 
 
 def test_progress_counts_every_step_once_they_are_done(on_device: Restorer) -> None:
@@ -150,7 +150,7 @@ def test_requests_from_several_threads(on_device: Restorer, driver: FakeDriver) 
     for thread in threads:
         thread.join()
     assert not wrong
-    assert driver.counted()["begin_capture"] == len(device_of(on_device)._pictures) == 3
+    assert driver.counted()["begin_capture"] == len(device_of(on_device)._stages) == 3
 
 
 def test_only_idle_pictures_are_evicted(on_device: Restorer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +181,7 @@ def test_only_idle_pictures_are_evicted(on_device: Restorer, monkeypatch: pytest
         thread.join()
     assert not wrong and not loop._users
     on_device.restore(smooth_photo(), plugins=["derain"], steps=4)
-    assert len(loop._pictures) == 1
+    assert len(loop._stages) == 1
 
 
 def test_a_picture_that_is_made_holds_up_no_other(on_device: Restorer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from diffplugin.runtime.photos.pixels import (
     working_size,
 )
 from diffplugin.runtime.photos.read import Photo, photo_from, read_photo
+from diffplugin.runtime.photos.resample import bicubic_window
 
 GOLDENS = [
     ("landscape.png", "deblur_landscape_20", "deblur"),
@@ -56,11 +57,15 @@ def relative_error(a: np.ndarray, b: np.ndarray) -> float:
         ("released", (91, 123), (512, 688)),
         ("released", (4001, 3007), (4000, 3000)),
         ("released", (519, 513), (512, 512)),
-        ("released", (49, 49), (512, 512)),
+        ("released", (49, 98), (512, 1016)),
+        ("released", (98, 49), (1016, 512)),
+        ("released", (49, 49), (504, 512)),
         (512, (512, 640), (512, 640)),
         (512, (4000, 3000), (680, 512)),
+        (512, (530, 701), (512, 672)),
+        (512, (701, 530), (672, 512)),
         (256, (123, 91), (344, 256)),
-        (500, (1000, 1000), (504, 504)),
+        (500, (1000, 1000), (496, 496)),
         ((640, 480), (123, 91), (640, 480)),
         ((333, 101), (123, 91), (333, 101)),
     ],
@@ -71,10 +76,63 @@ def test_working_size(size: Any, before: tuple[int, int], after: tuple[int, int]
         assert working_photo(smooth(before[1], before[0]), size).shape == (after[1], after[0], 3)
 
 
-def test_the_short_side_is_512_whatever_it_was() -> None:
-    """512 / s x s is 511.99... for 45 of these sides in floating point: the picture would lose 8 pixels."""
+def released_rule(picture: Image.Image, short: int, enlarge_only: bool) -> tuple[tuple[int, int], np.ndarray]:
+    """The released scripts' preparation, as written there: (size after the first step, pixels that are encoded)."""
+    width, height = picture.size
+    if not enlarge_only or width < short or height < short:
+        if width < height:
+            width, height = short, int((short / width) * height)
+        else:
+            width, height = int((short / height) * width), short
+        picture = picture.resize((width, height))
+    first = picture.size
+    floored = (width - width % 8, height - height % 8)  # diffusers' VaeImageProcessor, with its Lanczos
+    return first, np.asarray(picture.resize(floored, resample=Image.Resampling.LANCZOS))
+
+
+def test_530x701_goes_by_512x677_to_512x672() -> None:
+    rgb = smooth(701, 530)
+    first, expected = released_rule(Image.fromarray(rgb), 512, False)
+    assert first == (512, 677) and expected.shape == (672, 512, 3)
+    np.testing.assert_array_equal(working_photo(rgb, 512), expected)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_released_rules_at_many_sizes_pixel_by_pixel(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    sizes = [tuple(random.integers(8, 160, 2).tolist()) for _ in range(12)]
+    for (width, height), short in zip(sizes, (64, 100, 77, 8, 33, 96, 120, 51, 88, 64, 64, 47), strict=True):
+        rgb = noise(height, width, seed)
+        if short > 60 and max(width, height) > 12 * min(width, height):
+            continue
+        _, expected = released_rule(Image.fromarray(rgb), short, False)
+        got = working_photo(rgb, short)
+        assert got.shape == expected.shape, f"{width}x{height} at {short}: {got.shape}, the demo makes {expected.shape}"
+        np.testing.assert_array_equal(got, expected, err_msg=f"{width}x{height} at {short}")
+
+
+def test_sizes_of_every_small_picture_are_the_released_ones() -> None:
+    """int((512 / s) * l) in floating point is one less than the exact quotient for 264 of these sizes."""
+    differ = 0
     for short in range(8, 512):
-        assert working_size(short, 3 * short, "released") == (512, 1536), short
+        for long in range(short, 2049):
+            exact = long * 512 // short
+            written = int((512 / short) * long)
+            if exact // 8 == written // 8:
+                continue
+            differ += 1
+            wide = (written // 8 * 8, 512)
+            assert working_size(long, short, "released") == wide, (long, short)
+            assert working_size(long, short, 512) == wide, (long, short)
+            assert working_size(short, long, "released") == (wide if short == long else wide[::-1]), (short, long)
+    assert differ == 264
+
+
+@pytest.mark.parametrize("size", [(49, 98), (98, 49), (49, 49), (63, 97)])
+def test_released_size_pixel_by_pixel(size: tuple[int, int]) -> None:
+    rgb = noise(size[1], size[0])
+    _, expected = released_rule(Image.fromarray(rgb), 512, True)
+    np.testing.assert_array_equal(working_photo(rgb, "released"), expected)
 
 
 @pytest.mark.parametrize("size", ["big", 7, 0, -512, True, (7, 512), (512,), (512, 512, 3), (512.0, 512.0), None])
@@ -118,6 +176,7 @@ def test_alpha_follows_the_pixels() -> None:
     np.testing.assert_array_equal(same.alpha, photo.alpha)
     larger = with_rgb(photo, smooth(80, 120))
     assert larger.alpha is not None and larger.alpha.shape == (80, 120) and larger.icc == b"profile"
+    assert photo.alpha is not None
     assert np.abs(larger.alpha[40, ::2].astype(int) - photo.alpha[20]).max() <= 4
     assert with_rgb(Photo(rgb=photo.rgb), smooth(80, 120)).alpha is None
 
@@ -191,6 +250,34 @@ def test_clip_pixels_centre_crop_and_normalisation() -> None:
     got = clip_pixels(rgb, 100, mean=(0.5, 0.25, 0), std=(0.5, 0.25, 2))
     np.testing.assert_allclose(got[0, :, 50, 50], [1, 3, 0.5], rtol=1e-6)
     assert got.shape == (1, 3, 100, 100) and got.min() > 0, "the crop is not the centre"
+
+
+@pytest.mark.parametrize(
+    "shape", [(8, 9), (8, 300), (300, 8), (13, 1700), (1700, 13), (223, 40), (40, 2500), (100, 99)]
+)
+@pytest.mark.parametrize("extreme", [False, True])
+def test_a_window_of_the_resized_picture_is_pillows(shape: tuple[int, int], extreme: bool) -> None:
+    rgb = noise(*shape)
+    rgb = (rgb > 127).astype(np.uint8) * 255 if extreme else rgb
+    height, width = shape
+    small = int(224 * width / min(shape)), int(224 * height / min(shape))
+    left, top = (small[0] - 224) // 2, (small[1] - 224) // 2
+    for box in ((left, top, left + 224, top + 224), (0, 0, 30, 20), (small[0] - 30, small[1] - 20, *small)):
+        expected = Image.fromarray(rgb).resize(small, Image.Resampling.BICUBIC).crop(box)
+        np.testing.assert_array_equal(bicubic_window(rgb, small, box), np.asarray(expected), err_msg=f"{shape} {box}")
+
+
+def test_a_long_strip_is_seen_without_being_enlarged_whole() -> None:
+    """Enlarged whole, 8x200,000 is 224x5,600,000: 12.4 GB."""
+    resource = pytest.importorskip("resource", reason="measures the process's peak memory")
+    strip = np.zeros((200_000, 8, 3), np.uint8)
+    strip[99_990:100_010] = 255
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seen = clip_pixels(strip)
+    wide = clip_pixels(np.ascontiguousarray(strip.transpose(1, 0, 2)))
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert grown < 30, f"CLIP's view of a strip took {grown:.0f} MiB"
+    assert seen.min() > 1 and wide.min() > 1, "not the middle of the strip"
 
 
 # ---- before and after

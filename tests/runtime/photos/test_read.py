@@ -160,6 +160,7 @@ def test_16_bit_rgb_and_rgba_keep_their_high_byte(tmp_path: Path, rgb: np.ndarra
 def test_16_bit_grey_with_a_transparent_value(tmp_path: Path) -> None:
     deep = np.tile(np.arange(WIDTH) * 2000, (HEIGHT, 1)).astype(">u2")
     photo = read(tmp_path, png(WIDTH, HEIGHT, 16, 0, rows_of(deep), chunk(b"tRNS", struct.pack(">H", 4000))))
+    assert photo.alpha is not None
     np.testing.assert_array_equal(photo.alpha[0], np.where(np.arange(WIDTH) == 2, 0, 255))
 
 
@@ -353,7 +354,7 @@ def test_photo_from_pillow_and_path(tmp_path: Path, rgb: np.ndarray) -> None:
 def test_photo_from_refuses_other_things(rgb: np.ndarray) -> None:
     for bad in (rgb.astype(np.float32), rgb[None], np.zeros((9, 9, 5), np.uint8)):
         with pytest.raises(ImageError, match="expected uint8 HxW or HxWxC"):
-            photo_from(bad)
+            photo_from(bad)  # type: ignore[arg-type]
     with pytest.raises(ImageError, match="array: 7x9 pixels, expected at least 8x8"):
         photo_from(np.zeros((9, 7, 3), np.uint8))
     with pytest.raises(ImageError, match="cannot make a picture of int"):

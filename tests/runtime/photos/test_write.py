@@ -60,6 +60,7 @@ def test_alpha_is_kept_where_the_format_can(tmp_path: Path, photo: Photo, suffix
 def test_other_formats_get_the_picture_over_white(tmp_path: Path, photo: Photo, suffix: str) -> None:
     write_photo(tmp_path / f"out{suffix}", photo)
     back = read_photo(tmp_path / f"out{suffix}")
+    assert photo.alpha is not None
     expected = np.where(photo.alpha[..., None] == 255, photo.rgb, 255)
     assert back.alpha is None and psnr(back.rgb, expected) > 30
 
@@ -210,6 +211,7 @@ def test_too_long_for_the_format(tmp_path: Path) -> None:
 
 
 def test_all_faults_of_a_photo_at_once(tmp_path: Path, photo: Photo) -> None:
+    assert photo.alpha is not None
     bad = Photo(rgb=photo.rgb.astype(np.float32), alpha=photo.alpha[1:])
     with pytest.raises(
         ImageError, match="rgb is float32 32x48x3, expected uint8 HxWx3; alpha is uint8 31x48, expected"

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from diffplugin.errors import RequestError
-from diffplugin.runtime.options import RestoreOptions
+from diffplugin.runtime.options import RestoreOptions, Tiling
 from diffplugin.runtime.photos.pixels import grow, pad_to
 from diffplugin.runtime.planning.engine_sizes import EngineSizes
 from diffplugin.runtime.planning.memory import Footprint
 from diffplugin.runtime.planning.plan import Plan, make_plan
-from diffplugin.runtime.planning.tiles import Tiling
 from diffplugin.shapes import Range
 from tests.runtime.conftest import DIMS
 

@@ -10,7 +10,8 @@ import pytest
 
 from diffplugin.errors import BundleError, RequestError
 from diffplugin.export.tokenizer import build_tokenizer, write_tokenizer
-from diffplugin.runtime.request.tokenizer import fits_context, load_tokenizer, token_ids, validate_prompt
+from diffplugin.runtime.options import validate_prompt
+from diffplugin.runtime.request.tokenizer import fits_context, load_tokenizer, token_ids
 
 
 def _tiny(folder: Path) -> Path:

@@ -251,7 +251,7 @@ def test_step_weights_make_the_loop(sampler: str, start: Any) -> None:
     table = step_table(sampler, SCHEDULE, 7)
 
     def denoise(i: int, x: Array) -> Array:
-        return (np.sin(3 * x) * (1 + 0.1 * i)).astype(np.float32)
+        return np.asarray(np.sin(3 * x) * (1 + 0.1 * i), np.float32)
 
     expected = sample(table, denoise, noise, cond, start=start, renoise_from_t=700)
     latents = last = x0_1 = x0_2 = np.full_like(noise, 7)
@@ -268,4 +268,4 @@ def test_step_weights_make_the_loop(sampler: str, start: Any) -> None:
 
 def test_step_weights_refuse_an_unknown_start() -> None:
     with pytest.raises(RequestError, match="start is 'middle'"):
-        step_weights(step_table("ddim", SCHEDULE, 3), 0, "middle", 960)
+        step_weights(step_table("ddim", SCHEDULE, 3), 0, "middle", 960)  # type: ignore[arg-type]

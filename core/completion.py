@@ -1,0 +1,41 @@
+"""Completion scripts for shells, made from a command's own parser."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from diffplugin.command import path
+from diffplugin.errors import MissingDependency
+
+_FOLDERS = ("DIR", "FOLDER", "BUNDLE")
+
+
+def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
+    """A script that completes the options of ``parser``, their choices, and files and folders where they are meant.
+
+    Raises:
+        MissingDependency: the package shtab is not installed.
+    """
+    try:
+        import shtab
+    except ImportError:
+        raise MissingDependency(
+            "--print-completion needs the package shtab: pip install 'diffplugin[completion]'"
+        ) from None
+    for action in _actions(parser):
+        metavar = str(action.metavar or "")
+        if metavar in _FOLDERS:
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+        elif action.type is path or "FILE" in metavar or "INPUT" in metavar:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    return str(shtab.complete(parser, shell))
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Every option and word of a parser and of its subcommands."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield from _actions(child)

@@ -1,0 +1,58 @@
+"""The entry points of the commands, the first of the package that a shell runs.
+
+They import what a command needs late: Ctrl-C and a missing package are one line from the first moment on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from diffplugin.signals import exit_at_once, exit_with
+
+
+def start(name: str, argv: Sequence[str] | None = None) -> int:
+    """Run a command by name; returns its exit code."""
+    exit_at_once(name)
+    from diffplugin.streams import open_standard_files
+
+    open_standard_files()
+    from diffplugin.command import enter
+
+    code = enter(name, argv)
+    exit_with(code)
+    return code
+
+
+def infer() -> int:
+    """Entry point of ``dp-infer``."""
+    return start("dp-infer")
+
+
+def export() -> int:
+    """Entry point of ``dp-export``."""
+    return start("dp-export")
+
+
+def train() -> int:
+    """Entry point of ``dp-train``."""
+    return start("dp-train")
+
+
+def evaluate() -> int:
+    """Entry point of ``dp-eval``."""
+    return start("dp-eval")
+
+
+def bench() -> int:
+    """Entry point of ``dp-bench``."""
+    return start("dp-bench")
+
+
+def main() -> int:
+    """``python -m diffplugin``: what there is."""
+    return start("diffplugin")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

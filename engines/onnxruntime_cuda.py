@@ -1,0 +1,339 @@
+"""ONNX Runtime on an NVIDIA GPU, behind the device protocol: a whole photo's stage can run as one CUDA graph.
+
+What a capture needs of ONNX Runtime 1.31 was found by running its provider on a recording CUDA (tests/engines/standin):
+
+- one stream for all sessions, since a session's is fixed when it is loaded, and no synchronisation after a run;
+- fixed sides: with free ones, host temporaries are copied inside the capture and read again at every replay;
+- no memory pattern, else the second run allocates;
+- no node on the processor: what is placed there reads and writes between the GPU's kernels.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from diffplugin.engines.base import OnnxBuilder, check_names, check_precision, one_line
+from diffplugin.engines.cuda import CudaDriver
+from diffplugin.engines.device import PlainRuns
+from diffplugin.engines.onnxruntime_install import cuda_session, cuda_unavailable_reason
+from diffplugin.errors import DeviceMemoryFull, EngineError, EngineUnavailable
+from diffplugin.spec import DTYPES, Array, GraphSpec
+
+if TYPE_CHECKING:
+    from diffplugin.bundle import Bundle
+
+NAME = "onnxruntime-cuda"
+VARIANTS = {"fp16": "cuda-fp16", "fp32": "cuda-fp32"}  # precision -> the bundle's graphs in this engine's form
+_BATCH = 20  # timesteps that the SCB may take at once
+_SETTINGS = {
+    "prefer_nhwc": "1",
+    "fuse_conv_bias": "1",
+    "use_tf32": "0",
+    "arena_extend_strategy": "kSameAsRequested",  # the other one doubles what it takes
+}
+_LONGEST = 300  # characters of a message of ONNX Runtime
+_FULL = ("Failed to allocate memory", "out of memory", "CUDA failure 2:", "CUDNN_STATUS_ALLOC_FAILED")
+# What a process takes of a GPU before any of our tensors: CUDA's context, cuBLAS, cuDNN. Not measured here.
+_LIBRARIES_BYTES = 600 * 2**20
+
+
+def missing_cuda_variant(bundle: Bundle, precision: str) -> str | None:
+    """None: the bundle has graphs in this engine's form. Else what it lacks, and the remedy."""
+    if bundle.manifest.variants.get(VARIANTS[precision]):
+        return None
+    return (
+        f"{bundle.path}: has no {precision} graphs for {NAME}; "
+        f"export it with dp-export --engine {NAME} --precision {precision}"
+    )
+
+
+def weights_bytes(bundle: Bundle, precision: str) -> int:
+    """Bytes of the weights that a photo needs at least on the GPU, with the largest plugin."""
+    variant = _variant(bundle, precision)
+    sizes = {key: bundle.graph(key, variant).weights_bytes for key in bundle.keys(variant)}
+    needed = ["clip_vision", "vae_encoder", "step" if "step" in sizes else "unet", "vae_decoder"]
+    plugins = (sizes.get(f"tpb/{p}", 0) + sizes.get(f"scb/{p}", 0) for p in bundle.manifest.plugins)
+    return sum(sizes.get(key, 0) for key in needed) + max(plugins, default=0)
+
+
+def _variant(bundle: Bundle, precision: str) -> str:
+    """The variant that runs at this precision: in this engine's form, or else what the bundle has."""
+    return VARIANTS[precision] if bundle.manifest.variants.get(VARIANTS[precision]) else precision
+
+
+class OneStream(CudaDriver):
+    """``engines.device.Driver`` with one stream for all that ask; who captures has it alone.
+
+    Attributes:
+        lock: held by whoever gives work to the stream.
+    """
+
+    def __init__(self, runtime: Any = None, device: int = 0) -> None:
+        super().__init__(runtime, device)
+        self.lock = threading.RLock()
+        self._stream: int | None = None
+        self._users = 0
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        with self.lock:
+            return super()._call(name, *arguments)
+
+    def open_stream(self) -> int:
+        with self.lock:
+            if self._stream is None:
+                self._stream = super().open_stream()
+            self._users += 1
+            return self._stream
+
+    def close_stream(self, stream: int) -> None:
+        with self.lock:
+            self._users -= 1
+            if not self._users:
+                self._stream = None
+                super().close_stream(stream)
+
+    def begin_capture(self, stream: int) -> None:
+        self.lock.acquire()
+        try:
+            super().begin_capture(stream)
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def end_capture(self, stream: int) -> int:
+        try:
+            return super().end_capture(stream)
+        finally:
+            self.lock.release()
+
+
+class _Session:
+    """A graph loaded for one set of sizes. Its stream lives as long."""
+
+    def __init__(self, engine: OnnxRuntimeCudaEngine, sizes: Mapping[str, int]) -> None:
+        import onnxruntime as ort
+
+        self._driver = engine.driver
+        stream = self._driver.open_stream()
+        try:
+            self.run: Any = _session(ort, engine, sizes, stream)
+        except BaseException:
+            self._driver.close_stream(stream)
+            raise
+        self._stream = stream
+
+    def __del__(self) -> None:
+        if (stream := getattr(self, "_stream", None)) is not None:
+            self.run = None
+            self._driver.close_stream(stream)
+
+
+def _session(ort: Any, engine: OnnxRuntimeCudaEngine, sizes: Mapping[str, int], stream: int) -> Any:
+    options = ort.SessionOptions()
+    options.enable_mem_pattern = False
+    if engine.fused:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    for axis, size in sizes.items():
+        options.add_free_dimension_override_by_name(axis, size)
+    given = {**_SETTINGS, "device_id": str(engine.driver.device), "user_compute_stream": str(stream)}
+    try:
+        with engine.driver.lock:  # it copies its weights on the stream
+            made = cuda_session(ort, engine.path, options, given)
+    except Exception as error:  # the library raises a dozen kinds for one fact
+        raise _failure(f"{engine.path}: ONNX Runtime cannot load it", error) from None
+    names = (i.name for i in made.get_inputs()), (o.name for o in made.get_outputs())
+    check_names(engine.spec, engine.path, *names)
+    return made
+
+
+def _failure(what: str, error: BaseException) -> EngineError:
+    text = one_line(error)
+    if any(word in text for word in _FULL):
+        wanted = re.search(r"buffer of size (\d+)", text)
+        lacking = f"no {wanted[1]} bytes left" if wanted else "no memory left"
+        return DeviceMemoryFull(
+            f"{what}: {lacking} on the device; take a smaller photo or tile, or stop other programs on the device"
+        )
+    # behind the library's tags stand its source file, a function's signature and then what is meant
+    return EngineError(f"{what} ({text if len(text) < _LONGEST else '… ' + text[-_LONGEST:]})")
+
+
+class OnnxRuntimeCudaContext:
+    """A session at fixed sizes, and the addresses that are bound to it."""
+
+    scratch = 0  # ONNX Runtime keeps its working memory itself
+
+    def __init__(self, engine: OnnxRuntimeCudaEngine, sizes: Mapping[str, int]) -> None:
+        self._engine = engine
+        self._session: _Session | None = engine.session(sizes)
+        self._io = self._session.run.io_binding()
+        spec, every = engine.spec, engine.sizes(sizes)
+        self._shapes = {t.name: tuple(_side(axis, every) for axis in t.axes) for t in (*spec.inputs, *spec.outputs)}
+        self._bind = {t.name: (self._io.bind_input, DTYPES[t.dtype].type) for t in spec.inputs}
+        self._bind |= {t.name: (self._io.bind_output, DTYPES[t.dtype].type) for t in spec.outputs}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def bind_scratch(self, address: int, size: int) -> None:
+        """It has none."""
+
+    def bind(self, name: str, address: int) -> None:
+        bind, kind = self._bind[name]
+        bind(name, "cuda", self._engine.driver.device, kind, list(self._shapes[name]), address)
+
+    def enqueue(self, stream: int) -> None:
+        if self._session is None:
+            raise EngineError(f"{self._engine.spec.graph}: this context is closed")
+        with self._engine.driver.lock:
+            try:
+                self._session.run.run_with_iobinding(self._io, self._engine.run_options)
+            except Exception as error:
+                raise _failure(f"{self._engine.spec.graph}: ONNX Runtime failed", error) from None
+
+    def capture_blocker(self, stream: int) -> str | None:
+        return self._engine.capture_blocker
+
+    def close(self) -> None:
+        self._bind, self._io, self._session = {}, None, None
+
+
+def _side(axis: int | str, sizes: Mapping[str, int]) -> int:
+    """A number; a name; or a name and one more (``p+1``)."""
+    if isinstance(axis, int):
+        return axis
+    name, _, more = axis.partition("+")
+    return sizes[name] + int(more or 0)
+
+
+class OnnxRuntimeCudaEngine:
+    """One graph, loaded anew for every set of sizes that a context asks for, as long as it has one.
+
+    Attributes:
+        driver: of all engines of a bundle.
+        fused: the graph is in this engine's form; the provider then runs all of it.
+        capture_blocker: why it is only enqueued; None: it may be captured.
+
+    Raises:
+        BundleError: the bundle has no such graph.
+    """
+
+    name = NAME
+
+    def __init__(self, bundle: Bundle, key: str, driver: OneStream, precision: str) -> None:
+        import onnxruntime as ort
+
+        lacking = missing_cuda_variant(bundle, precision)
+        self.spec: GraphSpec = bundle.spec(key)
+        self.path = bundle.graph_file(key, _variant(bundle, precision))
+        self.precision, self.driver, self.fused = precision, driver, lacking is None
+        self.capture_blocker = lacking
+        self.run_options = ort.RunOptions()
+        self.run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._factor = bundle.manifest.dims.factor
+        self._sessions: WeakValueDictionary[tuple[tuple[str, int], ...], _Session] = WeakValueDictionary()
+        self._plain = PlainRuns(driver, self.spec)
+
+    def sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Sizes of all free axes, of those of the inputs."""
+        every = dict(sizes)
+        for latent, pixels in (("h", "H"), ("w", "W")):
+            if latent in sizes:
+                every[pixels] = sizes[latent] * self._factor
+            elif pixels in sizes:
+                every[latent] = sizes[pixels] // self._factor
+        return every
+
+    def session(self, sizes: Mapping[str, int]) -> _Session:
+        """The session for these sizes; it goes with the last one that has it."""
+        key = tuple(sorted(sizes.items()))
+        with self.driver.lock:
+            session = self._sessions.get(key)
+            if session is None:
+                session = self._sessions[key] = _Session(self, sizes)
+            return session
+
+    def has(self, sizes: Mapping[str, int]) -> bool:
+        return True
+
+    def context(self, sizes: Mapping[str, int]) -> OnnxRuntimeCudaContext:
+        return OnnxRuntimeCudaContext(self, sizes)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return self._plain.run(self, inputs)
+
+    def close(self) -> None:
+        self._plain.close()
+
+
+class OnnxRuntimeCudaBuilder(OnnxBuilder):
+    """Args:
+    device: number of the GPU.
+    runtime: as :class:`CudaDriver` takes it.
+    """
+
+    name = NAME
+    batch = _BATCH
+
+    def __init__(self, device: int = 0, runtime: Any = None) -> None:
+        self._device, self._runtime = device, runtime
+
+    @cached_property
+    def _driver(self) -> OneStream:
+        return OneStream(self._runtime, self._device)
+
+    def driver(self) -> OneStream:
+        return self._driver
+
+    @cached_property
+    def _unavailable(self) -> str | None:
+        return cuda_unavailable_reason(self._device, self._driver.unavailable_reason)
+
+    def unavailable_reason(self) -> str | None:
+        return self._unavailable
+
+    def too_small_reason(self, bundle: Bundle) -> str | None:
+        """None: the GPU can hold what a photo needs of this bundle at its smallest precision. Else how much it lacks.
+
+        Nothing is loaded for it.
+        """
+        having = [p for p in self.precisions() if not self.missing_variant(bundle, p)]
+        needed = min(weights_bytes(bundle, precision) for precision in having) + _LIBRARIES_BYTES
+        total = self._driver.memory()[1]
+        if needed <= total:
+            return None
+        return (
+            f"{bundle.path} needs {needed / 2**30:.2f} GiB and cuda:{self._device} has {total / 2**30:.2f} GiB; "
+            "use a larger GPU, or --engine onnxruntime"
+        )
+
+    def missing_variant(self, bundle: Bundle | None, precision: str) -> str | None:
+        """Float32 runs from any bundle's graphs."""
+        if bundle is None or precision == "fp32" or bundle.manifest.variants.get(precision):
+            return None
+        return missing_cuda_variant(bundle, precision)
+
+    def version(self) -> str:
+        import onnxruntime  # not from the package's metadata: several packages bring this module
+
+        return str(onnxruntime.__version__)
+
+    def device(self) -> str:
+        return self._driver.capability()
+
+    def precisions(self) -> tuple[str, ...]:
+        return ("fp16", "fp32")
+
+    def load(
+        self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None
+    ) -> OnnxRuntimeCudaEngine:
+        check_precision(self, precision)
+        if reason := self.missing_variant(bundle, precision):
+            raise EngineUnavailable(reason)
+        return OnnxRuntimeCudaEngine(bundle, key, self._driver, precision)

@@ -1,0 +1,134 @@
+"""Which ONNX Runtime is installed, and whether it is whole: two packages bring one module and overwrite each other."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import importlib.metadata
+import importlib.util
+import io
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+CUDA = "CUDAExecutionProvider"
+_CPU, _GPU = "onnxruntime", "onnxruntime-gpu"  # packages
+# What the provider of 1.31 needs of CUDA 13, in the order in which one needs the other.
+_LIBRARIES = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", "libcudnn.so.9")
+# An ONNX model of one Identity, float32 [1]: ir_version 8, opset 13.
+_SMALLEST = bytes.fromhex(
+    "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a"
+    "0a08080112040a020801620f0a0179120a0a08080112040a02080142040a00100d"
+)
+
+
+def nvidia_driver() -> bool:
+    """Whether an NVIDIA driver is installed: a sign that a GPU may be meant."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def broken_reason() -> str | None:
+    """None: ONNX Runtime can be used, at least on processors. Else what is wrong, and the commands that mend it."""
+    here = _packages()
+    try:
+        module = importlib.import_module("onnxruntime")
+        reason = None if hasattr(module, "InferenceSession") else "the module is empty"
+    except (ImportError, OSError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+    if reason is None:
+        return None
+    if not here and not _leftovers():
+        return f"ONNX Runtime is not installed ({reason}); pip install 'diffplugin[cpu]', or 'diffplugin[gpu]'"
+    what = " and ".join(here) or "what is left of an uninstalled onnxruntime"
+    return f"ONNX Runtime is broken ({what}: {reason}); {_mend('gpu' if _GPU in here else 'cpu')}"
+
+
+def cuda_unavailable_reason(device: int, driver: Callable[[], str | None]) -> str | None:
+    """None: ONNX Runtime can run on this GPU. Else the reason and the remedy.
+
+    Args:
+        driver: why the GPU itself cannot be used; asked once the package is found to be the right one.
+    """
+    if reason := broken_reason():
+        return reason
+    ort = importlib.import_module("onnxruntime")
+    return _lacking_provider(ort) or driver() or _lacking_library(ort) or _refused_session(ort, device)
+
+
+def _lacking_provider(ort: Any) -> str | None:
+    """What is wrong with a module that was built without the provider."""
+    if CUDA in ort.get_available_providers():
+        return None
+    here = _packages()
+    if _GPU in here and _CPU in here:
+        what = f"{_CPU} and {_GPU} are both installed, and {_CPU} has replaced {_GPU}"
+    elif _GPU in here:
+        what = f"{_GPU} is broken: its module has no {CUDA}"
+    else:
+        what = f"this ONNX Runtime has no {CUDA}"
+    return f"{what}; {_mend('gpu')}"
+
+
+def _lacking_library(ort: Any) -> str | None:
+    """The first of CUDA's libraries that cannot be loaded. Those of NVIDIA's packages are loaded from there."""
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):  # what it cannot find is said below, in one line
+            ort.preload_dlls()
+    for name in _LIBRARIES if sys.platform == "linux" else ():
+        try:
+            ctypes.CDLL(name)
+        except OSError as error:
+            return f"{CUDA} needs {name} ({error}); pip install 'diffplugin[gpu]', or install CUDA 13 and cuDNN 9"
+    return None
+
+
+def _refused_session(ort: Any, device: int) -> str | None:
+    """That the provider is listed does not say that it can be loaded: a session of one node tells."""
+    try:
+        cuda_session(ort, _SMALLEST, ort.SessionOptions(), {"device_id": str(device)})
+    except Exception as error:  # the library raises a dozen kinds for one fact
+        return f"{CUDA} cannot be loaded ({' '.join(str(error).split())[:200]}); check driver, CUDA 13 and cuDNN 9"
+    return None
+
+
+def cuda_session(ort: Any, model: Any, options: Any, settings: Mapping[str, str]) -> Any:
+    """A session on the GPU alone: where the provider fails, so does this.
+
+    Raises:
+        Exception: of ONNX Runtime's many kinds.
+    """
+    options.log_severity_level = 4
+    ort.set_default_logger_severity(4)  # what it logs beside its errors is no line of ours
+    try:
+        session = ort.InferenceSession(model, options, providers=[(CUDA, dict(settings))], enable_fallback=0)
+    finally:
+        ort.set_default_logger_severity(2)  # its own default
+    if session.get_providers()[0] != CUDA:
+        raise RuntimeError(f"ONNX Runtime fell back to {session.get_providers()[0]}")
+    return session
+
+
+def _packages() -> tuple[str, ...]:
+    """Installed packages that bring the module."""
+    found = []
+    for name in (_CPU, _GPU):
+        try:
+            importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        found.append(name)
+    return tuple(found)
+
+
+def _leftovers() -> bool:
+    """A folder of the module without its files: what uninstalling one of the two packages leaves of the other."""
+    return importlib.util.find_spec("onnxruntime") is not None
+
+
+def _mend(extra: str) -> str:
+    return f"pip uninstall -y {_CPU} {_GPU} && pip install 'diffplugin[{extra}]'"

@@ -1,0 +1,70 @@
+"""Variants of a bundle for ONNX Runtime's CUDA provider: its fused operators, channels last, and the graph ``step``.
+
+Exported anywhere: no GPU is needed, nor the provider. :class:`EmulatedCuda` runs them on a processor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from diffplugin.engines.base import thread_count
+from diffplugin.engines.onnxruntime import OnnxRuntimeEngine
+from diffplugin.engines.onnxruntime_cuda import VARIANTS, missing_cuda_variant
+from diffplugin.errors import EngineUnavailable
+from diffplugin.export.fp16.convert import to_fp16
+from diffplugin.export.fp16.emulate import EmulatedFp16
+from diffplugin.export.fp16.variant import write, write_step
+from diffplugin.export.graphs import graph_keys, kind_of, module_for
+from diffplugin.export.onnx import trace
+from diffplugin.manifest import GraphEntry
+from diffplugin.plugins.networks.form import Form, traced_as
+from diffplugin.spec import GraphSpec, graph_specs
+
+if TYPE_CHECKING:
+    from diffplugin.bundle import Bundle
+    from diffplugin.export.checkpoints import Checkpoint
+
+
+def export_cuda(
+    checkpoint: Checkpoint, folder: Path, precision: str, log: Callable[[str], None]
+) -> dict[str, GraphEntry]:
+    """Write ``cuda-fp16/`` or ``cuda-fp32/`` below a bundle's folder, one network in memory at a time.
+
+    Raises:
+        CheckpointError: a weight is beyond float16's range.
+    """
+    specs, entries = graph_specs(checkpoint.dims), dict[str, GraphEntry]()
+    variant = VARIANTS[precision]
+    for key in graph_keys(checkpoint):
+        log(f"{variant} {key}")
+        model = cuda_graph(module_for(checkpoint, key), specs[kind_of(key)], precision, factor=checkpoint.dims.factor)
+        entries[key] = write(model, folder, key, variant)
+    entries["step"] = write_step(folder, specs["step"], variant)
+    return entries
+
+
+def cuda_graph(module: Any, spec: GraphSpec, precision: str, *, factor: int) -> Any:
+    """``module`` as an ``onnx_ir.Model`` in the form for the CUDA provider; ``precision``: fp16 or fp32."""
+    with traced_as(cast(Form, VARIANTS[precision])):
+        model = trace(module, spec, factor=factor)
+    if precision == "fp16":
+        to_fp16(model, spec.graph)
+    return model
+
+
+class EmulatedCuda(EmulatedFp16):
+    """Engines of a bundle's graphs for the CUDA provider on this processor: its operators that a processor lacks are
+    written out, and float16 rounds as ``export.fp16.emulate`` says."""
+
+    def variant(self, precision: str) -> str:
+        return VARIANTS[precision]
+
+    def load(
+        self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None
+    ) -> OnnxRuntimeEngine:
+        if lacking := missing_cuda_variant(bundle, precision):
+            raise EngineUnavailable(lacking)
+        path = bundle.graph_file(key, VARIANTS[precision])
+        return self.load_file(bundle.spec(key), path, threads=thread_count(threads), precision=precision)
