@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffplugin.bundle import graph_files, sha256
+from diffplugin.engines.base import Engine
 from diffplugin.errors import MissingDependency
 from diffplugin.export.graphs import kind_of
 from diffplugin.export.measures import relative_error, synthetic_photo

@@ -85,7 +85,7 @@ EXTRAS = {
     "engines.tensorrt": {"tensorrt", "tensorrt-rtx"},
     "plugins.networks": {"export"},
     "plugins.native": {"export"},
-    "plugins.train": {"train"},
+    "plugins.train": {"train", "hub", "measures"},
     "export": {"export", "quantize"},
     "export.fp16": {"export"},
     "export.tools": {"export"},

@@ -70,7 +70,9 @@ def _clip(place: Path) -> Extractor:
     try:
         from transformers import CLIPVisionModelWithProjection
     except ImportError:
-        raise MissingDependency(f"{place}: CLIP features need transformers: pip install transformers") from None
+        raise MissingDependency(
+            f"{place}: CLIP features need transformers: pip install 'diffplugin[measures]'"
+        ) from None
     try:
         network: Any = CLIPVisionModelWithProjection.from_pretrained(str(place), local_files_only=True).eval()
     except (OSError, ValueError, RuntimeError) as error:

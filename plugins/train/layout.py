@@ -105,9 +105,9 @@ def write_branches(place: Path, config: Mapping[str, Any], *, tpb: Tensors, scb:
 
 
 def write_plugin(folder: Path, task: str, config: Mapping[str, Any], *, tpb: Tensors, scb: Tensors, card: str) -> None:
-    """``pre-trained/<task>/`` and ``cards/<task>.toml``."""
+    """``pre-trained/<task>/``, its card beside the weights: who copies the folder takes the card along."""
     write_branches(folder / "pre-trained" / task, config, tpb=tpb, scb=scb)
-    write_lines(folder / "cards" / f"{task}.toml", card)
+    write_lines(folder / "pre-trained" / task / "card.toml", card)
 
 
 def write_selector(folder: Path, heads: Tensors, threshold: float = 0.0) -> None:

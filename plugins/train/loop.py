@@ -31,7 +31,7 @@ Precision = Literal["no", "fp16", "bf16"]
 Report = Callable[[int], Mapping[str, "float | NDArray[np.uint8]"]]
 # batches of micro steps first to last, of one process of so many
 BatchSource = Callable[[int, int, int, int], Iterator[Any]]
-TRACKERS = ("tensorboard", "wandb")
+_EXTRAS = {"tensorboard": "train", "wandb": "wandb"}  # tracker -> the extra that brings it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,9 @@ def accelerator(plan: Plan | None = None, logs: Path | None = None) -> Accelerat
     plan = plan or Plan(steps=1, peak=1.0, precision=None, trackers=())
     for tracker in plan.trackers:
         if importlib.util.find_spec(tracker) is None:
-            raise MissingDependency(f"--report-to {tracker}: that package is not installed: pip install {tracker}")
+            raise MissingDependency(
+                f"--report-to {tracker}: that package is not installed: pip install 'diffplugin[{_EXTRAS[tracker]}]'"
+            )
     if plan.precision is not None and AcceleratorState._shared_state.get("_mixed_precision") not in (
         None,
         plan.precision,

@@ -44,7 +44,7 @@ def open_measure(text: str) -> Measure:
     try:
         import pyiqa
     except ImportError:
-        raise MissingDependency(f"--measures {name} needs pyiqa: pip install pyiqa") from None
+        raise MissingDependency(f"--measures {name} needs pyiqa: pip install 'diffplugin[measures]'") from None
     if name not in pyiqa.list_models():
         near = (
             ", ".join(m for m in pyiqa.list_models() if m.split("-")[0] == name.split("-")[0]) or "lpips, dists, niqe"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,7 @@ import torch
 from diffplugin.export.checkpoints import Checkpoint
 from diffplugin.plugins.train import autoencoder, eq3, plugin
 from diffplugin.plugins.train.stream import Images
-
-sys.path.insert(0, str(Path(__file__).parent))
-from toys import TOY, VAE
+from tests.plugins.train.toys import TOY, VAE
 
 GOLDEN = json.loads((Path(__file__).parent / "data/eq3.json").read_text())["steps"]
 

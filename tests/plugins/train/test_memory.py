@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +10,7 @@ import torch
 
 from diffplugin.plugins.train import eq3, memory
 from diffplugin.plugins.train.plugin import scb_config
-
-sys.path.insert(0, str(Path(__file__).parent))
-from toys import TOY, VAE
+from tests.plugins.train.toys import TOY, VAE
 
 SD_UNET = {
     "act_fn": "silu",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -12,9 +9,7 @@ from diffplugin.errors import RequestError
 from diffplugin.plugins.networks.taskplugin import SpatialComplementBranch, TaskPromptBranch
 from diffplugin.plugins.train import variants
 from diffplugin.plugins.train.plugin import Denoiser, scb_config
-
-sys.path.insert(0, str(Path(__file__).parent))
-from toys import TOY
+from tests.plugins.train.toys import TOY
 
 SD = {  # Stable Diffusion 1.4's widths
     "block_out_channels": [320, 640, 1280, 1280],
