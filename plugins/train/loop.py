@@ -186,7 +186,7 @@ def fit(
     _start_trackers(run, plan, logs, name, first)
     micro = first * plan.accumulation
     stream = batches and batches(micro, plan.steps * plan.accumulation, run.process_index, run.num_processes)
-    began, losses, peak = time.time(), list[Tensor](), 0
+    began, losses, peak, last = time.time(), list[Tensor](), 0, first
     prepared.train()
     for step in range(first, plan.steps):
         for group in optimiser.param_groups:
@@ -213,9 +213,9 @@ def fit(
                 with exchanged(objective, average), torch.no_grad():
                     found = {"loss": float(torch.stack(losses).mean()), **(report(done) if report else {})}
                 peak = torch.cuda.max_memory_allocated() if run.device.type == "cuda" else 0
-                _write(run, name, done, plan, found, (time.time() - began) / (done - first), peak)
+                _write(run, name, done, plan, found, (time.time() - began) / (done - last), peak)
                 prepared.train()
-            losses = []
+            losses, began, last = [], time.time(), done
     if average is not None:
         assign(objective, average)
     for tracker in run.trackers:  # not run.end_training(): further trainings of this process need its group

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +29,8 @@ RENOISE_FROM = 960  # from this t on, the runtime may start from the noised inpu
 class Denoiser(nn.Module):
     """Everything that the denoising loss runs through: the base's UNet and vision encoder, one TPB and one SCB."""
 
-    def __init__(self, configs: Configs) -> None:
+    def __init__(self, configs: Configs, *, hollow: bool = False) -> None:
+        """``hollow``: the base's networks have no storage yet; a checkpoint's are to take their place."""
         super().__init__()
         self.metric: Tensor
         self.alpha_bar: Tensor
@@ -37,7 +39,8 @@ class Denoiser(nn.Module):
         self.features: int = unet["block_out_channels"][0]
         schedule = NoiseSchedule.from_config(configs["scheduler"])
         self.prediction: str = schedule.prediction_type
-        self.unet, self.vision = UNet(unet), VisionEncoder(vision)
+        with torch.device("meta") if hollow else nullcontext():
+            self.unet, self.vision = UNet(unet), VisionEncoder(vision)
         self.tpb = TaskPromptBranch(vision["hidden_size"], unet["cross_attention_dim"])
         self.scb = SpatialComplementBranch(configs["scb"])
         self.register_buffer("metric", torch.eye(unet["out_channels"]), persistent=False)
@@ -267,7 +270,7 @@ def scb_config(unet: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_checkpoint(
-    read: Checkpoint, task: str | None, make: Callable[[Configs], Denoiser] | None = None, *, copy_base: bool = True
+    read: Checkpoint, task: str | None, make: Callable[..., Denoiser] | None = None, *, copy_base: bool = True
 ) -> Denoiser:
     """The denoiser over a checkpoint's base, with the branches of ``task`` or fresh ones.
 
@@ -285,9 +288,8 @@ def from_checkpoint(
         "scheduler": read.config("scheduler"),
         "scb": read.scb_config(task) if task else scb_config(unet),
     }
-    model = (make or Denoiser)(configs)
-    model.unet.load_state_dict(read.unet().state_dict())
-    model.vision.load_state_dict(read.vision_encoder().state_dict())
+    model = (make or Denoiser)(configs, hollow=True)
+    model.unet, model.vision = read.unet(), read.vision_encoder()
     if task is not None:
         model.tpb.load_state_dict(read.tpb(task).state_dict())
         model.scb.load_state_dict(read.scb(task).state_dict())

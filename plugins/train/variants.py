@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def exports(variant: str) -> bool:
     return variant in BRANCHES
 
 
-def maker(variant: str) -> Callable[[Configs], Denoiser]:
+def maker(variant: str) -> Callable[..., Denoiser]:
     """What makes the denoiser of a variant.
 
     Raises:
@@ -39,7 +40,7 @@ def maker(variant: str) -> Callable[[Configs], Denoiser]:
     if variant in BRANCHES:
         return Denoiser
     if variant in PLACES:
-        return lambda configs: Placed(configs, variant)
+        return partial(Placed, place=variant)
     raise RequestError(f"variant {variant!r}: expected one of {', '.join(VARIANTS)}")
 
 
@@ -66,8 +67,8 @@ class Placed(Denoiser):
     the stage's width and reads the input's latent averaged down to the stage's size.
     """
 
-    def __init__(self, configs: Configs, place: str) -> None:
-        super().__init__(configs)
+    def __init__(self, configs: Configs, place: str, *, hollow: bool = False) -> None:
+        super().__init__(configs, hollow=hollow)
         unet = configs["unet"]
         side, number = place.split("-")
         self.place, self.encoder, self.stage = place, side == "E", int(number) - 1
