@@ -25,6 +25,7 @@ DESIGN = {  # row of table 3 -> what is trained for it
     "TPB + SCB": "released",
 }
 PLACES = ("E-1", "E-2", "E-3", "E-4", "D-4", "D-3", "D-2", "D-1")
+INVERSION_STEPS = 20
 SIZES = (4, 16, 64)  # photos to learn from, beside all
 
 

@@ -24,6 +24,7 @@ from diffplugin.plugins.train import (
     inversion,
     metrics,
     paper,
+    plugin,
     settings,
     tasks,
     validation,
@@ -183,7 +184,7 @@ class Study:
 
     def _inverted(self, task: str, place: Path | None, texts: tuple[torch.Tensor, torch.Tensor] | None) -> list[Pixels]:
         read = dataclasses.replace(self.read, plugins={task: place} if place else {})
-        model = tasks.plugin.from_checkpoint(read, task if place else None)
+        model = plugin.from_checkpoint(read, task if place else None)
         vae = self.read.autoencoder()
         return inversion.restore(model.eval(), vae, self._degraded(task), steps=ablation.INVERSION_STEPS, texts=texts)
 

@@ -19,7 +19,11 @@ ROWS: dict[str, dict[str, Any]] = {
     "without the textual head": {"removed": "textual"},
     **{f"N = {n}": {"negatives": n, "train_batch_size": n + 1} for n in (1, 3, 5, 7, 15)},
 }
-RATE = {"learning_rate": 1e-3, "lr_scheduler": "cosine"}  # of the embedded model's heads: 1e-5 is for CLIP's widths
+# of the embedded model's heads: 1e-5 is for CLIP's widths
+RATE: dict[str, Any] = {"learning_rate": 1e-3, "lr_scheduler": "cosine"}
+    "learning_rate": 1e-3,
+    "lr_scheduler": "cosine",
+}  # of the embedded model's heads: 1e-5 is for CLIP's widths
 
 
 def run(args: argparse.Namespace) -> tuple[str, Any]:

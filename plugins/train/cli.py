@@ -21,10 +21,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="dp-train", description=__doc__)
     add_common_options(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = Parser(add_help=False)
     shared.add_argument("--work", type=Path, required=True, metavar="DIR", help="photos, training states and results")
     shared.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")
-    common = argparse.ArgumentParser(add_help=False, parents=[shared])
+    common = Parser(add_help=False, parents=[shared])
     common.add_argument(
         "--steps",
         type=int,

@@ -181,4 +181,4 @@ def degraded(clean: list[common.Pixels], task: str, seed: int) -> Held:
 
 def vae_factor(vae: Autoencoder) -> int:
     """Pixels of a side of one latent pixel."""
-    return int(2 ** (len(vae.encoder.down_blocks) - 1))  # type: ignore[arg-type]
+    return int(2 ** (len(vae.encoder.down_blocks) - 1))

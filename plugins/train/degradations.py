@@ -194,12 +194,12 @@ def released_face(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArra
     height, width = pixels.shape[:2]
     image = _blur(_picture(pixels / np.float32(255)), _gaussian_kernel(41, rng))
     scale = rng.uniform(0.8, 8)
-    small = _bilinear(image, max(int(height // scale), 1), max(int(width // scale), 1))
+    small: Picture = _bilinear(image, max(int(height // scale), 1), max(int(width // scale), 1))
     small = _picture(small + rng.normal(0, rng.uniform(0, 20) / 255, small.shape))
     buffer = io.BytesIO()
     quality = int(rng.uniform(60, 100))
     Image.fromarray((small * 255).round().astype(np.uint8)).save(buffer, "JPEG", quality=quality)
-    decoded = np.asarray(Image.open(buffer), dtype=np.float32) / 255
+    decoded = _picture(np.asarray(Image.open(buffer)) / np.float32(255))
     return np.asarray((_picture(_bilinear(decoded, height, width)) * 255).round(), dtype=np.uint8)
 
 
@@ -222,7 +222,7 @@ def _bilinear(image: Picture, height: int, width: int) -> Picture:
         low = np.floor(at).astype(int)
         high = np.minimum(low + 1, length - 1)
         share = (at - low).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
-        image = image.take(low, axis) * (1 - share) + image.take(high, axis) * share
+        image = _picture(image.take(low, axis) * (1 - share) + image.take(high, axis) * share)
     return image
 
 

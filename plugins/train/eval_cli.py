@@ -13,11 +13,11 @@ def _parser() -> Parser:
     parser = Parser(prog="dp-eval", description=__doc__)
     add_common_options(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--work", type=path, metavar="DIR", help="folder of dp-train with its test photos")
     common.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all)")
     common.add_argument("--out", type=path, required=True, metavar="DIR", help="tables, sheets and plots go here")
-    engine = argparse.ArgumentParser(add_help=False)
+    engine = Parser(add_help=False)
     engine.add_argument("--engine", default="auto", metavar="NAME", help="default: auto")
     engine.add_argument("--engine-precision", default="fp32", metavar="NAME", help="default: fp32")
     _add_restore(commands, [common, engine])
@@ -35,7 +35,7 @@ def _parser() -> Parser:
     return parser
 
 
-def _add_restore(commands: argparse._SubParsersAction[Parser], parents: list[argparse.ArgumentParser]) -> None:
+def _add_restore(commands: argparse._SubParsersAction[Parser], parents: list[Parser]) -> None:
     restore = commands.add_parser(
         "restore", parents=parents, help="PSNR, SSIM, GMSD, FID, KID and more; the paper's table 1"
     )
@@ -87,7 +87,7 @@ def _add_restore(commands: argparse._SubParsersAction[Parser], parents: list[arg
     )
 
 
-def _add_ablation(commands: argparse._SubParsersAction[Parser], common: argparse.ArgumentParser) -> None:
+def _add_ablation(commands: argparse._SubParsersAction[Parser], common: Parser) -> None:
     from diffplugin.plugins.train import ablation
 
     parser = commands.add_parser("ablation", parents=[common], help="the paper's tables 3, 4 and 6, and more")

@@ -218,7 +218,7 @@ def measure(
         baseline_name=name,
         better=sum(m.psnr > g.psnr for m, g in zip(*(kept.values.get(k, ()) for k in ("made", "given")), strict=True)),
         sets=_sets(kept.features),
-        more={key: tuple(np.mean(v, axis=0).tolist()) for key, v in kept.more.items()},  # type: ignore[misc]
+        more={key: tuple(np.mean(v, axis=0).tolist()) for key, v in kept.more.items()},
     )
 
 

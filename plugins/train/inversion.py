@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from diffplugin.export.checkpoints import Checkpoint
-from diffplugin.plugins.networks.clip import TextEncoder, causal_mask
+from diffplugin.plugins.networks.attention import causal_mask
+from diffplugin.plugins.networks.clip import TextEncoder
 from diffplugin.plugins.networks.vae import Autoencoder
 from diffplugin.plugins.train.common import Pixels, to_tensor
 from diffplugin.plugins.train.plugin import Denoiser

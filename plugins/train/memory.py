@@ -175,4 +175,4 @@ def base_blocks(model: Denoiser) -> list[nn.Module]:
 def checkpoint_blocks(model: Denoiser) -> None:
     """Gradient checkpointing (arXiv:1604.06174): the base's blocks keep their inputs alone."""
     for block in base_blocks(model):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)

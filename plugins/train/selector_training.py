@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,17 @@ class Options:
             raise RequestError("; ".join(faults))
 
 
-PAPER = {"train_batch_size": 8, "learning_rate": 1e-5, "lr_scheduler": "constant", "images_per_task": 5000}
+PAPER: dict[str, Any] = {
+    "train_batch_size": 8,
+    "learning_rate": 1e-5,
+    "lr_scheduler": "constant",
+    "images_per_task": 5000,
+}
+    "train_batch_size": 8,
+    "learning_rate": 1e-5,
+    "lr_scheduler": "constant",
+    "images_per_task": 5000,
+}
 
 
 def pictures(work: Path, per_task: int) -> Iterator[common.Pixels]:
@@ -188,7 +199,7 @@ def best_threshold(
     return pick_threshold(scores, wanted)
 
 
-def pick_threshold(scores: np.ndarray, wanted: np.ndarray, margin: float = 0.002) -> float:  # type: ignore[type-arg]
+def pick_threshold(scores: np.ndarray, wanted: np.ndarray, margin: float = 0.002) -> float:
     """The threshold of :func:`best_threshold`, of scores and wishes [requests, plugins]."""
     candidates = np.unique(np.quantile(scores, np.linspace(0, 1, 401)))
     middles = (candidates[1:] + candidates[:-1]) / 2

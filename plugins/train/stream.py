@@ -150,7 +150,7 @@ class Batches:
         """
         loader: DataLoader[Any] = DataLoader(
             self.pairs,
-            batch_sampler=keys,  # type: ignore[arg-type]
+            batch_sampler=keys,
             num_workers=self.workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
