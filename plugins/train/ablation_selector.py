@@ -21,9 +21,6 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 # of the embedded model's heads: 1e-5 is for CLIP's widths
 RATE: dict[str, Any] = {"learning_rate": 1e-3, "lr_scheduler": "cosine"}
-    "learning_rate": 1e-3,
-    "lr_scheduler": "cosine",
-}  # of the embedded model's heads: 1e-5 is for CLIP's widths
 
 
 def run(args: argparse.Namespace) -> tuple[str, Any]:

@@ -70,11 +70,6 @@ PAPER: dict[str, Any] = {
     "lr_scheduler": "constant",
     "images_per_task": 5000,
 }
-    "train_batch_size": 8,
-    "learning_rate": 1e-5,
-    "lr_scheduler": "constant",
-    "images_per_task": 5000,
-}
 
 
 def pictures(work: Path, per_task: int) -> Iterator[common.Pixels]:
