@@ -186,22 +186,12 @@ def fit(
     _start_trackers(run, plan, logs, name, first)
     micro = first * plan.accumulation
     stream = batches and batches(micro, plan.steps * plan.accumulation, run.process_index, run.num_processes)
-    began, losses, peak, last = time.time(), list[Tensor](), 0, first
+    began, losses, last = time.time(), list[Tensor](), first
     prepared.train()
     for step in range(first, plan.steps):
         for group in optimiser.param_groups:
             group["lr"] = plan.rate(step)
-        for _ in range(plan.accumulation):
-            with run.accumulate(prepared):
-                more = () if stream is None else (next(stream),)
-                loss = prepared(micro, generator(seed, micro, run.process_index), *more)
-                run.backward(loss)
-                if run.sync_gradients:
-                    _clip(run, plan, parameters)
-                optimiser.step()
-                optimiser.zero_grad()
-            losses.append(loss.detach())
-            micro += 1
+        losses += _step(run, plan, prepared, optimiser, parameters, stream, seed, step)
         if average is not None:
             _follow(average, parameters, min(plan.ema or 0.0, (step + 1) / (step + 10)))
         done = step + 1
@@ -212,14 +202,38 @@ def fit(
             if run.is_main_process:
                 with exchanged(objective, average), torch.no_grad():
                     found = {"loss": float(torch.stack(losses).mean()), **(report(done) if report else {})}
-                peak = torch.cuda.max_memory_allocated() if run.device.type == "cuda" else 0
-                _write(run, name, done, plan, found, (time.time() - began) / (done - last), peak)
+                _write(run, name, done, plan, found, (time.time() - began) / (done - last))
                 prepared.train()
             losses, began, last = [], time.time(), done
     if average is not None:
         assign(objective, average)
     for tracker in run.trackers:  # not run.end_training(): further trainings of this process need its group
         tracker.finish()
+
+
+def _step(
+    run: Accelerator,
+    plan: Plan,
+    prepared: nn.Module,
+    optimiser: Any,
+    parameters: Mapping[str, nn.Parameter],
+    stream: Iterator[Any] | None,
+    seed: int,
+    step: int,
+) -> list[Tensor]:
+    """One step of the optimiser; the losses of its micro steps."""
+    losses = []
+    for micro in range(step * plan.accumulation, (step + 1) * plan.accumulation):
+        with run.accumulate(prepared):
+            more = () if stream is None else (next(stream),)
+            loss = prepared(micro, generator(seed, micro, run.process_index), *more)
+            run.backward(loss)
+            if run.sync_gradients:
+                _clip(run, plan, parameters)
+            optimiser.step()
+            optimiser.zero_grad()
+        losses.append(loss.detach())
+    return losses
 
 
 @torch.no_grad()
@@ -275,9 +289,8 @@ def _start_trackers(run: Accelerator, plan: Plan, logs: Path, name: str, first: 
     run.init_trackers(project, init_kwargs={key: more[key] for key in plan.trackers})
 
 
-def _write(
-    run: Accelerator, name: str, step: int, plan: Plan, found: Mapping[str, Any], seconds: float, peak: int
-) -> None:
+def _write(run: Accelerator, name: str, step: int, plan: Plan, found: Mapping[str, Any], seconds: float) -> None:
+    peak = torch.cuda.max_memory_allocated() if run.device.type == "cuda" else 0
     numbers = {key: value for key, value in found.items() if isinstance(value, float)}
     run.log(numbers | {"lr": plan.rate(step - 1), "seconds per step": seconds}, step=step)
     for tracker in run.trackers:

@@ -109,7 +109,7 @@ def test_ablations_are_plugins_of_their_own(work: Path, capsys: pytest.CaptureFi
     assert not (tree / "pre-trained/derain").exists(), "an ablation takes the place of no plugin"
     found = find(tree / "base", tree / "clip", tree / "pre-trained")
     assert list(found.plugins) == ["derain-scb", "derain-tpb"]
-    assert cards.registry(tree)["derain-scb"].title == "Deraining (scb)"
+    assert cards.registry(tree)["derain-scb"].title == "Rain removal (scb)"
 
 
 def test_a_plugin_is_finished_on_pictures(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
