@@ -52,6 +52,7 @@ setup(
     package_data={
         "diffplugin": ["py.typed", "embedded/**/*"],
         "diffplugin.plugins": ["cards/*.toml"],
+        "diffplugin.runtime.serve": ["page/**/*"],
         "diffplugin.plugins.train": ["requests/*.csv"],
     },
     long_description=readme(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,8 +13,9 @@ from diffplugin.bench import compare, fidelity, measure, plots, report
 from diffplugin.bench.contenders import BASELINE, CONTENDERS, get_contender
 from diffplugin.bench.models import EMBEDDED, parse_model
 from diffplugin.bench.work import parse_work
-from diffplugin.command import DONE, FAILED, Parser, add_common_options, execute, path
-from diffplugin.errors import RequestError
+from diffplugin.command import DONE, FAILED, Parser, add_common_options, execute, path, say
+from diffplugin.errors import MissingDependency, RequestError
+from diffplugin.files import write_text
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,13 +71,25 @@ def _common(add: argparse.ArgumentParser) -> None:
     add.add_argument("--timeout", type=float, default=3600, metavar="S", help="of one sample (default: 3600)")
 
 
+def _check_packages(args: argparse.Namespace) -> None:
+    """Before hours of work.
+
+    Raises:
+        MissingDependency: what draws the plots, or brings the photographs, is not installed.
+    """
+    needed = {"run": ("matplotlib",), "report": ("matplotlib",), "fidelity": ("skimage",)}.get(args.command, ())
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise MissingDependency(f"dp-bench needs the package {missing[0]}: pip install 'diffplugin[bench]'")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``dp-bench``; returns its exit code (``diffplugin.command``)."""
-    return execute("dp-bench", build_parser().parse_args, lambda args: COMMANDS[args.command](args), argv)
 
+    def run(args: argparse.Namespace) -> int:
+        _check_packages(args)
+        return COMMANDS[args.command](args)
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+    return execute("dp-bench", build_parser().parse_args, run, argv)
 
 
 def _names(args: argparse.Namespace) -> tuple[str, ...]:
@@ -109,19 +123,19 @@ def _bench(args: argparse.Namespace) -> measure.Bench:
 def _list(args: argparse.Namespace) -> int:
     width = max(map(len, CONTENDERS))
     for contender in CONTENDERS.values():
-        _say(f"{contender.name:<{width}}  {contender.what}")
+        say(f"{contender.name:<{width}}  {contender.what}")
     return DONE
 
 
 def _prepare(args: argparse.Namespace) -> int:
     bench = _bench(args)
-    made = [measure.prepare(bench, name, _say) for name in bench.contenders]
+    made = [measure.prepare(bench, name, say) for name in bench.contenders]
     return FAILED if all("error" in one for one in made) else DONE
 
 
 def _run(args: argparse.Namespace) -> int:
     trained = fidelity.read_fidelity(args.fidelity) if args.fidelity else None
-    result = measure.run(_bench(args), args.out, resume=args.resume, prepared=args.prepared, log=_say)
+    result = measure.run(_bench(args), args.out, resume=args.resume, prepared=args.prepared, log=say)
     if trained:
         _keep_fidelity(trained, args.out)
     return _render(result, args.out)
@@ -130,14 +144,14 @@ def _run(args: argparse.Namespace) -> int:
 def _keep_fidelity(trained: dict[str, Any], out: Path) -> None:
     import json
 
-    (out / fidelity.FIDELITY).write_text(json.dumps(trained, indent=1) + "\n", encoding="utf-8")
+    write_text(out / fidelity.FIDELITY, json.dumps(trained, indent=1) + "\n")
 
 
 def _render(result: dict[str, Any], out: Path) -> int:
     trained = fidelity.summary(fidelity.read_fidelity(out)) if (out / fidelity.FIDELITY).is_file() else None
-    (out / "results.md").write_text(report.markdown(result, trained), encoding="utf-8")
+    write_text(out / "results.md", report.markdown(result, trained))
     files = plots.draw(result, out, trained)
-    _say(f"{out / 'results.md'}" + "".join(f", {file.name}" for file in files))
+    say(f"{out / 'results.md'}" + "".join(f", {file.name}" for file in files))
     return DONE if report.rows(result) else FAILED
 
 
@@ -151,10 +165,10 @@ def _fidelity(args: argparse.Namespace) -> int:
         photos=args.photos,
         threads=args.threads,
         timeout=args.timeout,
-        log=_say,
+        log=say,
     )
-    (args.out / "fidelity.md").write_text(report.fidelity_markdown(result), encoding="utf-8")
-    _say(f"{args.out / 'fidelity.md'}")
+    write_text(args.out / "fidelity.md", report.fidelity_markdown(result))
+    say(f"{args.out / 'fidelity.md'}")
     return DONE
 
 
@@ -165,7 +179,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    _say(compare.comparison(measure.read_results(args.before), measure.read_results(args.after)).rstrip())
+    say(compare.comparison(measure.read_results(args.before), measure.read_results(args.after)).rstrip())
     return DONE
 
 

@@ -18,6 +18,7 @@ from diffplugin.bench.work import Pixels, clean_photos, degraded, fitted
 from diffplugin.bundle import open_bundle
 from diffplugin.errors import RequestError
 from diffplugin.export.measures import gmsd, ssim
+from diffplugin.files import write_text
 
 FIDELITY = "fidelity.json"
 
@@ -98,9 +99,7 @@ def measure(
         "environment": environment(),
         "fidelity": rows,
     }
-    part = out / f"{FIDELITY}.part"
-    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    part.replace(out / FIDELITY)
+    write_text(out / FIDELITY, json.dumps(result, indent=1) + "\n")
     return result
 
 

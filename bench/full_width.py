@@ -1,4 +1,5 @@
-"""A checkpoint of Stable Diffusion 1.4's full widths with random weights, in the released layouts.
+"""A checkpoint of Stable Diffusion 1.4's full widths with random weights, in the released layouts, with exactly the
+published config files. The vocabulary is the embedded model's, whose tokens are the first of 49,408.
 
 Nothing may be learned from its pictures; time and memory are those of the real model. About 5 GB, and as much again
 for the bundle:
@@ -19,41 +20,87 @@ from typing import Any
 
 from diffplugin.export.embedded import embedded_checkpoint_folder
 
+# The configs of CompVis/stable-diffusion-v1-4, key by key as published: its autoencoder has no norm_num_groups.
 UNET: dict[str, Any] = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "sample_size": 64,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-    "layers_per_block": 2,
+    "_class_name": "UNet2DConditionModel",
+    "_diffusers_version": "0.12.0.dev0",
+    "act_fn": "silu",
     "attention_head_dim": 8,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "center_input_sample": False,
+    "class_embed_type": None,
     "cross_attention_dim": 768,
-    "norm_num_groups": 32,
-    "norm_eps": 1e-5,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "downsample_padding": 1,
+    "dual_cross_attention": False,
     "flip_sin_to_cos": True,
     "freq_shift": 0,
-}
-SCB = UNET | {"block_out_channels": [320], "down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": []}
-VAE: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "latent_channels": 4,
-    "block_out_channels": [128, 256, 512, 512],
+    "in_channels": 4,
     "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "norm_eps": 1e-05,
     "norm_num_groups": 32,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "out_channels": 4,
+    "resnet_time_scale_shift": "default",
+    "sample_size": 64,
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "upcast_attention": False,
+    "use_linear_projection": False,
+}
+VAE: dict[str, Any] = {
+    "_class_name": "AutoencoderKL",
+    "_diffusers_version": "0.2.2",
+    "act_fn": "silu",
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "out_channels": 3,
+    "sample_size": 512,
     "scaling_factor": 0.18215,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
 }
 TEXT: dict[str, Any] = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 77,
-    "hidden_act": "quick_gelu",
+    "_name_or_path": "openai/clip-vit-large-patch14",
+    "architectures": ["CLIPTextModel"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 0,
+    "dropout": 0.0,
     "eos_token_id": 2,
+    "hidden_act": "quick_gelu",
+    "hidden_size": 768,
+    "initializer_factor": 1.0,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 77,
+    "model_type": "clip_text_model",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "pad_token_id": 1,
+    "torch_dtype": "float32",
+    "transformers_version": "4.21.0.dev0",
+    "vocab_size": 49408,
+}
+SCHEDULER: dict[str, Any] = {
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.7.0.dev0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+    "clip_sample": False,
 }
 VISION: dict[str, Any] = {
+    "model_type": "clip_vision_model",
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -62,12 +109,33 @@ VISION: dict[str, Any] = {
     "patch_size": 14,
     "hidden_act": "quick_gelu",
 }
-SCHEDULER: dict[str, Any] = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
+PREPROCESSOR: dict[str, Any] = {
+    "crop_size": 224,
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_resize": True,
+    "feature_extractor_type": "CLIPFeatureExtractor",
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "size": 224,
+}
+SCB: dict[str, Any] = {
+    "_class_name": "SCBNet",
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "block_out_channels": [320],
+    "cross_attention_dim": 768,
+    "down_block_types": ["CrossAttnDownBlock2D"],
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
 }
 
 
@@ -82,22 +150,22 @@ def make(out: Path, *, plugins: tuple[str, ...] = ("deblur",), seed: int = 0) ->
     import torch
     from safetensors.torch import save_file
 
+    from diffplugin.export.checkpoints.configs import read_config
     from diffplugin.plugins.networks.clip import TextEncoder, VisionEncoder
     from diffplugin.plugins.networks.taskplugin import SelectorHeads, SpatialComplementBranch, TaskPromptBranch
     from diffplugin.plugins.networks.unet import UNet
     from diffplugin.plugins.networks.vae import Autoencoder
 
     torch.manual_seed(seed)
-    base, embedded = out / "base", embedded_checkpoint_folder()
-    shutil.copytree(embedded / "base" / "tokenizer", base / "tokenizer", dirs_exist_ok=True)
-    vocabulary = len(json.loads((base / "tokenizer" / "vocab.json").read_text(encoding="utf-8")))
+    base, clip = out / "base", out / "clip"
+    shutil.copytree(embedded_checkpoint_folder() / "base" / "tokenizer", base / "tokenizer", dirs_exist_ok=True)
     _write(base / "scheduler", SCHEDULER, "scheduler_config.json")
     save_file(UNet(UNET).state_dict(), _write(base / "unet", UNET) / "diffusion_pytorch_model.safetensors")
-    save_file(Autoencoder(VAE).state_dict(), _write(base / "vae", VAE) / "diffusion_pytorch_model.safetensors")
-    text = TEXT | {"vocab_size": vocabulary}
-    save_file(TextEncoder(text).state_dict(), _write(base / "text_encoder", text) / "model.safetensors")
-    save_file(VisionEncoder(VISION).state_dict(), _write(out / "clip", VISION) / "model.safetensors")
-    shutil.copy(embedded / "clip" / "preprocessor_config.json", out / "clip")
+    vae = read_config("vae", VAE, "vae")[0]
+    save_file(Autoencoder(vae).state_dict(), _write(base / "vae", VAE) / "diffusion_pytorch_model.safetensors")
+    save_file(TextEncoder(TEXT).state_dict(), _write(base / "text_encoder", TEXT) / "model.safetensors")
+    save_file(VisionEncoder(VISION).state_dict(), _write(clip, VISION) / "model.safetensors")
+    _write(clip, PREPROCESSOR, "preprocessor_config.json")
     for plugin in plugins:
         folder = out / "pre-trained" / plugin
         scb = _write(folder / "scb", SCB)

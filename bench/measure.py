@@ -19,6 +19,7 @@ from diffplugin.bench.models import Model
 from diffplugin.bench.work import Work, write_inputs
 from diffplugin.bundle import open_bundle
 from diffplugin.errors import RequestError
+from diffplugin.files import write_text
 
 FORMAT = 1
 SAMPLES, RESULTS, SCRATCH = "samples.jsonl", "results.json", "scratch"
@@ -226,9 +227,7 @@ def _begin(file: Path, head: Record, *, resume: bool) -> list[Record]:
     else:
         records = []
         file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text("".join(json.dumps(record) + "\n" for record in (head, *records)), encoding="utf-8")
-    part.replace(file)
+    write_text(file, "".join(json.dumps(record) + "\n" for record in (head, *records)))
     return records
 
 
@@ -251,9 +250,7 @@ def finish(head: Record, records: Sequence[Record], out: Path) -> Record:
         "prepared": [_without(r, "kind") for r in records if r["kind"] == "prepare"],
         "samples": [_without(r, "kind") for r in records if r["kind"] == "sample"],
     }
-    part = out / f"{RESULTS}.part"
-    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    part.replace(out / RESULTS)
+    write_text(out / RESULTS, json.dumps(result, indent=1) + "\n")
     return result
 
 

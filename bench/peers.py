@@ -12,13 +12,13 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from diffplugin.engines.base import OnnxBuilder
 from diffplugin.errors import EngineError
-from diffplugin.runtime.sampling.time_features import sinusoidal
+from diffplugin.runtime.sampling.time_features import sinusoidal, time_settings
 from diffplugin.spec import Array, GraphSpec, check_inputs
 
 if TYPE_CHECKING:
@@ -32,10 +32,7 @@ class TimeTable:
     """Sinusoidal features back to the training timestep that they were made of."""
 
     def __init__(self, manifest: Manifest) -> None:
-        self.settings: dict[str, Any] = {
-            "flip_sin_to_cos": bool(manifest.time_embedding["flip_sin_to_cos"]),
-            "freq_shift": float(manifest.time_embedding["freq_shift"]),
-        }
+        self.settings = time_settings(manifest.time_embedding)
         count = int(manifest.scheduler["num_train_timesteps"])
         self._rows = sinusoidal(np.arange(count), manifest.dims.time_features, **self.settings)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffplugin.bench.peers import PeerBuilder, TimeTable, plain_inputs, plain_outputs
-from diffplugin.engines.base import thread_count
+from diffplugin.engines.base import Engine, thread_count
 from diffplugin.export.graphs import module_for
 from diffplugin.export.onnx import example_inputs
 from diffplugin.plugins.networks.attention import sinusoidal
@@ -67,13 +67,14 @@ def traced_inputs(spec: GraphSpec, factor: int) -> tuple[Tensor, ...]:
     return tuple(torch.from_numpy(inputs[tensor.name]) for tensor in spec.inputs)
 
 
-class TorchPeer:
+class TorchPeer(Engine):
     """One network in PyTorch. bf16: weights and activations, in channels-last memory, as its users are told to."""
 
     name = "pytorch"
 
     def __init__(self, spec: GraphSpec, module: nn.Module, times: TimeTable, precision: str, *, compiled: bool) -> None:
-        self.spec, self.precision, self._times = spec, precision, times
+        super().__init__(spec, precision)
+        self._times = times
         self._half = precision == "bf16"
         if self._half:
             module = module.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -87,7 +88,7 @@ class TorchPeer:
         tensor = tensor.to(torch.bfloat16)
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def _run(self, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         tensors = [self._enter(array) for array in plain_inputs(self.spec, inputs, self._times)]
         with torch.no_grad():  # freezing does not take inference mode
             made = self._module(*tensors)
@@ -95,7 +96,7 @@ class TorchPeer:
         names = plain_outputs(self.spec)
         return {name: out.float().contiguous().numpy() for name, out in zip(names, made, strict=True)}
 
-    def close(self) -> None:
+    def _release(self) -> None:
         self._module = None
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffplugin.bench.peers import PeerBuilder, TimeTable, plain_inputs, plain_outputs
-from diffplugin.engines.base import thread_count
+from diffplugin.engines.base import Engine, thread_count
 from diffplugin.errors import EngineError
 from diffplugin.spec import Array, GraphSpec
 
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
 
 
-class PlainEngine:
+class PlainEngine(Engine):
     """One session with ONNX Runtime's defaults."""
 
     name = "onnxruntime plain"
-    precision = "fp32"
 
     def __init__(self, spec: GraphSpec, file: Path, times: TimeTable, threads: int) -> None:
         import onnxruntime as ort
 
-        self.spec, self._times = spec, times
+        super().__init__(spec, "fp32")
+        self._times = times
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         self._session: Any = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         self._names = [i.name for i in self._session.get_inputs()]
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def _run(self, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         arrays = plain_inputs(self.spec, inputs, self._times)
         made = self._session.run(None, dict(zip(self._names, arrays, strict=True)))
         return dict(zip(plain_outputs(self.spec), made, strict=True))
 
-    def close(self) -> None:
+    def _release(self) -> None:
         self._session = None
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffplugin.bench.peers import PeerBuilder, TimeTable, plain_axes, plain_inputs, plain_outputs, require
-from diffplugin.engines.base import thread_count
+from diffplugin.engines.base import Engine, thread_count
+from diffplugin.files import unfinished
 from diffplugin.spec import Array, GraphSpec
 
 if TYPE_CHECKING:
@@ -20,18 +21,18 @@ if TYPE_CHECKING:
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
-class PlainEngine:
+class PlainEngine(Engine):
     """One converted graph, compiled for the shapes that come; those of one picture at a time."""
 
     name = "openvino plain"
 
     def __init__(self, spec: GraphSpec, file: Path, times: TimeTable, precision: str, properties: dict[str, Any]):
-        self.spec, self.precision = spec, precision
+        super().__init__(spec, precision)
         self._file, self._times, self._properties = file, times, properties
         self._shapes: list[tuple[int, ...]] = []
         self._request: Any = None
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def _run(self, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         import openvino
 
         arrays = plain_inputs(self.spec, inputs, self._times)
@@ -46,7 +47,7 @@ class PlainEngine:
         names = plain_outputs(self.spec)
         return {name: self._request.get_output_tensor(i).data.copy() for i, name in enumerate(names)}
 
-    def close(self) -> None:
+    def _release(self) -> None:
         self._request, self._shapes = None, []
 
 
@@ -85,10 +86,11 @@ class PlainBuilder(PeerBuilder):
         free = [[-1 if isinstance(axis, str) else axis for axis in plain_axes(t.name, t.axes)] for t in spec.inputs]
         model.reshape(dict(zip(model.inputs, free, strict=True)))
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f"{file.stem}.part.xml")
-        openvino.save_model(model, part, compress_to_fp16=False)
-        part.with_suffix(".bin").replace(file.with_suffix(".bin"))
-        part.replace(file)
+        part = file.with_name(f"{file.stem}.part.xml")  # OpenVINO derives the name of the weights' file from it
+        with unfinished(part), unfinished(part.with_suffix(".bin")):
+            openvino.save_model(model, part, compress_to_fp16=False)
+            part.with_suffix(".bin").replace(file.with_suffix(".bin"))
+            part.replace(file)  # last: it stands for the whole
 
     def load(self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None) -> PlainEngine:
         file = self.exported(self._file(key), key)

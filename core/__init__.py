@@ -79,7 +79,7 @@ def load(
         RequestError: no such quality; threads or concurrency is not positive; the engine runs one picture at a time.
     """
     from diffplugin.bundle import Bundle, cache_folder, default_bundle, open_bundle
-    from diffplugin.engines.choice import choose
+    from diffplugin.engines.choice import choose, choose_fallback
     from diffplugin.runtime.planning.quality import get_quality
     from diffplugin.runtime.restorer import Restorer
 
@@ -95,6 +95,7 @@ def load(
         cache=cache_folder(),
         quality=wanted,
         concurrency=concurrency,
+        fallback=choose_fallback(builder, engine, precision, device),
     )
 
 

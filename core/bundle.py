@@ -7,25 +7,32 @@
     plugins/<id>/{card.toml,tpb.onnx,scb.onnx}
     engines/<fingerprint>/               built ahead of time; refused anywhere else than where they belong
 
-A bundle is written beside its place and renamed into it, so a reader never sees half of one.
+A bundle is written beside its place and renamed into it, so a reader never sees half of one. It is closed: every
+file that is read lies in the folder, is listed in the manifest, and is what the manifest says.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from diffplugin.errors import BundleDamaged, BundleError, ForeignEngine
+from diffplugin.external_data import locations
+from diffplugin.files import write_text
+from diffplugin.hub import PREFIX, fetch_bundle
+from diffplugin.integrity import cached_sha256, identity, sha256
 from diffplugin.manifest import MANIFEST, EngineEntry, FileEntry, GraphEntry, Manifest
 from diffplugin.plugins.cards import PluginCard, load_card
+from diffplugin.plugins.compounds import Compound, read_tables
 from diffplugin.shapes import holds
 from diffplugin.spec import WEIGHTS_OF, GraphSpec, graph_specs
 
 ENGINES = "engines"
+COMPOUNDS = ("plugins/compounds.toml", "plugins/cards/compounds.toml")
 
 
 @dataclass(frozen=True)
@@ -65,17 +72,86 @@ class Bundle:
         """Graphs that run at a precision: all, and those that only its variant has."""
         return tuple({**self.manifest.graphs, **self.manifest.variants.get(precision, {})})
 
-    def graph_file(self, key: str, precision: str = "fp32") -> Path:
-        """Raises:
-        BundleDamaged: the file is missing.
+    def file(self, name: str) -> Path:
+        """A file of the bundle by its name in the manifest, unchanged since that was written.
+
+        A bundle that is being written lists no files yet; then contents are not compared.
+
+        Raises:
+            BundleDamaged: it is missing, changed, not listed, no regular file, or a link that leads out.
         """
-        path = self.path / self.graph(key, precision).file
-        if not path.is_file():
-            raise BundleDamaged(f"{path}: missing; export the bundle again")
+        path, files = self.path / name, self.manifest.files
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise BundleDamaged(f"{path}: leads out of the bundle; put the file itself in its place")
+        try:
+            size = identity(path)[2]
+            if not files:
+                return path
+            if name not in files:
+                raise BundleDamaged(f"{path}: not in the manifest; export the bundle again")
+            if size == files[name].bytes and cached_sha256(path, cache_folder()) == files[name].sha256:
+                return path
+            fault = "contents changed (SHA-256 differs)"
+        except FileNotFoundError:
+            fault = "missing"
+        except OSError as error:
+            fault = f"cannot be read ({error.strerror or error})"
+        raise BundleDamaged(f"{path}: {fault}; {self._remedy()}")
+
+    def _remedy(self) -> str:
+        try:
+            replaced = Manifest.read(self.path) != self.manifest
+        except BundleError:
+            replaced = False
+        return (
+            "the bundle was exported again since it was loaded: load it again"
+            if replaced
+            else "export the bundle again"
+        )
+
+    def graph_file(self, key: str, precision: str = "fp32") -> Path:
+        """The file of a graph; the weights beside it, if any, are checked as well.
+
+        Raises:
+            BundleDamaged: as :meth:`file` says, or the graph names weights that are none of the bundle's.
+        """
+        path = self.file(self.graph(key, precision).file)
+        beside = graph_files(path)[1:]
+        for data in beside:
+            self.file(data.relative_to(self.path).as_posix())
+        if path.suffix == ".onnx":
+            try:
+                foreign = locations(path) - {data.name for data in beside}
+            except (OSError, ValueError) as error:
+                raise BundleDamaged(f"{path}: is no ONNX graph ({error}); export the bundle again") from None
+            if foreign:
+                raise BundleDamaged(f"{path}: takes weights from {min(foreign)!r}, which is no file of this bundle")
         return path
 
+    @contextmanager
+    def reading(self, key: str, precision: str = "fp32") -> Iterator[Path]:
+        """:meth:`graph_file` for a block that loads it.
+
+        Raises:
+            BundleDamaged: as :meth:`graph_file` says, or the bundle was replaced in the meantime.
+        """
+        path = self.graph_file(key, precision)
+        before = [identity(file) for file in graph_files(path)]
+        yield path
+        try:
+            same = before == [identity(file) for file in graph_files(path)]
+        except OSError:
+            same = False
+        if not same:
+            raise BundleDamaged(f"{path}: was replaced while it was loaded; load the bundle again")
+
     def card(self, plugin: str) -> PluginCard:
-        return load_card(self.path / "plugins" / plugin / "card.toml", expected_id=plugin)
+        return load_card(self.file(f"plugins/{plugin}/card.toml"), expected_id=plugin)
+
+    def compounds(self) -> dict[str, Compound]:
+        """The table of compound tasks: the shipped one, extended by the bundle's own where it has one."""
+        names = [n for n in COMPOUNDS if n in self.manifest.files or (self.path / n).exists()]
+        return read_tables(self.file(name) for name in names)
 
     def cards(self) -> dict[str, PluginCard]:
         """Cards of the bundle's plugins, in registry order."""
@@ -120,10 +196,14 @@ class Bundle:
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Read the manifest of a bundle.
 
+    Args:
+        path: its folder, or ``hf:user/name[@revision]`` (:mod:`diffplugin.hub`).
+
     Raises:
         BundleError, BundleTooNew, BundleDamaged: as :meth:`Manifest.read` says.
     """
-    folder = Path(path).expanduser()
+    text = os.fspath(path)
+    folder = fetch_bundle(text, cache_folder()) if text.startswith(PREFIX) else Path(path).expanduser()
     return Bundle(folder, Manifest.read(folder))
 
 
@@ -139,16 +219,6 @@ def cache_folder() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("diffplugin")
-
-
-def sha256(*paths: Path) -> str:
-    """Hash of the files' contents one after the other."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def graph_files(path: Path) -> tuple[Path, ...]:
@@ -170,6 +240,4 @@ def list_files(folder: Path) -> dict[str, FileEntry]:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Atomically: a reader sees the old manifest or the new one."""
-    temporary = folder / f"{MANIFEST}.tmp"
-    temporary.write_text(manifest.to_json(), encoding="utf-8")
-    temporary.replace(folder / MANIFEST)
+    write_text(folder / MANIFEST, manifest.to_json())

@@ -59,6 +59,7 @@ class Command:
 
 COMMANDS = (
     Command("dp-infer", "diffplugin.runtime.cli", "restore photos"),
+    Command("dp-serve", "diffplugin.runtime.serve.main", "serve restoration over HTTP", "serve"),
     Command("dp-export", "diffplugin.export.cli", "turn checkpoints into a bundle of engines", "export"),
     Command("dp-train", "diffplugin.plugins.train.cli", "train plugins and the selector", "train"),
     Command("dp-eval", "diffplugin.plugins.train.eval_cli", "measure plugins and the selector", "train"),
@@ -94,7 +95,7 @@ class _PrintCompletion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None) -> NoReturn:
         from diffplugin.completion import completion_script
 
-        answer(completion_script(parser, values))
+        answer(completion_script(parser, values, path))
         parser.exit()
 
 
@@ -264,14 +265,13 @@ def enter(name: str, argv: Sequence[str] | None = None) -> int:
     with tolerant_streams():
         command = next(command for command in COMMANDS if command.name == name)
         try:
-            main = importlib.import_module(command.module).main
+            return int(importlib.import_module(command.module).main(argv))
         except Exception as error:
             if isinstance(error, ImportError) and (error.name or "").startswith("diffplugin"):
                 raise
             code, message = _outcome(name, error)
             print_error(name, message)
             return code
-    return int(main(argv))
 
 
 def describe(argv: Sequence[str] | None = None) -> int:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 
-from diffplugin.command import path
 from diffplugin.errors import MissingDependency
 
 _FOLDERS = ("DIR", "FOLDER", "BUNDLE")
 
 
-def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
+def completion_script(parser: argparse.ArgumentParser, shell: str, path_type: Callable[[str], object]) -> str:
     """A script that completes the options of ``parser``, their choices, and files and folders where they are meant.
+
+    Args:
+        path_type: the type of options that are paths.
 
     Raises:
         MissingDependency: the package shtab is not installed.
@@ -24,10 +27,10 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
             "--print-completion needs the package shtab: pip install 'diffplugin[completion]'"
         ) from None
     for action in _actions(parser):
-        metavar = str(action.metavar or "")
-        if metavar in _FOLDERS:
+        named = re.split(r"\W+", str(action.metavar or ""))
+        if "FILE" not in named and set(_FOLDERS) & set(named):
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
-        elif action.type is path or "FILE" in metavar or "INPUT" in metavar:
+        elif action.type is path_type or {"FILE", "INPUT"} & set(named):
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     return str(shtab.complete(parser, shell))
 

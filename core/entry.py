@@ -29,6 +29,11 @@ def infer() -> int:
     return start("dp-infer")
 
 
+def serve() -> int:
+    """Entry point of ``dp-serve``."""
+    return start("dp-serve")
+
+
 def export() -> int:
     """Entry point of ``dp-export``."""
     return start("dp-export")

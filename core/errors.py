@@ -8,12 +8,15 @@
     │   └── ForeignEngine      an engine was built for another device, version or graph
     ├── EngineError            an engine cannot be built, loaded or run
     │   ├── EngineUnavailable  its package or its hardware is not here
+    │   ├── EngineNotLoaded    its library cannot load a graph
     │   ├── DeviceMemoryFull   the device has too little free memory
     │   ├── ShapeMismatch      tensors do not fit the graph's specification
     │   └── NotFinite          an engine produced a NaN, an infinity or a constant picture
     ├── MissingDependency      an optional package is needed; the message names the extra
     ├── ParityError            an exported graph leaves its error budget
     ├── ImageError             a file is not a usable picture, or cannot be written
+    │   ├── DamagedImage       it is cut off or broken
+    │   └── UnsupportedImage   it is of a kind that is not read here
     ├── RequestError           the user asked for something that does not exist
     └── Cancelled              the caller stopped the run
 
@@ -53,6 +56,10 @@ class EngineUnavailable(EngineError):
     """The engine's package or hardware is not here."""
 
 
+class EngineNotLoaded(EngineError):
+    """The engine's library cannot load a graph."""
+
+
 class DeviceMemoryFull(EngineError):
     """The device has too little free memory."""
 
@@ -75,6 +82,14 @@ class ParityError(DiffPluginError):
 
 class ImageError(DiffPluginError):
     """A file is not a usable picture, or cannot be written."""
+
+
+class DamagedImage(ImageError):
+    """A picture of a kind that is read here is cut off or broken."""
+
+
+class UnsupportedImage(ImageError):
+    """A file is of a kind that is not read here; the message says which, and what to do."""
 
 
 class RequestError(DiffPluginError):

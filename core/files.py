@@ -39,6 +39,12 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def temporary_beside(target: Path) -> Path:
+    """A name for a file that nobody has, in the same folder. Not from ``tempfile``: its files are private whatever the
+    umask says."""
+    return target.with_name(f"{TEMPORARY}{secrets.token_hex(6)}.tmp")
+
+
 @contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary file beside ``path`` to write into; it takes the place of ``path`` on success only.
@@ -50,7 +56,7 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: the folder cannot be written.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(6)}.tmp")
+    temporary = temporary_beside(target)
     with unfinished(temporary):
         yield temporary
         if target.is_file():

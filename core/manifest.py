@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from diffplugin.errors import BundleDamaged, BundleError, BundleTooNew
+from diffplugin.integrity import read_text
 from diffplugin.spec import ModelDims
 
 FORMAT = 3  # 2: the UNet's deep features, quantised graphs; 3: variants by precision, engines of several devices
 MANIFEST = "manifest.json"
+_LIMIT = 64 * 2**20  # bytes; Stable Diffusion's have 20 kB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +133,7 @@ class Manifest:
         """
         path = folder / MANIFEST
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path, limit=_LIMIT)
         except (FileNotFoundError, NotADirectoryError):
             raise BundleError(
                 f"{folder}: no {MANIFEST}, so no bundle; make one with dp-export --out {folder}"
@@ -154,7 +156,7 @@ class Manifest:
         digest, faults = value.pop("digest", None), list[str]()
         manifest = _decode(cls, value, "", faults)
         if manifest is not None:
-            faults += _unsafe(manifest)
+            faults += [*_unsafe(manifest), *_unprintable(value)]
         if digest != _digest(value):
             faults.append("digest does not fit the contents: the manifest was changed after it was written")
         if manifest is None or faults:
@@ -207,7 +209,7 @@ def _decode_fields(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = json.dumps(value)  # escapes what is not ASCII
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
@@ -218,6 +220,19 @@ def _unsafe(manifest: Manifest) -> list[str]:
     names |= {f"engines.{e.fingerprint}": name for e in manifest.engines for name in e.files}
     names |= {f"plugins.{plugin}": plugin for plugin in manifest.plugins}
     return [f"{where}: {name!r} leads out of the bundle" for where, name in names.items() if not _inside(name)]
+
+
+def _unprintable(value: Any, where: str = "") -> Iterator[str]:
+    """Texts that could send commands to a terminal which shows them: escapes, line ends, changes of direction."""
+    if isinstance(value, str) and not value.isprintable():
+        yield f"{where or 'a name'} is {value[:40]!a}, expected printable characters alone"
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _unprintable(key, where)
+            yield from _unprintable(item, f"{where}.{ascii(key)[1:-1]}".removeprefix("."))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _unprintable(item, where)
 
 
 def _inside(name: str) -> bool:

@@ -197,14 +197,25 @@ def _watched(clean_up: Callable[[], None], grace: float | None, ours: Callable[[
         os.close(read)
 
 
-def _forked() -> None:
-    """A forked child (a loader of training data) is nobody's command: signals do there what they do anywhere."""
+_masks = threading.local()  # of threads that are about to fork
+
+
+def _before_fork() -> None:
+    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, list(_CODES))
+
+
+def _after_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
+
+
+def _in_child() -> None:
+    """A forked child (a loader of training data) is no command: signals do there what they do anywhere."""
     if _state.prog:
         signal.set_wakeup_fd(-1)
-        for number, handler in _set_handlers(lambda number, frame: None).items():
-            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-            signal.signal(number, default if callable(handler) else handler)
+        for number in _set_handlers(lambda number, frame: None):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    _after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+if hasattr(os, "register_at_fork"):  # a signal that came in between would be told to the parent's watching thread
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)

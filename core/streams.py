@@ -83,7 +83,7 @@ def tolerant_streams() -> Iterator[tuple[Tolerant, Tolerant]]:
     out, err = Tolerant(sys.stdout), Tolerant(sys.stderr)
     if 1 in closed_at_start:
         out.failure = OSError(9, "it is closed")
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    sys.stdout, sys.stderr = out, err
     try:
         yield out, err
     finally:
@@ -119,7 +119,7 @@ def stdout_for_data() -> Iterator[BinaryIO]:
     os.dup2(2, number)
     try:
         with os.fdopen(own, "wb", buffering=0, closefd=False) as raw:
-            yield raw  # type: ignore[misc]
+            yield raw
     finally:
         stream.flush()
         os.dup2(own, number)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffplugin.engines.base import NEEDS, check_precision, missing_variant
+from diffplugin.engines.base import NEEDS, check_precision, missing_variant, one_line
 from diffplugin.engines.device import DeviceBuilder, OwnGraphs, OwnMemory
 from diffplugin.engines.devices import Device
 from diffplugin.engines.onnxruntime_install import nvidia_driver
@@ -33,6 +34,7 @@ ENGINES = tuple(_BUILDERS)
 _ONNXRUNTIME_CUDA = "onnxruntime-cuda"
 _BUILT_AHEAD = ("tensorrt", "tensorrt-rtx")  # run no ONNX: ``auto`` looks at them where a bundle has their engines
 FULL = "fp32"
+ENTRY_POINTS = "diffplugin.engines"  # group under which other packages bring engines
 
 
 def get_builder(name: str, device: Device | None = None) -> EngineBuilder:
@@ -42,7 +44,7 @@ def get_builder(name: str, device: Device | None = None) -> EngineBuilder:
         EngineUnavailable: no engine of this name, or it does not run on such a device.
     """
     if name not in _BUILDERS:
-        raise EngineUnavailable(f"engine {name!r}: unknown; expected auto or one of {', '.join(_BUILDERS)}")
+        return _from_other_package(name, device)
     module, attribute, arguments, kinds = _BUILDERS[name]
     kind: Any = getattr(importlib.import_module(module), attribute)
     if device is None or device == Device(kinds[0]):
@@ -54,6 +56,23 @@ def get_builder(name: str, device: Device | None = None) -> EngineBuilder:
         raise EngineUnavailable(
             f"engine {name}: runs on {', '.join(kinds)}, not on {device}; leave out --device, or use --engine {others}"
         )
+    return made
+
+
+def _from_other_package(name: str, device: Device | None) -> EngineBuilder:
+    """An engine that another installed package brings (docs/adding-an-engine.md). ``auto`` never takes one."""
+    entries = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    if name not in entries.names:
+        known = ", ".join((*_BUILDERS, *sorted(entries.names)))
+        raise EngineUnavailable(f"engine {name!r}: unknown; expected auto or one of {known}")
+    if device is not None:
+        raise EngineUnavailable(f"engine {name}: comes from another package and takes no --device; leave it out")
+    try:
+        made: EngineBuilder = entries[name].load()()
+    except Exception as error:  # another package's code
+        raise EngineUnavailable(
+            f"engine {name}: its package cannot be loaded ({one_line(error)}); repair or uninstall it"
+        ) from None
     return made
 
 
@@ -108,6 +127,17 @@ def choose(
             return builder, first, f"{first} is the fastest here"
     others = [f"{b.name}: no faster in {FULL}" for b in builders[:-1]]
     return builders[-1], FULL, "; ".join(others + faults) or "the only engine here"
+
+
+def choose_fallback(
+    builder: EngineBuilder, engine: str, precision: str, device: str = "auto"
+) -> tuple[EngineBuilder, str] | None:
+    """(builder, precision) to go on with where the library of ``builder`` cannot load a graph; None: the user has
+    asked for this engine, or there is no other."""
+    if not engine == precision == device == "auto" or isinstance(builder, DeviceBuilder):
+        return None
+    other = get_builder("onnxruntime")
+    return (other, FULL) if builder.name != other.name and other.unavailable_reason() is None else None
 
 
 def _first(builder: EngineBuilder, bundle: Bundle | None) -> str:

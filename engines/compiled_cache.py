@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import zlib
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from diffplugin.files import write_bytes
 from diffplugin.spec import Array
 
 LIMIT = 2 * 2**30  # bytes of compiled models that a cache keeps
@@ -26,16 +26,7 @@ def write_blob(path: Path, blob: bytes | memoryview) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(blob)
-            file.write(_check(blob))
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_bytes(path, blob, _check(blob))
 
 
 def read_blob(path: Path) -> Array | None:

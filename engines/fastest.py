@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from diffplugin.bundle import cache_folder
+from diffplugin.files import write_text
 
 _log = logging.getLogger("diffplugin")
 _FILE = "fastest.json"
@@ -55,10 +55,7 @@ def _read(file: Path) -> dict[str, list[str]]:
 
 def _write(file: Path, known: Mapping[str, Sequence[str]]) -> None:
     """At once; a cache that cannot be written costs a third of a second at the next start."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
-        temporary.replace(file)
+        write_text(file, json.dumps(known, indent=1, sort_keys=True))
     except OSError as error:
         _log.debug("%s: not kept (%s)", file, error)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffplugin.engines.base import Engine, OnnxBuilder, check_names, check_precision, one_line, thread_count
+from diffplugin.engines.base import Engine, OnnxBuilder, check_names, check_precision, engine_threads, one_line
 from diffplugin.engines.onnxruntime_install import broken_reason
-from diffplugin.errors import EngineError, EngineUnavailable
+from diffplugin.errors import EngineError, EngineNotLoaded, EngineUnavailable
 from diffplugin.spec import Array, GraphSpec
 
 if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
 
+_log = logging.getLogger("diffplugin")
 CPU = "CPUExecutionProvider"
 # Blocking the channels of convolutions copies their weights. It makes the VAE a fifth faster and the full-width UNet,
 # whose weights then leave the mapped file (3.3 instead of 1.1 GB, loading 5 times as long), not at all.
@@ -29,7 +32,7 @@ class OnnxRuntimeEngine(Engine):
 
     Raises:
         EngineUnavailable: the provider cannot be used; ONNX Runtime by itself would take another without a word.
-        EngineError: the file cannot be loaded.
+        EngineNotLoaded: the file cannot be loaded.
         BundleDamaged: the file's tensors are not the contract's.
     """
 
@@ -63,7 +66,7 @@ class OnnxRuntimeEngine(Engine):
                 disabled_optimizers=["NchwcTransformer"] if weights_bytes > _BLOCKED_UP_TO else None,
             )
         except Exception as error:  # the library raises a dozen kinds for one fact
-            raise EngineError(f"{path}: ONNX Runtime cannot load it ({one_line(error)})") from None
+            raise EngineNotLoaded(f"{path}: ONNX Runtime cannot load it ({one_line(error)})") from None
         used = self._session.get_providers()
         if used[0] != provider:
             raise EngineUnavailable(
@@ -84,11 +87,46 @@ class OnnxRuntimeEngine(Engine):
         self._session = None
 
 
+class _Pool:
+    """The threads that all sessions of this process share where there are many: 15 sessions of 64 would be 945.
+
+    ONNX Runtime has one such pool, of one size, from its first use to the end of the process. Its threads spin between
+    two operators, which cannot be turned off and costs others their cores (on two busy ones 1.6 times the processor
+    time). So sessions of few threads have their own, as those that ask for another number have.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._size: int | None = None
+
+    def holds(self, ort: Any, threads: int) -> bool:
+        """Whether sessions of so many threads share the pool; the first that asks decides its size."""
+        if threads <= _OWN_POOLS_UP_TO:
+            return False
+        with self._lock:
+            if self._size is None:
+                try:
+                    ort.set_global_thread_pool_sizes(threads, 1)
+                    self._size = threads
+                except Exception as error:  # not in this version, or another user of the library has made one
+                    _log.debug("ONNX Runtime shares no threads between sessions: %s", one_line(error))
+                    self._size = 0
+            return self._size == threads
+
+
+_OWN_POOLS_UP_TO = 8
+_pool = _Pool()
+
+
 def _options(ort: Any, threads: int) -> Any:
     """All graph optimisations are on by default, and external weights stay a mapped file: one copy in memory."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    if _pool.holds(ort, threads):
+        options.use_per_session_threads = False
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # when a run is over
+    else:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
     options.log_severity_level = 3
     # spinning threads win nothing between the large operators here, and cost other processes their cores
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -122,10 +160,12 @@ class OnnxRuntimeBuilder(OnnxBuilder):
         self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None
     ) -> OnnxRuntimeEngine:
         check_precision(self, precision)
-        return OnnxRuntimeEngine(
-            bundle.spec(key),
-            bundle.graph_file(key),
-            thread_count(threads),
-            weights_bytes=bundle.graph(key).weights_bytes,
-            provider=self.provider,
-        )
+        count = engine_threads(threads)
+        with bundle.reading(key) as path:
+            return OnnxRuntimeEngine(
+                bundle.spec(key),
+                path,
+                count,
+                weights_bytes=bundle.graph(key).weights_bytes,
+                provider=self.provider,
+            )

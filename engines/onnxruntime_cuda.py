@@ -13,17 +13,17 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from diffplugin.engines.base import OnnxBuilder, check_names, check_precision, one_line
 from diffplugin.engines.cuda import CudaDriver
-from diffplugin.engines.device import PlainRuns
-from diffplugin.engines.onnxruntime_install import cuda_session, cuda_unavailable_reason
-from diffplugin.errors import DeviceMemoryFull, EngineError, EngineUnavailable
-from diffplugin.spec import DTYPES, Array, GraphSpec
+from diffplugin.engines.device import DeviceEngine
+from diffplugin.engines.onnxruntime_install import cuda_session, cuda_unavailable_reason, meant
+from diffplugin.errors import DeviceMemoryFull, DiffPluginError, EngineError, EngineUnavailable
+from diffplugin.spec import DTYPES
 
 if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
@@ -37,7 +37,6 @@ _SETTINGS = {
     "use_tf32": "0",
     "arena_extend_strategy": "kSameAsRequested",  # the other one doubles what it takes
 }
-_LONGEST = 300  # characters of a message of ONNX Runtime
 _FULL = ("Failed to allocate memory", "out of memory", "CUDA failure 2:", "CUDNN_STATUS_ALLOC_FAILED")
 # What a process takes of a GPU before any of our tensors: CUDA's context, cuBLAS, cuDNN. Not measured here.
 _LIBRARIES_BYTES = 600 * 2**20
@@ -143,8 +142,10 @@ def _session(ort: Any, engine: OnnxRuntimeCudaEngine, sizes: Mapping[str, int], 
         options.add_free_dimension_override_by_name(axis, size)
     given = {**_SETTINGS, "device_id": str(engine.driver.device), "user_compute_stream": str(stream)}
     try:
-        with engine.driver.lock:  # it copies its weights on the stream
-            made = cuda_session(ort, engine.path, options, given)
+        with engine.reading() as path, engine.driver.lock:  # it copies its weights on the stream
+            made = cuda_session(ort, path, options, given)
+    except DiffPluginError:
+        raise
     except Exception as error:  # the library raises a dozen kinds for one fact
         raise _failure(f"{engine.path}: ONNX Runtime cannot load it", error) from None
     names = (i.name for i in made.get_inputs()), (o.name for o in made.get_outputs())
@@ -160,8 +161,7 @@ def _failure(what: str, error: BaseException) -> EngineError:
         return DeviceMemoryFull(
             f"{what}: {lacking} on the device; take a smaller photo or tile, or stop other programs on the device"
         )
-    # behind the library's tags stand its source file, a function's signature and then what is meant
-    return EngineError(f"{what} ({text if len(text) < _LONGEST else '… ' + text[-_LONGEST:]})")
+    return EngineError(f"{what} ({meant(error)})")
 
 
 class OnnxRuntimeCudaContext:
@@ -212,11 +212,12 @@ def _side(axis: int | str, sizes: Mapping[str, int]) -> int:
     return sizes[name] + int(more or 0)
 
 
-class OnnxRuntimeCudaEngine:
+class OnnxRuntimeCudaEngine(DeviceEngine):
     """One graph, loaded anew for every set of sizes that a context asks for, as long as it has one.
 
     Attributes:
         driver: of all engines of a bundle.
+        path, reading: the graph's file, and what holds it unchanged while it is loaded.
         fused: the graph is in this engine's form; the provider then runs all of it.
         capture_blocker: why it is only enqueued; None: it may be captured.
 
@@ -229,16 +230,16 @@ class OnnxRuntimeCudaEngine:
     def __init__(self, bundle: Bundle, key: str, driver: OneStream, precision: str) -> None:
         import onnxruntime as ort
 
+        super().__init__(bundle.spec(key), precision, lambda: driver)
         lacking = missing_cuda_variant(bundle, precision)
-        self.spec: GraphSpec = bundle.spec(key)
         self.path = bundle.graph_file(key, _variant(bundle, precision))
-        self.precision, self.driver, self.fused = precision, driver, lacking is None
+        self.reading = partial(bundle.reading, key, _variant(bundle, precision))
+        self.driver, self.fused = driver, lacking is None
         self.capture_blocker = lacking
         self.run_options = ort.RunOptions()
         self.run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         self._factor = bundle.manifest.dims.factor
         self._sessions: WeakValueDictionary[tuple[tuple[str, int], ...], _Session] = WeakValueDictionary()
-        self._plain = PlainRuns(driver, self.spec)
 
     def sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """Sizes of all free axes, of those of the inputs."""
@@ -263,13 +264,9 @@ class OnnxRuntimeCudaEngine:
         return True
 
     def context(self, sizes: Mapping[str, int]) -> OnnxRuntimeCudaContext:
+        if self._closed:
+            raise EngineError(f"{self.spec.graph}: this engine is closed")
         return OnnxRuntimeCudaContext(self, sizes)
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        return self._plain.run(self, inputs)
-
-    def close(self) -> None:
-        self._plain.close()
 
 
 class OnnxRuntimeCudaBuilder(OnnxBuilder):
@@ -314,8 +311,8 @@ class OnnxRuntimeCudaBuilder(OnnxBuilder):
         )
 
     def missing_variant(self, bundle: Bundle | None, precision: str) -> str | None:
-        """Float32 runs from any bundle's graphs."""
-        if bundle is None or precision == "fp32" or bundle.manifest.variants.get(precision):
+        """Float32 runs from any bundle's graphs; float16 ones that were made for TensorRT compute shapes on the GPU."""
+        if bundle is None or precision == "fp32":
             return None
         return missing_cuda_variant(bundle, precision)
 

@@ -8,18 +8,20 @@ import importlib
 import importlib.metadata
 import importlib.util
 import io
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 CUDA = "CUDAExecutionProvider"
+_LONGEST = 200  # characters of an error that are told
 _CPU, _GPU = "onnxruntime", "onnxruntime-gpu"  # packages
 # What the provider of 1.31 needs of CUDA 13, in the order in which one needs the other.
 _LIBRARIES = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", "libcudnn.so.9")
-# An ONNX model of one Identity, float32 [1]: ir_version 8, opset 13.
+# An ONNX model of one Add, y = x + x, float32 [1]: ir_version 8, opset 13.
 _SMALLEST = bytes.fromhex(
-    "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a"
-    "0a08080112040a020801620f0a0179120a0a08080112040a02080142040a00100d"
+    "08083a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08"
+    "080112040a020801620f0a0179120a0a08080112040a02080142040a00100d"
 )
 
 
@@ -88,12 +90,24 @@ def _lacking_library(ort: Any) -> str | None:
 
 
 def _refused_session(ort: Any, device: int) -> str | None:
-    """That the provider is listed does not say that it can be loaded: a session of one node tells."""
+    """That the provider is listed does not say that it can be loaded, nor that it has code for this GPU: one kernel
+    tells."""
+    import numpy as np
+
     try:
-        cuda_session(ort, _SMALLEST, ort.SessionOptions(), {"device_id": str(device)})
+        session = cuda_session(ort, _SMALLEST, ort.SessionOptions(), {"device_id": str(device)})
+        session.run(["y"], {"x": np.ones(1, np.float32)})
     except Exception as error:  # the library raises a dozen kinds for one fact
-        return f"{CUDA} cannot be loaded ({' '.join(str(error).split())[:200]}); check driver, CUDA 13 and cuDNN 9"
+        return f"{CUDA} cannot run here ({meant(error)}); check driver, CUDA 13 and cuDNN 9"
     return None
+
+
+def meant(error: BaseException) -> str:
+    """What an error of ONNX Runtime says: its source file and a function's signature stand before it."""
+    text = " ".join(str(error).split())
+    if failed := re.search(r"\b(CUDA|CUBLAS\w*|CUDNN\w*) failure [^;]*", text):
+        return failed[0].strip()
+    return text if len(text) <= _LONGEST else f"… {text[-_LONGEST:]}"
 
 
 def cuda_session(ort: Any, model: Any, options: Any, settings: Mapping[str, str]) -> Any:

@@ -7,6 +7,9 @@ import ctypes
 import importlib
 import importlib.metadata
 import logging
+import re
+import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import cache as cached
@@ -22,6 +25,7 @@ from diffplugin.engines.base import (
     Engine,
     check_names,
     check_precision,
+    engine_threads,
     missing_variant,
     one_line,
     refuse_gpu_options,
@@ -31,8 +35,8 @@ from diffplugin.engines.base import (
 from diffplugin.engines.compiled_cache import read_blob, trim, write_blob
 from diffplugin.engines.devices import Device
 from diffplugin.engines.fastest import fastest_first
-from diffplugin.engines.pages import releasing
-from diffplugin.errors import EngineError, EngineUnavailable, ForeignEngine, RequestError
+from diffplugin.engines.pages import give_back_memory, releasing
+from diffplugin.errors import EngineError, EngineNotLoaded, EngineUnavailable, ForeignEngine, RequestError
 from diffplugin.manifest import fingerprint
 from diffplugin.shapes import Profile, shapes_text
 from diffplugin.spec import Array, GraphSpec
@@ -50,6 +54,7 @@ _CPU = "CPU"
 _KEPT_SHAPES = 4
 _KEPT_WEIGHTS = 2**30
 _BLOB = "model.blob"
+_OLDEST = (2026, 3)  # knows com.microsoft.MultiHeadAttention and the other operators of our graphs
 
 
 class OpenVinoEngine(Engine):
@@ -80,6 +85,7 @@ class OpenVinoEngine(Engine):
         self._cache = cache / self.name if cache is not None else None
         self._kept = max(1, min(_KEPT_SHAPES, _KEPT_WEIGHTS // max(1, bundle.graph(key, self._variant).weights_bytes)))
         self._requests: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
+        self._core: Any = None
         self._warned = False
 
     def _run(self, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
@@ -96,12 +102,15 @@ class OpenVinoEngine(Engine):
     def _request(self, sizes: Mapping[str, int]) -> Any:
         shapes = shapes_text(self.spec, sizes)
         if shapes not in self._requests:
-            while len(self._requests) >= self._kept:
-                self._requests.popitem(last=False)
+            if len(self._requests) >= self._kept:
+                while len(self._requests) >= self._kept:
+                    self._requests.popitem(last=False)
+                give_back_memory()
             try:
+                self._core = self._core or _core()
                 self._requests[shapes] = self._load(shapes, sizes)
             except RuntimeError as error:
-                raise EngineError(f"{self._path}: OpenVINO cannot load it ({one_line(error, last=True)})") from None
+                raise EngineNotLoaded(f"{self._path}: OpenVINO cannot load it ({_said(error)})") from None
         self._requests.move_to_end(shapes)
         return self._requests[shapes][0]
 
@@ -109,7 +118,7 @@ class OpenVinoEngine(Engine):
         """(infer request, what must live as long): from the bundle, else from the cache, else compiled."""
         stored = [file for file in (self._built(sizes), self._cache_file(shapes)) if file is not None]
         # the compiled model has its own copy of the weights, in its own order
-        with releasing((*graph_files(self._path), *stored)):
+        with self._bundle.reading(self._key, self._variant), releasing((*graph_files(self._path), *stored)):
             for file in stored:
                 if found := _import(file, self._path, self._properties, self._builder.target):
                     compiled, blob = found
@@ -142,7 +151,7 @@ class OpenVinoEngine(Engine):
                 _log.warning("%s Compiling again for this machine.", error)
             self._warned = True
             return None
-        return self._bundle.path / entry.files[0] if entry is not None and entry.files else None
+        return self._bundle.file(entry.files[0]) if entry is not None and entry.files else None
 
     def _cache_file(self, shapes: str) -> Path | None:
         if self._cache is None:
@@ -153,6 +162,15 @@ class OpenVinoEngine(Engine):
 
     def _release(self) -> None:
         self._requests.clear()
+        self._core = None
+
+
+def _said(error: RuntimeError) -> str:
+    """What OpenVINO says went wrong, on one line."""
+    said = one_line(error, last=True)
+    if "temporarily unavailable" in said:  # what the system answers where no thread can be started
+        said += ": a limit on processes; raise pids.max of the container, or ulimit -u"
+    return said
 
 
 def _new_outputs(request: Any, spec: GraphSpec) -> dict[str, Array]:
@@ -236,11 +254,30 @@ def _check_hint(compiled: Any, properties: Mapping[str, Any]) -> None:
         raise EngineUnavailable(f"engine openvino: asked for {wanted}, it computes in {used}; use --precision fp32")
 
 
-@cached
+_core_lock = threading.Lock()
+_living_core: weakref.ref[Any] | None = None
+
+
 def _core() -> Any:
+    """OpenVINO's core, shared by all engines that live. It keeps threads and memory of every model that it compiled,
+    so it goes with the last of them."""
     import openvino
 
-    return openvino.Core()
+    global _living_core  # noqa: PLW0603
+    with _core_lock:
+        core = _living_core() if _living_core is not None else None
+        if core is None:
+            core = openvino.Core()
+            _living_core = weakref.ref(core)
+        return core
+
+
+@cached
+def _facts(target: str) -> tuple[str, tuple[str, ...]]:
+    """(name, capabilities) of a device as OpenVINO sees it."""
+    core = _core()
+    name = str(core.get_property(target, "FULL_DEVICE_NAME"))
+    return name, tuple(sorted(core.get_property(target, "OPTIMIZATION_CAPABILITIES")))
 
 
 class OpenVinoBuilder:
@@ -262,9 +299,15 @@ class OpenVinoBuilder:
 
     def unavailable_reason(self) -> str | None:
         try:
-            importlib.import_module("openvino")
+            version = importlib.import_module("openvino").__version__
+            if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < _OLDEST:
+                needed = ".".join(map(str, _OLDEST))
+                return f"openvino {version} lacks operators, {needed} has them; pip install -U 'diffplugin[openvino]'"
+            _facts(_CPU)
         except ImportError as error:
             return f"the package openvino cannot be imported ({error}); pip install 'diffplugin[openvino]'"
+        except Exception as error:  # a broken installation, or a processor that it does not know
+            return f"openvino cannot start here ({one_line(error, last=True)}); install it again"
         here = _core().available_devices if self.target != _CPU else [_CPU]
         # one GPU alone is listed without its number
         if self.target in here or (self.target == "GPU.0" and "GPU" in here):
@@ -279,10 +322,11 @@ class OpenVinoBuilder:
 
     def device(self) -> str:
         """Compiled models hold code for the processor's instruction set: the capabilities name it."""
-        return f"{_core().get_property(self.target, 'FULL_DEVICE_NAME')} [{' '.join(sorted(self._abilities()))}]"
+        name, abilities = _facts(self.target)
+        return f"{name} [{' '.join(abilities)}]"
 
-    def _abilities(self) -> list[str]:
-        return list(_core().get_property(self.target, "OPTIMIZATION_CAPABILITIES"))
+    def _abilities(self) -> tuple[str, ...]:
+        return _facts(self.target)[1]
 
     def precisions(self) -> tuple[str, ...]:
         """Floating point first, in the order of its speed here; int8, which costs accuracy, is never the first choice.
@@ -304,12 +348,16 @@ class OpenVinoBuilder:
             return tuple(precision for ability, precision in _ELSEWHERE.items() if ability in self._abilities())
         if "BF16" not in self._abilities():
             return ("fp32",)
-        threads = thread_count(None)
-        return fastest_first(
-            f"{self.name} {self.version()} {self.device()}",
-            _ON_PROCESSORS,
-            lambda precision: convolution(_core(), _HINTS[precision], threads=threads),
-        )
+        threads = engine_threads(None)
+        core = _core()
+        try:
+            return fastest_first(
+                f"{self.name} {self.version()} {self.device()}",
+                _ON_PROCESSORS,
+                lambda precision: convolution(core, _HINTS[precision], threads=threads),
+            )
+        except RuntimeError as error:
+            raise EngineUnavailable(f"engine openvino: cannot compute a convolution here ({_said(error)})") from None
 
     def hint(self, precision: str) -> str:
         """OpenVINO's name of the floating-point type that a graph computes in; what int8 leaves takes the fastest."""
@@ -318,8 +366,9 @@ class OpenVinoBuilder:
     def load(
         self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None
     ) -> OpenVinoEngine:
+        count = engine_threads(threads)
         self._check(bundle, precision)
-        return OpenVinoEngine(bundle, key, self, precision=precision, threads=thread_count(threads), cache=cache)
+        return OpenVinoEngine(bundle, key, self, precision=precision, threads=count, cache=cache)
 
     def _check(self, bundle: Bundle, precision: str) -> None:
         check_precision(self, precision)
@@ -339,7 +388,7 @@ class OpenVinoBuilder:
         self.check_options(options)
         shapes = shapes_text(bundle.spec(key), profile)
         if ":" in shapes:
-            raise RequestError(f"engine {self.name}: builds {key} for one size, not for {shapes}; use --size N or HxW")
+            raise RequestError(f"engine {self.name}: builds {key} for one size, not for {shapes}; use --size N or WxH")
         sizes = {axis: size.best for axis, size in profile.items()}
         path = bundle.graph_file(key, self.variant(precision))
         properties = _properties(path, self.hint(precision), thread_count(None), self.target)

@@ -1,4 +1,4 @@
-"""Giving back the pages of a mapped file: weights that an engine has copied need not stay in memory twice."""
+"""Giving memory back to the system: pages of mapped files that an engine has copied, and what it has freed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _DONTNEED = 4  # MADV_DONTNEED
@@ -33,6 +33,12 @@ def release_pages(path: Path) -> int:
             if libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _DONTNEED) == 0:
                 freed += end - begin
     return freed
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system, which the C library keeps for later. Does nothing but with glibc."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

@@ -8,23 +8,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffplugin.command import Parser, add_common_options, execute, path
-from diffplugin.errors import MissingDependency, RequestError
+from diffplugin.command import Parser, add_common_options, answer, execute, path, positive, print_error, say
+from diffplugin.errors import RequestError
+from diffplugin.hub import parse_name
 
 CALIBRATION_PICTURES = 8
-BASE_FILES = (
-    "model_index.json",
-    "unet/config.json",
-    "unet/diffusion_pytorch_model.*",
-    "vae/config.json",
-    "vae/diffusion_pytorch_model.*",
-    "text_encoder/config.json",
-    "text_encoder/model.safetensors",
-    "text_encoder/pytorch_model.bin",
-    "tokenizer/*",
-    "scheduler/*",
-)
-CLIP_FILES = ("config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,7 +23,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     model = parser.add_argument_group("checkpoints")
     model.add_argument("--plugin", action="append", default=[], metavar="ID", help="Task-Plugin to export; repeatable")
-    model.add_argument("--base", metavar="DIR|HUB-ID", help="diffusers Stable Diffusion 1.x")
+    model.add_argument(
+        "--base",
+        metavar="DIR|FILE|HUB-ID",
+        help="Stable Diffusion 1.x: a diffusers folder, or one .safetensors file in the original layout",
+    )
     model.add_argument("--clip", metavar="DIR|HUB-ID", help="CLIP with its vision encoder")
     model.add_argument("--plugins", type=path, metavar="DIR", help="the released pre-trained/ tree")
     model.add_argument(
@@ -55,8 +47,8 @@ def _parser() -> argparse.ArgumentParser:
         "--size",
         action="append",
         default=[],
-        metavar="N|HxW|MIN:OPT:MAX",
-        help="picture size that engines are prepared for (default: 512); repeatable, one engine each",
+        metavar="N|WxH|MIN:OPT:MAX",
+        help="photo size, width first, that engines are prepared for (default: 512); repeatable, one engine each",
     )
     made.add_argument(
         "--gpus",
@@ -65,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="sm_89,...",
         help="compute capabilities that tensorrt-rtx builds for; no GPU is needed here",
     )
-    made.add_argument("--workspace", type=int, metavar="MIB", help="most scratch memory of a TensorRT engine's layer")
+    made.add_argument(
+        "--workspace", type=positive, metavar="MIB", help="most scratch memory of a TensorRT engine's layer"
+    )
     made.add_argument("--weight-streaming", action="store_true", help="TensorRT weights may stay in the host's memory")
     made.add_argument(
         "--calibration",
@@ -78,7 +72,13 @@ def _parser() -> argparse.ArgumentParser:
         "--triton-repo", type=path, metavar="DIR", help="also write a model repository for NVIDIA's Triton server"
     )
     made.add_argument(
-        "--bundle", type=path, metavar="BUNDLE", help="with --triton-repo: take this bundle as it is, export nothing"
+        "--push-to", metavar="hf:USER/NAME", help="also upload the bundle to the Hugging Face hub, with a model card"
+    )
+    made.add_argument(
+        "--bundle",
+        type=path,
+        metavar="BUNDLE",
+        help="with --triton-repo or --push-to: take this bundle as it is, export nothing",
     )
     care = parser.add_argument_group("bundles on disk").add_mutually_exclusive_group()
     care.add_argument("--list", action="store_true", help="list the bundles in the cache folder, or in --out")
@@ -98,25 +98,29 @@ def _command(args: argparse.Namespace) -> int:
         return _list(args.out)
     if args.verify:
         return _verify(args.verify)
-    if args.bundle and not args.triton_repo:
-        raise RequestError("--bundle is for --triton-repo DIR: name that too, or leave it out")
+    if args.push_to:
+        parse_name(args.push_to)  # before hours of work
+    if args.bundle and not args.triton_repo and not args.push_to:
+        raise RequestError("--bundle is for --triton-repo DIR or --push-to: name one of them too, or leave it out")
     if args.bundle:
-        return _triton(args.bundle, args.triton_repo)
+        return _deliver(args, args.bundle)
     return _prune(args.prune) if args.prune else _export(args)
 
 
 def _list(folder: Path | None) -> int:
     from diffplugin.bundle import cache_folder
+    from diffplugin.default_bundle import latest_bundle
     from diffplugin.export.maintenance import list_bundles
 
     where = folder or cache_folder()
-    bundles = list_bundles(where)
+    bundles, latest = list_bundles(where), latest_bundle()
     for bundle in bundles:
         manifest = bundle.manifest
         engines = ", ".join(sorted({f"{e.engine} {e.precision}" for e in manifest.engines})) or "onnx"
-        print(f"{bundle.path}\t{', '.join(manifest.plugins)}\t{engines}")
+        taken = ["taken by default"] if bundle.path == latest else []
+        answer("\t".join([str(bundle.path), ", ".join(manifest.plugins), engines, *taken]))
     if not bundles:
-        print(f"no bundles in {where}")
+        answer(f"no bundles in {where}")
     return 0
 
 
@@ -125,9 +129,9 @@ def _verify(path: Path) -> int:
 
     faults = verify(path)
     for fault in faults:
-        print(f"dp-export: {fault}", file=sys.stderr)
+        print_error("dp-export", fault)
     if not faults:
-        print(f"{path}: sound")
+        answer(f"{path}: sound")
     return 1 if faults else 0
 
 
@@ -136,25 +140,23 @@ def _prune(path: Path) -> int:
 
     removed, freed = prune(path)
     for name in removed:
-        print(f"removed {name}")
-    print(f"{path}: {freed / 2**20:.1f} MiB freed")
+        say(f"removed {name}")
+    say(f"{path}: {freed / 2**20:.1f} MiB freed")
     return 0
 
 
 def _export(args: argparse.Namespace) -> int:
-    from diffplugin.bundle import cache_folder
-
     if args.calibration and args.precision != "int8":
         raise RequestError(f"--calibration is for --precision int8, here it is {args.precision}; leave it out")
 
-    try:
-        from diffplugin.engines.base import BuildOptions
-        from diffplugin.export.checkpoints import embedded_checkpoint, find, local_folder
-        from diffplugin.export.exporter import export_bundle
-        from diffplugin.export.prebuild import parse_size
-    except ModuleNotFoundError as error:
-        raise MissingDependency(f"dp-export needs the package {error.name}: pip install 'diffplugin[export]'") from None
+    from diffplugin.default_bundle import EMBEDDED, bundles_folder, set_latest
+    from diffplugin.engines.base import BuildOptions
+    from diffplugin.export.checkpoints import embedded_checkpoint, find
+    from diffplugin.export.checkpoints.hub import base_path, clip_path
+    from diffplugin.export.exporter import export_bundle
+    from diffplugin.export.prebuild import parse_size
 
+    log = (lambda line: None) if args.quiet else say
     given = [name for name in ("base", "clip", "plugins") if getattr(args, name)]
     if given and len(given) < 3:
         missing = ", ".join(f"--{name}" for name in ("base", "clip", "plugins") if name not in given)
@@ -162,8 +164,8 @@ def _export(args: argparse.Namespace) -> int:
             f"--{', --'.join(given)} given without {missing}: a model needs all three, or none for the embedded one"
         )
     if given:
-        base = local_folder(args.base, offline=args.offline, patterns=BASE_FILES)
-        clip = local_folder(args.clip, offline=args.offline, patterns=CLIP_FILES)
+        base = base_path(args.base, offline=args.offline, log=log)
+        clip = clip_path(args.clip, offline=args.offline, tokenizer=not base.is_dir(), log=log)
         checkpoint, cards, name = (
             find(base, clip, args.plugins, args.plugin),
             args.cards or args.plugins,
@@ -174,7 +176,7 @@ def _export(args: argparse.Namespace) -> int:
     started = time.monotonic()
     path = export_bundle(
         checkpoint,
-        args.out or cache_folder() / "bundles" / name,
+        args.out or bundles_folder() / name,
         name=name,
         cards=cards,
         engine=args.engine,
@@ -187,10 +189,24 @@ def _export(args: argparse.Namespace) -> int:
             workspace=None if args.workspace is None else args.workspace * 2**20,
             weight_streaming=args.weight_streaming,
         ),
-        log=lambda line: print(line, flush=True),
+        log=log,
     )
-    print(f"{path}: written in {time.monotonic() - started:.0f} s")
-    return _triton(path, args.triton_repo) if args.triton_repo else 0
+    log(f"{path}: written in {time.monotonic() - started:.0f} s")
+    if set_latest(path):
+        log(f"dp-infer takes this bundle from now on; dp-infer --bundle {EMBEDDED}: the small model in the package")
+    return _deliver(args, path)
+
+
+def _deliver(args: argparse.Namespace, bundle: Path) -> int:
+    """What is asked for beside the bundle itself."""
+    if args.triton_repo:
+        _triton(bundle, args.triton_repo)
+    if args.push_to:
+        from diffplugin.export.push import push_bundle
+
+        address = push_bundle(bundle, args.push_to, log=say)
+        say(f"{args.push_to}: {address}")
+    return 0
 
 
 def _triton(bundle: Path, out: Path) -> int:
@@ -198,7 +214,7 @@ def _triton(bundle: Path, out: Path) -> int:
     from diffplugin.export.triton import write_repository
 
     names = write_repository(open_bundle(bundle), out)
-    print(f"{out}: {len(names)} models; the loop is {names[0]}")
+    say(f"{out}: {len(names)} models; the loop is {names[0]}")
     return 0
 
 
@@ -206,11 +222,12 @@ def _pictures(folder: Path | None) -> list[Path]:
     """At most eight pictures of a folder, evenly over its names."""
     if folder is None:
         return []
-    from diffplugin.runtime.cli.files import find_photos
+    from diffplugin.runtime.cli.inputs import find_photos
 
-    found, faults = find_photos([str(folder)])
-    if faults or not found:
-        raise RequestError(f"--calibration {folder}: {faults[0] if faults else 'no pictures'}")
+    inputs = find_photos([str(folder)])
+    found = [photo.path for photo in inputs.photos]
+    if not found:
+        raise RequestError(f"--calibration {folder}: {inputs.faults[0] if inputs.faults else 'none is read here'}")
     return found[:: -(-len(found) // CALIBRATION_PICTURES)]
 
 

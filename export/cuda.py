@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from diffplugin.engines.base import thread_count
 from diffplugin.engines.onnxruntime import OnnxRuntimeEngine
@@ -17,9 +17,8 @@ from diffplugin.export.fp16.convert import to_fp16
 from diffplugin.export.fp16.emulate import EmulatedFp16
 from diffplugin.export.fp16.variant import write, write_step
 from diffplugin.export.graphs import graph_keys, kind_of, module_for
-from diffplugin.export.onnx import trace
+from diffplugin.export.onnx import EXTERNAL_ABOVE, halve_weights, trace, weights_bytes
 from diffplugin.manifest import GraphEntry
-from diffplugin.plugins.networks.form import Form, traced_as
 from diffplugin.spec import GraphSpec, graph_specs
 
 if TYPE_CHECKING:
@@ -40,15 +39,17 @@ def export_cuda(
     for key in graph_keys(checkpoint):
         log(f"{variant} {key}")
         model = cuda_graph(module_for(checkpoint, key), specs[kind_of(key)], precision, factor=checkpoint.dims.factor)
-        entries[key] = write(model, folder, key, variant)
+        if precision == "fp32" and weights_bytes(model) <= EXTERNAL_ABOVE:
+            halve_weights(model)
+        entries[key] = write(model, folder, key, variant, beside=key == "unet")  # whose weights `step` names
     entries["step"] = write_step(folder, specs["step"], variant)
     return entries
 
 
 def cuda_graph(module: Any, spec: GraphSpec, precision: str, *, factor: int) -> Any:
     """``module`` as an ``onnx_ir.Model`` in the form for the CUDA provider; ``precision``: fp16 or fp32."""
-    with traced_as(cast(Form, VARIANTS[precision])):
-        model = trace(module, spec, factor=factor)
+    form: Literal["cuda-fp16", "cuda-fp32"] = "cuda-fp16" if precision == "fp16" else "cuda-fp32"
+    model = trace(module, spec, factor=factor, form=form)
     if precision == "fp16":
         to_fp16(model, spec.graph)
     return model

@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import diffplugin
-from diffplugin.bundle import Bundle, graph_files, list_files, sha256, write_manifest
+from diffplugin.bundle import Bundle, graph_files, list_files, write_manifest
 from diffplugin.engines.base import BuildOptions
 from diffplugin.engines.choice import get_builder
 from diffplugin.engines.onnxruntime_cuda import VARIANTS
 from diffplugin.errors import CheckpointError, MissingDependency, NotFinite
-from diffplugin.export.checkpoints import Checkpoint, weights_file
+from diffplugin.export.checkpoints import Checkpoint, check_checkpoint
 from diffplugin.export.cuda import EmulatedCuda, export_cuda
 from diffplugin.export.fp16.emulate import EmulatedFp16
 from diffplugin.export.fp16.variant import export_fp16
@@ -37,11 +37,14 @@ from diffplugin.export.quantize import (
 from diffplugin.export.reference import ReferenceBuilder
 from diffplugin.export.tokenizer import write_tokenizer
 from diffplugin.export.writing import writing
+from diffplugin.integrity import sha256
 from diffplugin.manifest import GraphEntry, Manifest
 from diffplugin.plugins.cards import PluginCard, card_to_toml, registry
 from diffplugin.plugins.compounds import FILE as COMPOUNDS
 from diffplugin.plugins.compounds import compound_table
 from diffplugin.runtime.photos.read import read_photo
+from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
+from diffplugin.runtime.sampling.time_features import time_settings
 from diffplugin.spec import Array, graph_specs
 
 if TYPE_CHECKING:
@@ -50,13 +53,9 @@ if TYPE_CHECKING:
 
 def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
     """What the bundle was made from: file name and SHA-256 per part, without the machine's folders."""
-    files = {part: weights_file(checkpoint.base / part) for part in ("unet", "vae", "text_encoder")}
-    files["clip_vision"] = weights_file(checkpoint.clip)
-    for plugin, folder in checkpoint.plugins.items():
-        files[f"tpb/{plugin}"], files[f"scb/{plugin}"] = folder / "tpb.pt", weights_file(folder / "scb")
-    if checkpoint.selector is not None:
-        files["selector"] = checkpoint.selector
-    return {part: {"name": path.name, "sha256": sha256(path)} for part, path in files.items()}
+    parts = {part: checkpoint.source(part) for part in checkpoint.parts()}
+    hashes = {files: sha256(*files.files) for files in set(parts.values())}  # a single file holds three parts
+    return {part: {"name": files.main.name, "sha256": hashes[files]} for part, files in parts.items()}
 
 
 def _cards(checkpoint: Checkpoint, folder: Path | None) -> dict[str, PluginCard]:
@@ -70,6 +69,27 @@ def _cards(checkpoint: Checkpoint, folder: Path | None) -> dict[str, PluginCard]
             f"(shipped: {', '.join(registry())})"
         )
     return {plugin: card for plugin, card in known.items() if plugin in checkpoint.plugins}
+
+
+def _checked(checkpoint: Checkpoint, cards: Path | None, log: Log) -> dict[str, PluginCard]:
+    """The cards, after everything that can be wrong with files has been looked for: all faults are told at once."""
+    faults: list[str] = []
+    chosen: dict[str, PluginCard] = {}
+    try:
+        chosen = _cards(checkpoint, cards)
+        if cards is not None:
+            compound_table(cards)
+    except CheckpointError as error:
+        faults.append(str(error))
+    try:
+        notes = check_checkpoint(checkpoint)
+    except CheckpointError as error:
+        faults.append(str(error))
+    if faults:
+        raise CheckpointError("; ".join(faults))
+    for note in notes:
+        log(f"note: {note}")
+    return chosen
 
 
 def _copy_compounds(cards: Path, out: Path) -> None:
@@ -100,14 +120,14 @@ def _manifest(
     checkpoint: Checkpoint, name: str, cards: Mapping[str, PluginCard], graphs: Mapping[str, GraphEntry]
 ) -> Manifest:
     unet, clip = checkpoint.config("unet"), checkpoint.preprocessor()
-    scheduler = {k: v for k, v in checkpoint.config("scheduler").items() if not k.startswith("_")}
+    scheduler = NoiseSchedule.from_config(checkpoint.config("scheduler")).to_config()
     return Manifest(
         created_with=diffplugin.__version__,
         name=name,
         source=_sources(checkpoint),
         dims=checkpoint.dims,
         scheduler=scheduler,
-        time_embedding={k: unet.get(k, default) for k, default in (("flip_sin_to_cos", True), ("freq_shift", 0))},
+        time_embedding=dict(time_settings(unet)),
         clip={"mean": tuple(clip["image_mean"]), "std": tuple(clip["image_std"])},
         graphs=graphs,
         plugins=tuple(cards),
@@ -194,7 +214,7 @@ def export_bundle(
         name: the bundle's name, kept in its manifest.
         cards: folder whose ``<id>/card.toml`` or ``cards/<id>.toml`` replace or add to the shipped cards.
         engine, precision: what to prepare and to validate with (``diffplugin.engines.choice.choose``).
-        sizes: (height, width) in pixels that engines are built for, one engine per pair and graph; none: 512 x 512.
+        sizes: (width, height) in pixels that engines are built for, one engine per pair and graph; none: 512 x 512.
         options: how engines are built.
         calibration: pictures for int8, best degraded as the plugins expect; none: synthetic ones.
         validate: compare every graph, one picture and every engine that can run here with the reference, and put a
@@ -207,15 +227,15 @@ def export_bundle(
         BundleError: ``out`` cannot be written.
         EngineUnavailable: the engine cannot run here.
     """
-    chosen = _cards(checkpoint, cards)
-    dims = checkpoint.dims  # reads all configs: faults show before any work
+    chosen = _checked(checkpoint, cards, log)
+    dims = checkpoint.dims
     sizes, options = checked_sizes(sizes, dims), options or BuildOptions()
     builder, wanted, reason = choose_builder(engine, precision, options)
     if wanted == "int8" and (lacking := unavailable_reason()):
         raise MissingDependency(lacking)
     log(f"engine {builder.name} {wanted} ({reason})")
     with writing(out) as folder:
-        write_tokenizer(checkpoint.base / "tokenizer", folder / "tokenizer.json", dims.context)
+        write_tokenizer(checkpoint.tokenizer, folder / "tokenizer.json", dims.context)
         for plugin, card in chosen.items():
             path = folder / "plugins" / plugin / "card.toml"
             path.parent.mkdir(parents=True)

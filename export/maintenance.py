@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from diffplugin.bundle import ENGINES, Bundle, open_bundle, sha256, write_manifest
+from diffplugin.bundle import ENGINES, Bundle, graph_files, open_bundle, write_manifest
 from diffplugin.errors import BundleError, EngineUnavailable
 from diffplugin.export.writing import TEMPORARY, in_use
+from diffplugin.external_data import locations
+from diffplugin.files import TEMPORARY as UNFINISHED
+from diffplugin.integrity import sha256
 from diffplugin.manifest import MANIFEST, EngineEntry, FileEntry, Manifest
 from diffplugin.spec import graph_specs
 
@@ -44,11 +47,12 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
     faults = [
         f"{folder / name}: {fault}"
         for name, entry in manifest.files.items()
-        if (fault := _changed(folder / name, entry))
+        if (fault := _changed(folder, name, entry))
     ]
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()} - {MANIFEST}
     faults += [f"{folder / name}: not in the manifest" for name in sorted(there - set(manifest.files))]
     faults += [f"{folder / MANIFEST}: {fault}" for fault in _incomplete(manifest)]
+    faults += _open_ends(bundle)
     for engine in manifest.engines:
         faults += [
             f"{folder}: engine {engine.fingerprint} ({engine.engine}, {engine.graph}): {fault}"
@@ -57,15 +61,32 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
     return faults
 
 
-def _changed(file: Path, entry: FileEntry) -> str | None:
+def _changed(folder: Path, name: str, entry: FileEntry) -> str | None:
+    file = folder / name
     try:
+        if not file.resolve().is_relative_to(folder.resolve()):
+            return "leads out of the bundle"
         if not file.is_file():
-            return "missing"
+            return "no regular file" if file.exists() else "missing"
         if file.stat().st_size != entry.bytes:
             return f"{file.stat().st_size} bytes, expected {entry.bytes}"
         return None if sha256(file) == entry.sha256 else "contents changed (SHA-256 differs)"
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
+
+
+def _open_ends(bundle: Bundle) -> Iterator[str]:
+    """Graphs that take weights from elsewhere than the file beside them."""
+    for entry in bundle.manifest.all_graphs().values():
+        path = bundle.path / entry.file
+        if path.suffix != ".onnx" or not path.is_file():
+            continue
+        try:
+            foreign = locations(path) - {data.name for data in graph_files(path)[1:]}
+        except (OSError, ValueError) as error:
+            yield f"{path}: is no ONNX graph ({error})"
+            continue
+        yield from (f"{path}: takes weights from {name!r}, which is no file of this bundle" for name in sorted(foreign))
 
 
 def _incomplete(manifest: Manifest) -> Iterator[str]:
@@ -139,7 +160,7 @@ def prune(path: str | os.PathLike[str]) -> tuple[list[str], int]:
     gone = [p for p in sorted((folder / ENGINES).glob("*")) if p.name not in kept]
     resolved = folder.resolve()
     gone += [p for p in sorted(resolved.parent.glob(f"{glob.escape(resolved.name + TEMPORARY)}*")) if not in_use(p)]
-    gone += [p for p in (folder / f"{MANIFEST}.tmp",) if p.is_file()]
+    gone += sorted(p for p in folder.rglob(f"{UNFINISHED}*.tmp") if p.is_file())
     freed = sum(f.stat().st_size for p in gone for f in (p, *p.rglob("*")) if f.is_file())
     files = {n: e for n, e in bundle.manifest.files.items() if not any((folder / n).is_relative_to(p) for p in gone)}
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from diffplugin.plugins.networks.form import has_group_normalization
+from diffplugin.plugins.networks.form import Form, has_group_normalization, traced_as
 from diffplugin.spec import DTYPES, Array, GraphSpec
 
 if TYPE_CHECKING:
@@ -49,20 +49,27 @@ def export_graph(module: torch.nn.Module, spec: GraphSpec, path: Path, *, factor
     """
     model = trace(module, spec, factor=factor)
     if weights_bytes(model) <= EXTERNAL_ABOVE:
-        _halve_weights(model)
+        halve_weights(model)
     save(model, path)
 
 
-def save(model: ir.Model, path: Path) -> None:
-    """Write a graph, its weights beside it where they are large."""
+def save(model: ir.Model, path: Path, *, beside: bool = False) -> None:
+    """Write a graph, its weights beside it where they are large, or with ``beside`` however large they are."""
     import onnx_ir as ir
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    ir.save(model, path, external_data=f"{path.name}.data" if weights_bytes(model) > EXTERNAL_ABOVE else None)
+    ir.save(model, path, external_data=f"{path.name}.data" if beside or weights_bytes(model) > EXTERNAL_ABOVE else None)
 
 
-def trace(module: torch.nn.Module, spec: GraphSpec, *, factor: int) -> ir.Model:
-    """``module`` as a graph with the spec's names and axes, float32, without notes of where it was made."""
+def trace(module: torch.nn.Module, spec: GraphSpec, *, factor: int, form: Form | None = None) -> ir.Model:
+    """``module`` as a graph with the spec's names and axes, float32, without notes of where it was made.
+
+    Args:
+        form: in which it is written (:mod:`diffplugin.plugins.networks.form`); None: that of the caller's context.
+    """
+    if form is not None:
+        with traced_as(form):
+            return trace(module, spec, factor=factor)
     sizes = _TRACE_SIZES | {"H": _TRACE_SIZES["h"] * factor, "W": _TRACE_SIZES["w"] * factor}
     inputs = example_inputs(spec, sizes, ids_below=8)
     free = tuple(
@@ -137,7 +144,7 @@ def _strip(model: ir.Model) -> None:
         value.metadata_props.clear()
 
 
-def _halve_weights(model: ir.Model) -> None:
+def halve_weights(model: ir.Model) -> None:
     """Store float32 weights as float16 plus a cast where every value survives the round trip.
 
     Engines fold the cast when they load; a checkpoint in half precision then costs its own size. Large graphs are

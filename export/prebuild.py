@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from diffplugin.bundle import ENGINES, Bundle
+from diffplugin.command import sides
 from diffplugin.engines.base import BuildOptions
 from diffplugin.engines.choice import choose, get_builder
 from diffplugin.engines.onnxruntime_cuda import NAME as ONNXRUNTIME_CUDA
@@ -24,22 +25,22 @@ if TYPE_CHECKING:
     from diffplugin.engines.base import EngineBuilder
 
 Log = Callable[[str], None]
-Sizes = Sequence[tuple[Range, Range]]  # (height, width) in pixels
+Sizes = Sequence[tuple[Range, Range]]  # (width, height) in pixels
 
 
 def parse_size(text: str) -> tuple[Range, Range]:
-    """Height and width in pixels: ``512``, ``512x768`` (height first), or ``256:512:1024`` for both sides.
+    """(width, height) in pixels of ``N``, ``WxH``, ``MIN:OPT:MAX`` for both sides, or a range for a side of ``WxH``.
 
     Raises:
         RequestError: not of these forms, or not positive and rising.
     """
-    number = r"([1-9]\d{0,4})"
-    if found := re.fullmatch(f"{number}(?:x{number})?", text):
-        return Range.of(int(found[1])), Range.of(int(found[2] or found[1]))
-    if found := re.fullmatch(f"{number}:{number}:{number}", text):
-        side = Range(int(found[1]), int(found[2]), int(found[3]))
-        return side, side
-    raise RequestError(f"size {text!r}: expected N, HxW or MIN:OPT:MAX in pixels: 512, 512x768 or 256:512:1024")
+    parts = [re.fullmatch(r"([1-9][0-9]{0,4})(?::([1-9][0-9]{0,4}):([1-9][0-9]{0,4}))?", part) for part in sides(text)]
+    if len(parts) > 2 or None in parts:
+        raise RequestError(
+            f"size {text!r}: expected N, WxH (width first) or MIN:OPT:MAX in pixels: 512, 768x512 or 256:512:1024"
+        )
+    ranges = [Range(int(part[1]), int(part[2] or part[1]), int(part[3] or part[1])) for part in parts if part]
+    return ranges[0], ranges[-1]
 
 
 def checked_sizes(sizes: Sizes, dims: ModelDims) -> Sizes:
@@ -97,7 +98,7 @@ def build_engines(
     for key in bundle.keys(precision):
         graph_sha256 = bundle.graph(key, precision).sha256
         for pair in sizes:
-            height, width = (side.over(dims.factor) for side in pair)
+            width, height = (side.over(dims.factor) for side in pair)
             profile = full_profile(height, width, dims, batch=builder.batch, plugins=plugins)
             shapes = shapes_text(bundle.spec(key), profile)
             print_ = fingerprint(graph_sha256, shapes, precision, builder.name, builder.version(), devices)

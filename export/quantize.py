@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffplugin.bundle import graph_files, sha256
+from diffplugin.bundle import graph_files
 from diffplugin.engines.base import Engine
 from diffplugin.errors import MissingDependency
 from diffplugin.export.graphs import kind_of
 from diffplugin.export.measures import relative_error, synthetic_photo
+from diffplugin.integrity import sha256
 from diffplugin.manifest import GraphEntry
 from diffplugin.runtime.restorer import Restorer
 from diffplugin.spec import Array

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffplugin.errors import BundleError
+from diffplugin.files import unfinished
 from diffplugin.manifest import MANIFEST
 
 try:
@@ -35,16 +36,22 @@ def writing(out: Path) -> Iterator[Path]:
         if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
             raise BundleError(f"{out}: exists and is no bundle; name another folder with --out")
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{out.name}{TEMPORARY}", dir=out.parent))
     except OSError as error:
-        raise BundleError(f"{out}: cannot be written ({error.strerror}); name another folder with --out") from None
-    try:
+        raise _unwritable(out, error) from None
+    folder = out.with_name(f"{out.name}{TEMPORARY}{secrets.token_hex(4)}")
+    with unfinished(folder):
+        try:
+            folder.mkdir()
+        except OSError as error:
+            raise _unwritable(out, error) from None
         with _locked(folder):
             folder.chmod(0o755)
             yield folder
             _replace(folder, out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unwritable(out: Path, error: OSError) -> BundleError:
+    return BundleError(f"{out}: cannot be written ({error.strerror}); name another folder with --out")
 
 
 def _replace(folder: Path, out: Path) -> None:

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from diffplugin.errors import CheckpointError, RequestError
+from diffplugin.integrity import read_text
 
 Start = Literal["noised_input", "input", "noise"]
 Output = Literal["decoded", "residual"]
 TRAIN_STEPS = 1000  # Stable Diffusion's training schedule
+MAX_BYTES = 2**16  # of a card; the shipped ones have less than 1 kB
 LAST = 1000  # order of a card that names none: after the shipped ones
 NULL = "null"  # the selector's name for "no plugin"; no plugin may take it
 _LARGEST = {"first_t": TRAIN_STEPS - 1} | dict.fromkeys(("renoise_from_t", "steps_first", "steps_chained"), TRAIN_STEPS)
@@ -30,6 +32,7 @@ _TYPES: dict[str, type] = {
     **dict.fromkeys(("id", "title", "start", "output", "licence"), str),
     **dict.fromkeys(("aliases", "examples"), list),
     **dict.fromkeys(("order", "first_t", "renoise_from_t", "steps_first", "steps_chained"), int),
+    "colour": bool,
 }
 
 
@@ -52,6 +55,7 @@ class PluginCard:
         steps_chained: steps where it follows another plugin.
         output: "decoded": what the decoder makes of the final latent z, as released. "residual": x + D(z) - D(E(x)),
             the input x changed by what the plugin changed, so that the detail that the autoencoder cannot carry stays.
+        colour: it brings colour into grey pictures. The result of a grey file is written in grey otherwise.
         licence: note on the weights.
         order: place in the registry and so in a chain.
     """
@@ -66,6 +70,7 @@ class PluginCard:
     steps_first: int = 20
     steps_chained: int = 3
     output: Output = "decoded"
+    colour: bool = False
     licence: str = ""
     order: int = LAST
 
@@ -81,6 +86,7 @@ def parse_card(text: str, *, where: str, expected_id: str | None = None) -> Plug
     except tomllib.TOMLDecodeError as error:
         raise CheckpointError(f"{where}: not a TOML file ({error}); see the shipped cards for an example") from None
     faults = _faults(values)
+    faults += [f"{name} has characters that cannot be printed" for name, value in values.items() if hides(value)]
     if expected_id is not None and not faults and values["id"] != expected_id:
         faults.append(f"id is {values['id']!r}, but its folder or file is named {expected_id!r}: make them the same")
     if faults:
@@ -96,12 +102,18 @@ def load_card(path: str | Path, *, expected_id: str | None = None) -> PluginCard
         CheckpointError: the file cannot be read, is not TOML, or all faults of the card in one line.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(Path(path), limit=MAX_BYTES)
     except OSError as error:
         raise CheckpointError(f"{path}: the plugin card cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError:
         raise CheckpointError(f"{path}: the plugin card is not UTF-8 text") from None
     return parse_card(text, where=str(path), expected_id=expected_id)
+
+
+def hides(value: Any) -> bool:
+    """A text, or a text of a list, could send commands to a terminal that shows it."""
+    texts = value if isinstance(value, list) else [value]
+    return any(isinstance(text, str) and not text.isprintable() for text in texts)
 
 
 def _faults(values: Mapping[str, Any]) -> list[str]:
@@ -114,7 +126,7 @@ def _faults(values: Mapping[str, Any]) -> list[str]:
         if kind is None:
             continue
         if type(value) is not kind or (isinstance(value, list) and not all(isinstance(item, str) for item in value)):
-            wanted = {str: "text", int: "a whole number", list: "a list of texts"}[kind]
+            wanted = {str: "text", int: "a whole number", list: "a list of texts", bool: "true or false"}[kind]
             faults.append(f"{name} is {value!r}, expected {wanted}")
         else:
             faults += _value_faults(name, value)
@@ -143,7 +155,7 @@ def card_to_toml(card: PluginCard) -> str:
     """``card`` as TOML text that :func:`parse_card` reads back as the same card."""
     lines = []
     for name, value in asdict(card).items():
-        if name == "renoise_from_t" and card.start != "noised_input":
+        if (name == "renoise_from_t" and card.start != "noised_input") or value is False:
             continue
         text = f"[{', '.join(map(_toml, value))}]" if isinstance(value, tuple) else _toml(value)
         lines.append(f"{name} = {text}")

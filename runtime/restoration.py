@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from diffplugin.runtime.photos.read import Photo, Pixels
+from diffplugin.runtime.photos.deep import grey_of
+from diffplugin.runtime.photos.photo import Photo, Pixels
+from diffplugin.runtime.photos.write import write_photo
 from diffplugin.runtime.planning.plan import Plan
 from diffplugin.runtime.request.selection import Selection
 
@@ -19,7 +23,7 @@ class Restoration:
     """A finished run.
 
     Attributes:
-        photo: the picture with its alpha and metadata, ready for ``write_photo``.
+        photo: the picture with its alpha, frames and metadata, ready for ``write_photo``.
         plan, selection: what ran, and why.
         timings: seconds per stage ("load", "clip_vision", "unet", "vae_decoder", ...).
         untouched: no plugin was selected; ``photo`` is the input.
@@ -33,11 +37,33 @@ class Restoration:
 
     @property
     def image(self) -> Image.Image:
-        """The picture as a Pillow image, RGB, or RGBA where the input had transparency."""
-        image = Image.fromarray(np.array(self.photo.rgb))
+        """The picture (of several, the first) as a Pillow image of 8 bits: RGB, or L where the input was grey, and with
+        alpha where the input had transparency. Its ``info`` has profile, EXIF and resolution; Pillow's ``save`` writes
+        some of it, :meth:`save` all."""
+        rgb = np.array(self.photo.rgb)
+        image = Image.fromarray(grey_of(rgb) if self.photo.mode == "L" else rgb)
         if self.photo.alpha is not None:
             image.putalpha(Image.fromarray(np.array(self.photo.alpha)))
+        told = {"icc_profile": self.photo.icc, "exif": self.photo.exif, "dpi": self.photo.details.dpi}
+        image.info |= {name: value for name, value in told.items() if value}
         return image
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was lost or mended on the way in, one short phrase each (``photos.write.not_kept``: on the way out)."""
+        return self.photo.notes
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the picture in the format of the suffix, with what its file had: profile, EXIF, XMP, resolution, text,
+        grey or palette mode, alpha, 16 bits a channel, frames (``photos.write.write_photo``).
+
+        Returns:
+            The path as given.
+
+        Raises:
+            ImageError: it cannot be written there, or not in that format.
+        """
+        return write_photo(path, self.photo)
 
     @property
     def array(self) -> Pixels:
@@ -45,10 +71,12 @@ class Restoration:
         return self.photo.rgb
 
     def to_json(self) -> dict[str, Any]:
-        """Plan, selection and timings as plain numbers and texts."""
+        """Plan, selection, timings and notes as plain numbers and texts."""
         return {
             "plan": self.plan.to_json(),
             "selection": self.selection.to_json(),
             "timings": {stage: round(seconds, 4) for stage, seconds in self.timings.items()},
             "untouched": self.untouched,
+            "frames": 1 + len(self.photo.frames),
+            "notes": list(self.notes),
         }

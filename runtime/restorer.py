@@ -6,22 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import IO, TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 
 from diffplugin.engines.base import thread_count
-from diffplugin.plugins.compounds import compound_table
 from diffplugin.runtime.execution.clock import Clock
 from diffplugin.runtime.execution.device_loop import DeviceLoop, device_loop
 from diffplugin.runtime.execution.engine_pool import EnginePool
 from diffplugin.runtime.execution.run import Observer, Run
 from diffplugin.runtime.execution.stage import restore_stage
 from diffplugin.runtime.options import OptionFields, RestoreOptions, complete_options
+from diffplugin.runtime.photos.mask import Mask, MaskSource, as_mask, compose
 from diffplugin.runtime.photos.pixels import (
     crop,
     from_tensor,
-    grow,
+    from_tensor_deep,
+    pad,
     resize,
     to_tensor,
     with_rgb,
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
     from diffplugin.engines.base import EngineBuilder
 
-    PhotoLike = Photo | Image.Image | Pixels | str | os.PathLike[str]
+    PhotoLike = Photo | Image.Image | Pixels | str | os.PathLike[str] | bytes | IO[bytes]
 
 Progress = Callable[[int, int, str], None]  # (UNet runs done, in all, the plugin at work)
 
@@ -89,25 +90,38 @@ class Restorer:
         cache: Path | None = None,
         quality: Quality = EXACT,
         concurrency: int | None = 1,
+        fallback: tuple[EngineBuilder, str] | None = None,
     ) -> None:
-        self.bundle, self.quality = bundle, quality
-        self.engine, self.precision, self.reason = builder.name, precision, reason
+        self.bundle, self.quality, self._reason = bundle, quality, reason
         self.cards = bundle.cards()
         self.dims = bundle.manifest.dims
         self._schedule = NoiseSchedule.from_config(bundle.manifest.scheduler)
-        self._compounds = compound_table(bundle.path / "plugins")
+        self._compounds = bundle.compounds()
+        self.device: DeviceLoop | None = None
         cores = thread_count(threads)
         self.concurrency = restorations_at_once(
             concurrency,
             builder,
             cores=cores,
-            memory=self._footprint(plan_stages(list(self.cards), self.cards, quality)),
+            memory=chain_footprint(bundle.manifest, plan_stages(list(self.cards), self.cards, quality), precision),
             piece=round(MAX_WHOLE_AREAS * self.dims.native_latent**2),
         )
         threads = max(1, cores // self.concurrency) if self.concurrency > 1 else threads
-        self._pool = EnginePool(bundle, builder, precision, threads=threads, cache=cache)
+        self._pool = EnginePool(bundle, builder, precision, threads=threads, cache=cache, fallback=fallback)
         self._encoders = Encoders(self._pool)
         self.device = device_loop(self._pool)
+
+    @property
+    def engine(self) -> str:
+        return self._pool.builder.name
+
+    @property
+    def precision(self) -> str:
+        return self._pool.precision
+
+    @property
+    def reason(self) -> str:
+        return self._pool.fallback_reason or self._reason
 
     def __enter__(self) -> Self:
         return self
@@ -128,17 +142,22 @@ class Restorer:
         photo: PhotoLike,
         request: str | RestoreOptions | None = None,
         *,
+        mask: Mask | MaskSource | None = None,
         on_plan: Callable[[Plan, Selection], None] | None = None,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         observe: Observer | None = None,
         **options: Unpack[OptionFields],
     ) -> Restoration:
-        """Restore a photo as ``request`` says.
+        """Restore a photo as ``request`` says, with all its frames: the first one decides which plugins run.
 
         Args:
-            photo: a path, Pillow image, uint8 array [H,W], [H,W,3] or [H,W,4], or Photo.
+            photo: a path, the bytes of a file, a file object, Pillow image, uint8 array [H,W], [H,W,3] or [H,W,4], or
+                Photo.
             request: the words, or complete options.
+            mask: where to restore, white on black: a path, Pillow image or array of any size, or a Mask
+                (``runtime.photos.mask``). The rest stays bit for bit. The plugins see the whole photo; what the mask
+                does not touch is not run.
             on_plan: called once with the plan and the selection, before the work begins.
             progress: called before the first and after every UNet run.
             cancelled: asked before every graph of the loop, or before every plugin where the plan's loop is "device";
@@ -158,32 +177,79 @@ class Restorer:
         clock = Clock()
         with clock("prepare"):
             photo = photo_from(photo)
-            plan, selection, tokens = self._decide(photo, complete, clock)
+            mask = as_mask(mask, photo.size)
+            plan, selection, tokens = self._decide(photo, complete, clock, mask)
         if on_plan is not None:
             on_plan(plan, selection)
         if not plan.chain:
             return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=True)
-        ticks = _Ticks(plan.unet_runs, progress)
-        run = self._run(clock, plan.tiles, plan.latent_size, plan.seed)
-        run = replace(run, tick=ticks.tick, cancelled=cancelled, observe=observe)
-        with clock("prepare"):
-            image = grow(to_tensor(working_photo(photo, complete.size)), plan.padded_size)
-        device = self.device if plan.loop == "device" and observe is None else None
-        for i, stage in enumerate(plan.chain):
-            ticks.begin(stage.plugin)
-            if i:  # the release hands an 8-bit picture from plugin to plugin
-                image = to_tensor(from_tensor(image))
-            image = self._restore_stage(run, stage, image, plan.sampler, tokens, device)
-        with clock("finish"):
-            photo = with_rgb(photo, resize(from_tensor(crop(image, plan.working_size[::-1])), plan.output_size))
+        plans = [plan, *(self._plan(frame.size, complete, selection.chosen, mask) for frame in photo.frames)]
+        ticks = _Ticks(sum(each.unet_runs for each in plans), progress)
+        frames = []
+        for frame, its_plan in zip((photo, *photo.frames), plans, strict=True):
+            seen = tokens if frame is photo else self._encoders.tokens(frame, selection.chosen, clock)
+            run = self._run(clock, its_plan.tiles, its_plan.latent_size, plan.seed)
+            run = replace(run, tick=ticks.tick, cancelled=cancelled, observe=observe)
+            frames.append(self._restore_frame(frame, complete, its_plan, run, seen, ticks, mask))
+        photo = replace(frames[0], frames=tuple(frames[1:]))
         return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=False)
 
+    def _restore_frame(
+        self,
+        photo: Photo,
+        options: RestoreOptions,
+        plan: Plan,
+        run: Run,
+        tokens: Mapping[str, Array],
+        ticks: _Ticks,
+        mask: Mask | None,
+    ) -> Photo:
+        """One frame or page through the chain of ``plan``."""
+        with run.clock("prepare"):
+            if mask is not None:
+                run = replace(run, noise=self._noise_of_area(plan), grid=plan.grid or None)
+            working = working_photo(photo, options.size)
+            area = plan.area.cut(working.transpose(2, 0, 1)).transpose(1, 2, 0)
+            image = pad(to_tensor(area), plan.padded_size)
+        device = self.device if plan.loop == "device" and run.observe is None else None
+        levels = from_tensor if photo.deep is None else from_tensor_deep
+        for i, stage in enumerate(plan.chain):
+            ticks.begin(stage.plugin)
+            if i:  # the release hands an 8-bit picture from plugin to plugin; a deep one keeps its 16
+                image = to_tensor(levels(image))
+            image = self._restore_stage(run, stage, image, plan.sampler, tokens, device)
+        with run.clock("finish"):
+            made: Any = levels(crop(image, area.shape[:2]))
+            if mask is None:
+                made = resize(made, plan.output_size)
+            else:
+                before: Any = resize(photo.rgb if photo.deep is None else photo.deep, plan.output_size)
+                made = compose(before, made, (plan.area.top, plan.area.left), working, mask)
+            colour = any(self.cards[stage.plugin].colour for stage in plan.chain)
+            return with_rgb(photo, made, colour=colour)
+
     def plan(
-        self, photo: PhotoLike, request: str | RestoreOptions | None = None, **options: Unpack[OptionFields]
+        self,
+        photo: PhotoLike,
+        request: str | RestoreOptions | None = None,
+        *,
+        mask: Mask | MaskSource | None = None,
+        **options: Unpack[OptionFields],
     ) -> tuple[Plan, Selection]:
         """What :meth:`restore` would run with the same arguments. Runs the selector if it is needed, and no more."""
-        plan, selection, _ = self._decide(photo_from(photo), complete_options(request, options), Clock())
+        photo = photo_from(photo)
+        mask = as_mask(mask, photo.size)
+        plan, selection, _ = self._decide(photo, complete_options(request, options), Clock(), mask)
         return plan, selection
+
+    def plan_for_size(self, size: tuple[int, int], options: RestoreOptions) -> Plan:
+        """The most that :meth:`restore` may run for any photo of ``size`` (width, height): with the options' plugins,
+        else with all of the bundle's. Reads no photo and runs no graph.
+
+        Raises:
+            RequestError, ImageError: such a request cannot run.
+        """
+        return self._plan(size, options, select_named(options.plugins or list(self.cards), self.cards).chosen)
 
     def prepare(self, size: tuple[int, int], *, plugins: Sequence[str] | None = None) -> Plan:
         """Load the engines and run them once as for a photo of ``size``, so that the first restoration takes no longer
@@ -221,16 +287,18 @@ class Restorer:
             self._pool.get(f"scb/{plugin}")
         if device is not None:  # a graph is captured for a plugin, too
             for plugin in chosen[1 : device.kept]:
-                stage = self._plan(photo, RestoreOptions(plugins=(plugin,)), (plugin,)).chain[0]
+                stage = self._plan(size, RestoreOptions(plugins=(plugin,)), (plugin,)).chain[0]
                 self._restore_stage(run, stage, image, plan.sampler, tokens, device)
         return plan
 
-    def _decide(self, photo: Photo, options: RestoreOptions, clock: Clock) -> tuple[Plan, Selection, dict[str, Array]]:
+    def _decide(
+        self, photo: Photo, options: RestoreOptions, clock: Clock, mask: Mask | None = None
+    ) -> tuple[Plan, Selection, dict[str, Array]]:
         """(plan, selection, prompt tokens by plugin)."""
         working_size(*photo.size, options.size)  # refused before anything runs
         if options.plugins:
             selection = select_named(options.plugins, self.cards)
-            plan = self._plan(photo, options, selection.chosen)
+            plan = self._plan(photo.size, options, selection.chosen, mask)
             return plan, selection, self._encoders.tokens(photo, selection.chosen, clock)
         known, prompt = list(self.cards), options.prompt or ""
         tokens = self._encoders.tokens(photo, known, clock)
@@ -239,13 +307,15 @@ class Restorer:
         if not self._encoders.fits_context(prompt):
             late = f"; only the first {self.dims.context - 2} word pieces of the request were read"
             selection = replace(selection, reason=selection.reason + late)
-        return self._plan(photo, options, selection.chosen), selection, tokens
+        return self._plan(photo.size, options, selection.chosen, mask), selection, tokens
 
-    def _plan(self, photo: Photo, options: RestoreOptions, chosen: Sequence[str]) -> Plan:
+    def _plan(
+        self, size: tuple[int, int], options: RestoreOptions, chosen: Sequence[str], mask: Mask | None = None
+    ) -> Plan:
         chain = plan_stages(chosen, self.cards, self.quality, steps=options.steps, sampler=options.sampler)
         memory = self._footprint(chain)
         plan = make_plan(
-            photo.size,
+            size,
             chain,
             options,
             dims=self.dims,
@@ -255,15 +325,27 @@ class Restorer:
             precision=self.precision,
             quality=self.quality.name,
             engine_sizes=() if self.device is None else self.device.engine_sizes,
+            mask=mask,
         )
         return plan if self.device is None else self.device.planned(plan)
 
     def _footprint(self, chain: Sequence[Stage]) -> Footprint:
-        return chain_footprint(self.bundle.manifest, chain, self.precision)
+        memory = chain_footprint(self.bundle.manifest, chain, self.precision)
+        # of a device the free memory is its own; the picture stays with the host
+        return memory if self.device is None else replace(memory, picture_per_latent_pixel=0)
 
     def _run(self, clock: Clock, tiles: tuple[Tile, ...], latent_size: tuple[int, int], seed: int) -> Run:
         noise = normal(seed, (1, self.dims.latent_channels, latent_size[1], latent_size[0]))
         return Run(pool=self._pool, clock=clock, tiles=tiles, factor=self.dims.factor, noise=noise)
+
+    def _noise_of_area(self, plan: Plan) -> Array:
+        """The whole photo's noise, cut to the area: a mask does not change what is restored inside it."""
+        factor, (width, height) = self.dims.factor, plan.working_size
+        place = Tile(plan.area.top // factor, plan.area.left // factor, plan.latent_size[1], plan.latent_size[0])
+        rows = max(-(-height // factor), place.top + place.height)
+        columns = max(-(-width // factor), place.left + place.width)
+        noise = normal(plan.seed, (1, self.dims.latent_channels, rows, columns))
+        return np.ascontiguousarray(place.cut(noise))
 
     def _restore_stage(
         self,

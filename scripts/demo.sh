@@ -6,6 +6,6 @@ PYTHON=${PYTHON:-python3}
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "needs Python 3.11 or newer; set PYTHON=…" >&2; exit 1; }
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
 echo "installing diffplugin and its runtime dependencies …"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check .
+.venv/bin/python -m pip install --quiet --disable-pip-version-check '.[cpu]'
 .venv/bin/dp-infer "${1:-docs/examples/moose-dark.jpg}" "${2:-brighten this dark photo}" --compare -o restored.png
 echo "before and after, side by side: $PWD/restored-compare.png"

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from diffplugin.bundle import ENGINES, graph_files, list_files, sha256, write_manifest
+from diffplugin.bundle import ENGINES, graph_files, list_files, write_manifest
 from diffplugin.engines.onnxruntime import OnnxRuntimeBuilder
+from diffplugin.integrity import sha256
 from diffplugin.manifest import MANIFEST, EngineEntry, GraphEntry, Manifest, fingerprint
 from diffplugin.plugins.cards import card_to_toml, shipped_cards
 from diffplugin.spec import ModelDims
@@ -41,7 +42,8 @@ def _write(folder: Path, name: str = "small", **engine: str) -> Manifest:
         kind, _, plugin = key.partition("/")
         file = folder / (f"plugins/{plugin}/{kind}.onnx" if plugin else f"onnx/{kind}.onnx")
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(f"graph {key}".encode() * 20)
+        made_by = f"graph {key}".encode() * 10
+        file.write_bytes(bytes((0x12, 0x80 | len(made_by) & 127, len(made_by) >> 7)) + made_by)  # a producer_name
         if key == "unet":
             file.with_name("unet.onnx.data").write_bytes(bytes(range(200)))
         digest = sha256(*graph_files(file))

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffplugin.bundle import Bundle, default_bundle, open_bundle, sha256
+from diffplugin.bundle import Bundle, default_bundle, list_files, open_bundle
+from diffplugin.integrity import sha256
 from diffplugin.manifest import GraphEntry
 from diffplugin.shapes import Range, full_profile
 
@@ -72,14 +73,15 @@ def device_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     manifest = replace(source.manifest, graphs={**source.manifest.graphs, "step": step})
     side = Range(8, 16, 32)
     profile = full_profile(side, side, manifest.dims, batch=4, plugins=len(manifest.plugins))
-    return Bundle(folder, replace(manifest, engines=fake_engines(Bundle(folder, manifest), [profile])))
+    engines = fake_engines(Bundle(folder, manifest), [profile])
+    return Bundle(folder, replace(manifest, engines=engines, files=list_files(folder)))
 
 
 @pytest.fixture(scope="session")
 def half_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model with one plugin, derain, and its fp16 variant; no engines."""
     pytest.importorskip("torch", reason="needs the extra [export]")
-    from diffplugin.bundle import list_files, write_manifest
+    from diffplugin.bundle import write_manifest
     from diffplugin.export.checkpoints import embedded_checkpoint
     from diffplugin.export.fp16.variant import export_fp16
 
@@ -123,10 +125,10 @@ def cuda_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
             model = cuda_graph(module, spec, "fp16", factor=manifest.dims.factor)
         else:  # but for the autoencoder's norms the two are traced alike
             model = cuda_graph(module, spec, "fp32", factor=manifest.dims.factor)
-            variants["cuda-fp32"][key] = write(model, out, key, "cuda-fp32")
+            variants["cuda-fp32"][key] = write(model, out, key, "cuda-fp32", beside=key == "unet")
             model = ir.load(out / variants["cuda-fp32"][key].file)
             to_fp16(model, spec.graph)
-        variants["cuda-fp16"][key] = write(model, out, key, "cuda-fp16")
+        variants["cuda-fp16"][key] = write(model, out, key, "cuda-fp16", beside=key == "unet")
     for variant, entries in variants.items():
         entries["step"] = write_step(out, bundle.spec("step"), variant)
     write_manifest(out, replace(manifest, variants=variants, files=list_files(out)))

@@ -16,10 +16,11 @@ def is_repository() -> bool:
     return (ROOT / ".git").exists() and shutil.which("git") is not None
 
 
-def repository_files() -> list[str]:
-    """Every file of the repository, tracked or new, relative with ``/``; without git, every file that nothing made."""
+def repository_files(tracked: bool = False) -> list[str]:
+    """Files of the repository, with new ones or not, relative with ``/``; without git, every file that nothing made."""
     if is_repository():
-        listed = _git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+        new = () if tracked else ("--others", "--exclude-standard")
+        listed = _git(ROOT, "ls-files", "-z", "--cached", *new).split("\0")
         return sorted(name for name in listed if name and os.path.lexists(ROOT / name))
     found = []
     for folder, folders, files in os.walk(ROOT):

@@ -21,6 +21,8 @@ from diffplugin.spec import Array
 pytestmark = pytest.mark.gpu
 EXAMPLES = Path(__file__).resolve().parents[1] / "docs" / "examples"
 FIDELITY = 40.0  # dB of the fp16 picture against float32's
+# Most that a value in [-1, 1] may differ between a replay and plain enqueues: these norms sum in no fixed order.
+UNORDERED = {"onnxruntime-cuda": 2e-2}
 LEFT = 64 * 2**20  # bytes that the libraries may keep
 
 
@@ -32,7 +34,7 @@ def driver() -> CudaDriver:
     return made
 
 
-@pytest.fixture(scope="module", params=["tensorrt-rtx", "tensorrt"])
+@pytest.fixture(scope="module", params=["onnxruntime-cuda", "tensorrt-rtx", "tensorrt"])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The embedded model with engines for 256x256 and 192x256 pixels, and what built them."""
     builder = get_builder(request.param)
@@ -44,7 +46,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     from diffplugin.export.prebuild import parse_size
 
     checkpoint, cards, name = embedded_checkpoint([])
-    sizes = (parse_size("256"), parse_size("192x256"))
+    sizes = (parse_size("256"), parse_size("256x192"))
     out = tmp_path_factory.mktemp(request.param) / "embedded"
     export_bundle(
         checkpoint, out, name=name, cards=cards, engine=request.param, precision="fp16", sizes=sizes, validate=False
@@ -79,13 +81,17 @@ def test_memory_streams_and_copies(driver: CudaDriver) -> None:
 
 
 @pytest.mark.parametrize("plugins", [["derain"], ["lowlight"], ["derain", "dehaze"]])
-def test_replays_are_plain_enqueues_bit_for_bit(restorer: Restorer, plugins: list[str]) -> None:
+def test_replays_are_plain_enqueues(restorer: Restorer, plugins: list[str]) -> None:
+    """Bit for bit, where the library's sums have an order."""
     assert restorer.device is not None
     compared: list[Difference] = []
     restorer.device.compared = compared
     pictures = [restorer.restore(_photo(256, 256, top), plugins=plugins, steps=4).array for top in (100, 200, 100)]
-    assert len(compared) >= 2 and all(found.different == 0 for found in compared), compared
-    assert np.array_equal(pictures[0], pictures[2]) and not np.array_equal(pictures[0], pictures[1])
+    bound = UNORDERED.get(restorer.engine, 0.0)
+    assert len(compared) >= 2 and all(found.largest <= bound for found in compared), compared
+    if bound == 0:
+        assert all(found.different == 0 for found in compared) and np.array_equal(pictures[0], pictures[2])
+    assert _psnr(pictures[0], pictures[2]) >= 50 and not np.array_equal(pictures[0], pictures[1])
     captured = restorer.device._stages.values()
     assert all(picture.replays for picture in captured), [picture.plain_reason for picture in captured]
 
@@ -105,7 +111,8 @@ def test_pictures_are_those_of_the_float32_loop(restorer: Restorer, size: tuple[
 @pytest.mark.parametrize("size", [(130, 200), (256, 400)])
 def test_other_sizes_are_grown_or_cut(restorer: Restorer, size: tuple[int, int]) -> None:
     made = restorer.restore(_photo(*size), plugins=["derain"], steps=2)
-    assert made.array.shape == (*size, 3) and made.plan.loop == ("device" if size[1] <= 256 else "host")
+    built = restorer.engine != "onnxruntime-cuda"  # which takes every size as it is
+    assert made.array.shape == (*size, 3) and made.plan.loop == ("host" if built and size[1] > 256 else "device")
 
 
 def test_the_host_runs_what_the_device_loop_does_not(restorer: Restorer) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -24,7 +26,10 @@ from tests.sources import ROOT, module_files
 
 # A room is a folder, or part of one, without ``diffplugin.``; a module belongs to the longest name that fits.
 # Contracts: what everything may import. They import each other only.
-CONTRACTS = ("errors", "files", "manifest", "shapes", "spec")
+CONTRACTS = (
+    *("control_groups", "errors", "external_data", "files", "integrity", "manifest", "shapes", "signals"),
+    *("spec", "streams"),
+)
 MAY_IMPORT: dict[str, set[str]] = {
     "plugins": {"contracts"},  # cards and compounds
     "bundle": {"contracts", "plugins"},
@@ -50,51 +55,75 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "runtime.triton": {"contracts", "bundle", "engines", "package", "runtime.options", "runtime", "runtime.planning"},
     "command": {"contracts", "package"},
-    "runtime.cli": {"contracts", "plugins", "engines", "package", "command", "runtime", "runtime.*"},
+    "runtime.serve": {"contracts", "bundle", "plugins", "engines", "package", "command", "runtime", "runtime.*"},
+    "runtime.scale": {"contracts", "bundle", "package", "command", "runtime", "runtime.options", "runtime.photos"},
+    "runtime.cli": {"contracts", "bundle", "plugins", "engines", "package", "command", "runtime", "runtime.*"},
     "plugins.networks": {"contracts"},
     "plugins.native": {"contracts"},
     "export.tools": {"contracts", "plugins.networks"},
-    "export.fp16": {"contracts", "bundle", "engines", "plugins.networks", "export.tools"},
+    "export.checkpoints": {"contracts", "plugins.networks", "export.tools", "runtime.sampling"},
+    "export.fp16": {"contracts", "bundle", "engines", "plugins.networks", "export.checkpoints", "export.tools"},
     "export": {
-        *("contracts", "bundle", "plugins", "engines", "package", "command"),
-        *("runtime", "runtime.*", "export.tools", "export.fp16"),
+        *("contracts", "bundle", "plugins", "plugins.networks", "engines", "package", "command"),
+        *("runtime", "runtime.*", "export.checkpoints", "export.tools", "export.fp16"),
     },
     "plugins.train": {
         *("contracts", "bundle", "plugins", "plugins.networks", "engines", "package", "command"),
         *("runtime", "runtime.*", "export", "export.*"),
     },
     "bench": {
-        *("contracts", "bundle", "plugins.*", "engines", "engines.*", "package", "command"),
+        *("contracts", "bundle", "plugins", "plugins.*", "engines", "engines.*", "package", "command"),
         *("runtime", "runtime.*", "export", "export.*"),
     },
 }
+DOOR_ROOMS = {"runtime.cli", "runtime.scale", "runtime.serve", "runtime.triton"}  # side by side: none imports another
 PART_OF = {f"diffplugin.{name}": "contracts" for name in CONTRACTS} | {
     "diffplugin": "package",
-    "diffplugin.__main__": "command",
+    **{f"diffplugin.{name}": "command" for name in ("__main__", "completion", "entry", "signals", "streams")},
+    "diffplugin.default_bundle": "bundle",
+    "diffplugin.hub": "bundle",
+    "diffplugin.export.graphs": "export.checkpoints",
     # What the parts of export are made of: files, graphs, traces, measures.
     **{
         f"diffplugin.export.{name}": "export.tools"
-        for name in ("checkpoints", "embedded", "graphs", "measures", "onnx", "step", "tokenizer", "writing")
+        for name in (
+            "embedded",
+            "measures",
+            "onnx",
+            "reading",
+            "step",
+            "tokenizer",
+            "writing",
+            "written_out",
+        )
     },
 }
 
 # Extras that a room's code may need, beside the runtime's dependencies. Nothing in the other rooms may need one.
 EXTRAS = {
+    "runtime.photos": {"heif", "raw"},
     "command": {"completion"},
-    "engines": {"openvino", "cuda"},
+    "engines": {"cpu", "openvino", "cuda"},
     "engines.tensorrt": {"tensorrt", "tensorrt-rtx"},
     "plugins.networks": {"export"},
     "plugins.native": {"export"},
-    "plugins.train": {"train", "hub", "measures"},
+    "plugins.train": {"train", "datasets", "measures"},
+    "runtime.serve": {"serve"},
+    "runtime.scale": {"scale"},
+    "bundle": {"hub"},
     "export": {"export", "quantize"},
-    "export.fp16": {"export"},
+    "export.checkpoints": {"export"},
+    "export.fp16": {"cpu", "export"},
     "export.tools": {"export"},
-    "bench": {"bench"},
+    "bench": {"bench", "cpu"},
 }
 # Import names whose distribution is called otherwise; none of them is guessed.
 DISTRIBUTIONS = {"PIL": "pillow", "cuda": "cuda-python", "google": "protobuf", "skimage": "scikit-image"}
 # Modules that commands without their extra still load: nothing at their top may need an extra.
 DOORS = ("diffplugin", "diffplugin.__main__", "diffplugin.command", "diffplugin.runtime.cli", "diffplugin.export.cli")
+
+# Doors that come with an extra of their own: dp-serve and the scale-out.
+EXTRA_DOORS = {"runtime.scale", "runtime.serve"}
 
 IMPORT_MODULE = re.compile(r"importlib\.import_module\('([\w.]+)'\)")
 
@@ -145,12 +174,12 @@ def room(module: str) -> str:
 
 
 def allowed(name: str) -> set[str]:
-    """Rooms that a room may import; ``runtime.*`` is every room below runtime."""
+    """Rooms that a room may import; ``runtime.*`` is every room below runtime but its other doors."""
     found = set()
     for entry in MAY_IMPORT.get(name, set()):
         prefix = entry.removesuffix("*")
         found |= {other for other in MAY_IMPORT if other.startswith(prefix)} if prefix != entry else {entry}
-    return found - {name}
+    return found - ({name, *DOOR_ROOMS} if name in DOOR_ROOMS else {name})
 
 
 def circles(arrows: Mapping[str, set[str]]) -> list[str]:
@@ -182,7 +211,6 @@ def test_every_room_imports_only_what_it_may() -> None:
 
 def test_the_table_goes_one_way() -> None:
     assert circles({name: allowed(name) for name in MAY_IMPORT}) == []
-    assert {room(module) for module in graph()} == {*MAY_IMPORT, "contracts"}, "a room of the table has no module"
 
 
 def test_the_circle_finder_finds_circles() -> None:
@@ -239,7 +267,7 @@ def test_every_third_party_import_is_declared_where_it_is_used() -> None:
     runtime, extras = declared()
     faults = []
     for module, found in graph().items():
-        here = runtime.union(*(extras[extra] for extra in EXTRAS.get(room(module), set())))
+        here = runtime.union(*(extras.get(extra, set()) for extra in EXTRAS.get(room(module), set())))
         if module.startswith("diffplugin.bench.suites"):  # pytest runs it: with the extra that brings pytest
             here |= extras["bench"] | {"pytest"}
         faults += [
@@ -253,11 +281,12 @@ def test_every_third_party_import_is_declared_where_it_is_used() -> None:
 def test_every_import_of_the_tests_is_declared() -> None:
     runtime, extras = declared()
     modules = module_files()
+    stand_ins = {distribution(path.name) for path in (ROOT / "tests").glob("**/python/*")}  # packages of the tests' own
     faults = [
         f"{path.relative_to(ROOT)}:{i.line}: {i.name} is not in the extra [test]"
         for path in (ROOT / "tests").rglob("*.py")
         for i in imports(path, modules)
-        if (needed := distribution(i.name)) and needed not in runtime | extras["test"]
+        if (needed := distribution(i.name)) and needed not in runtime | extras["test"] | stand_ins
     ]
     assert not faults, "\n".join(faults)
 
@@ -265,7 +294,11 @@ def test_every_import_of_the_tests_is_declared() -> None:
 def test_doors_load_without_any_extra() -> None:
     """What ``pip install diffplugin`` alone can import: the doors, and all that they import at their top."""
     runtime, _ = declared()
-    waiting, seen, faults = [*DOORS, *(m for m in graph() if room(m).startswith("runtime"))], set(), []
+    waiting, seen, faults = (
+        [*DOORS, *(m for m in graph() if room(m).startswith("runtime") and room(m) not in EXTRA_DOORS)],
+        set(),
+        [],
+    )
     while waiting:
         module = waiting.pop()
         if module in seen:
@@ -286,3 +319,33 @@ def test_distributions_are_what_is_installed() -> None:
     for name in sorted(names & set(installed)):
         holders = {holder.lower().replace("_", "-") for holder in installed[name]}
         assert distribution(name) in holders or name == "cuda", (name, holders)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "extra"),
+    [
+        ("dp-bench", ("run", "--out", "out"), "bench"),
+        ("dp-eval", ("restore", "--work", "work", "--out", "out"), "train"),
+        ("dp-export", ("--out", "out"), "export"),
+        ("dp-train", ("base", "--work", "work"), "train"),
+    ],
+)
+def test_a_command_without_its_extra_names_it(
+    command: str, arguments: tuple[str, ...], extra: str, tmp_path: Path
+) -> None:
+    """Here by packages that cannot be imported; tests/test_installs.py does so in an environment without them."""
+    runtime, extras = declared()
+    optional = set().union(*extras.values()) - runtime - extras.get("cpu", set())
+    names = {i.name.partition(".")[0] for found in graph().values() for i in found if distribution(i.name) in optional}
+    blocked = "import sys\nsys.modules |= dict.fromkeys(" + repr(sorted(names)) + ")\n"
+    (tmp_path / "sitecustomize.py").write_text(blocked)
+    search = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH", ""))))
+    entry = f"from diffplugin.command import enter; import sys; sys.exit(enter({command!r}, sys.argv[1:]))"
+    for given, code in ((("--help",), 0), (arguments, 1)):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", entry, *given],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": search}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(f"{command}: ") and done.stderr.count("\n") == 1, done.stderr
+    assert f"pip install 'diffplugin[{extra}]'" in done.stderr

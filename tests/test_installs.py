@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 
 from tests.sources import copy_without_links, make_repository
+from tests.test_imports import declared
 from tests.test_packaging import build, photo
 
 pytestmark = pytest.mark.slow
 BIN = "Scripts" if os.name == "nt" else "bin"
 FORMS = ("clone", "zip", "sdist", "wheel", "git+file", "editable", "strict editable")
+# The extra that brings the engine of an ordinary computer, where it is one.
+RUNTIME = "[cpu]" if "cpu" in declared()[1] else ""
 EXTRAS = {
     "dp-bench": (("run", "--out", "out"), "bench"),
     "dp-eval": (("restore", "--work", "work", "--out", "out"), "train"),
@@ -50,19 +53,22 @@ def arguments_for(form: str, origin: Path, folder: Path) -> tuple[tuple[object, 
     """What pip is given for a form, and the folder of the clone that it comes from (or the place of the archive)."""
     clone = folder / "clone"
     if form in ("sdist", "wheel"):
-        return (build(origin, form, folder / "dist"),), folder
+        return (named(build(origin, form, folder / "dist").as_uri()),), folder
     if form == "zip":
-        run(
-            "git", "archive", "--format=zip", "--prefix=diffplugin-main/", "-o", folder / "main.zip", "HEAD", cwd=origin
-        )
-        return (folder / "main.zip",), folder
+        archive = folder / "main.zip"
+        run("git", "archive", "--format=zip", "--prefix=diffplugin-main/", "-o", archive, "HEAD", cwd=origin)
+        return (named(archive.as_uri()),), folder
     if form == "git+file":
-        return (f"git+{origin.as_uri()}",), folder
+        return (named(f"git+{origin.as_uri()}"),), folder
     run("git", "clone", "--quiet", "-c", "core.symlinks=false", origin.as_uri(), clone, cwd=folder)
     if form == "clone":
-        return (clone,), clone
+        return (named(clone.as_uri()),), clone
     strict = ("--config-settings", "editable_mode=strict") if form == "strict editable" else ()
-    return ("-e", clone, *strict), clone
+    return ("-e", f"{clone}{RUNTIME}", *strict), clone
+
+
+def named(address: str) -> str:
+    return f"diffplugin{RUNTIME} @ {address}"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="git+file addresses and archives are made with POSIX paths here")

@@ -6,24 +6,42 @@ import argparse
 import importlib.metadata
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffplugin.bench.environment import environment
-from diffplugin.bench.gpu_acceptance.job import EMBEDDED, FULL, ORACLE, SCRATCH, Job
+from diffplugin.bench.gpu_acceptance.card_row import card_row
+from diffplugin.bench.gpu_acceptance.job import CARD, EMBEDDED, FULL, ORACLE, PREPARED, SCRATCH, Job
 from diffplugin.bench.gpu_acceptance.report import failures, markdown
 from diffplugin.bench.measure import worker
 from diffplugin.bench.work import parse_work
 from diffplugin.engines.choice import get_builder
 from diffplugin.engines.device import DeviceBuilder
 from diffplugin.errors import DiffPluginError, EngineUnavailable, RequestError
+from diffplugin.files import write_text
 
 FORMAT = 1
-RESULTS, REPORT = "acceptance.json", "acceptance.md"
+MIN_SECONDS = 10  # of a budget that are worth a part
+RESULTS, REPORT, ROW = "acceptance.json", "acceptance.md", "row.md"
 WORKER = "diffplugin.bench.gpu_acceptance.worker"
 _MEASURED = ("build", "cold start", "replay", "fidelity", "measure", "pytorch eager", "torch.compile")
 PARTS = {ORACLE: ("build", "goldens"), EMBEDDED: _MEASURED, FULL: _MEASURED}
+# With --prepared, in the order of what is worth most: (model, part, precision).
+PREPARED_PARTS = (
+    (CARD, "ceilings", "fp16"),
+    (ORACLE, "goldens", "fp32"),
+    (ORACLE, "goldens", "fp16"),
+    (EMBEDDED, "replay", "fp16"),
+    (EMBEDDED, "fidelity", "fp16"),
+    (FULL, "draw", "fp16"),
+    (FULL, "measure", "fp16"),
+    (CARD, "networks", "fp16"),
+    (FULL, "replay", "fp16"),
+    (EMBEDDED, "measure", "fp16"),
+    (CARD, "native", "fp16"),
+)
 PEERS = ("pytorch eager", "torch.compile")
 Run = Callable[[dict[str, Any], float], dict[str, Any]]
 
@@ -40,8 +58,15 @@ def _parser() -> argparse.ArgumentParser:
         "--engine",
         default="tensorrt-rtx",
         metavar="NAME",
-        help="tensorrt-rtx (default) or tensorrt; onnxruntime rehearses all of it on the processor",
+        help="tensorrt-rtx (default), tensorrt or onnxruntime-cuda; onnxruntime rehearses all of it on the processor",
     )
+    parser.add_argument(
+        "--prepared",
+        type=Path,
+        metavar="DIR",
+        help="folder of bench.gpu_acceptance.prepare: nothing is exported or fetched here, within --budget",
+    )
+    parser.add_argument("--budget", type=float, default=600, metavar="S", help="of a prepared run (default: 600)")
     parser.add_argument("--work", default="512x512", metavar="WxH", help="picture size (default: 512x512)")
     parser.add_argument("--steps", type=int, default=20, metavar="N")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="how often each way is timed (default: 5)")
@@ -68,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         (args.out / SCRATCH).mkdir(parents=True, exist_ok=True)
         (args.out / SCRATCH / ".gitignore").write_text("*\n", encoding="utf-8")
-        result = run(jobs, head, args.out, _in_a_process, args.timeout)
+        result = run(jobs, head, args.out, _in_a_process, args.timeout, args.budget if args.prepared else None)
     except OSError as error:
         print(f"gpu_acceptance: {error.filename or args.out}: {error.strerror or error}", file=sys.stderr)
         return 1
@@ -93,7 +118,7 @@ def _environment(engine: str) -> dict[str, Any]:
     if isinstance(builder, DeviceBuilder):
         describe = getattr(builder.driver(), "describe", None)
         found["gpu"] = describe() if describe is not None else {}
-    for package in ("tensorrt", "tensorrt-rtx", "cuda-python"):
+    for package in ("tensorrt", "tensorrt-rtx", "cuda-python", "onnxruntime-gpu"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -107,6 +132,9 @@ def _jobs(args: argparse.Namespace) -> Iterator[Job]:
     Raises:
         RequestError: an option that cannot be.
     """
+    if args.prepared is not None:
+        yield from _prepared_jobs(args)
+        return
     work = parse_work(args.work)
     for name in ("steps", "rounds"):
         if getattr(args, name) < 1:
@@ -132,27 +160,68 @@ def _jobs(args: argparse.Namespace) -> Iterator[Job]:
             )
 
 
+def _prepared_jobs(args: argparse.Namespace) -> Iterator[Job]:
+    """As :func:`_jobs`, of a prepared folder, whose size and steps they have."""
+    try:
+        told = json.loads((args.prepared / PREPARED).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        what = f"--prepared {args.prepared}: not a folder of bench.gpu_acceptance.prepare"
+        raise RequestError(f"{what} ({error})") from None
+    if args.engine != told["engine"]:
+        raise RequestError(f"--prepared {args.prepared}: is for --engine {told['engine']}, not {args.engine}")
+    if args.rounds < 1:
+        raise RequestError(f"rounds is {args.rounds}, expected at least 1")
+    for model, part, precision in PREPARED_PARTS:
+        if model == CARD and part == "networks" and args.no_peers:
+            continue
+        yield Job(
+            part=part,
+            model=model,
+            engine=args.engine,
+            precision=precision,
+            out=str(args.out.resolve()),
+            width=told["width"],
+            height=told["height"],
+            steps=told["steps"],
+            rounds=args.rounds,
+            prepared=str(args.prepared.resolve()),
+        )
+
+
 def _in_a_process(job: dict[str, Any], timeout: float) -> dict[str, Any]:
     return worker(job, timeout, WORKER)
 
 
-def run(jobs: Sequence[Job], head: dict[str, Any], out: Path, execute: Run, timeout: float) -> dict[str, Any]:
-    """Run the parts; the result is on disk, whole, after each of them."""
+def run(
+    jobs: Sequence[Job], head: dict[str, Any], out: Path, execute: Run, timeout: float, budget: float | None = None
+) -> dict[str, Any]:
+    """Run the parts; the result is on disk, whole, after each of them.
+
+    Args:
+        timeout: seconds of one part.
+        budget: seconds of all; parts that come too late for it are not run. None: as long as it takes.
+    """
     parts: list[dict[str, Any]] = []
     result = head | {"parts": parts}
-    built: dict[str, bool] = {}
+    ready = {job.kind: bool(job.prepared) for job in jobs}
+    began = time.monotonic()
     for job in jobs:
-        if job.part != "build" and not built.get(job.kind):
-            made: dict[str, Any] = {"error": "its engines were not built"}
+        left = timeout if budget is None else min(timeout, budget - (time.monotonic() - began))
+        if budget is not None and left < MIN_SECONDS:
+            made: dict[str, Any] = {"error": f"no time left of {budget:g} s"}
+        elif job.part != "build" and not ready[job.kind]:
+            made = {"error": "its engines were not built"}
         else:
             print(f"{job.kind}, {job.part}: …", flush=True)
-            made = execute(job.to_json(), timeout)
-        if job.part == "build":
-            built[job.kind] = "error" not in made
+            made = execute(job.to_json(), left)
+        if job.part in ("build", "draw"):
+            ready[job.kind] = "error" not in made
         parts.append({"part": job.part, "model": job.kind, "engine": job.engine, "precision": job.precision} | made)
         print(f"{job.kind}, {job.part}: {_told(made)}", flush=True)
-        _write(out / RESULTS, json.dumps(result, indent=1) + "\n")
-        _write(out / REPORT, markdown(result))
+        write_text(out / RESULTS, json.dumps(result, indent=1) + "\n")
+        write_text(out / REPORT, markdown(result))
+        if job.prepared:
+            write_text(out / ROW, card_row(result))
     return result
 
 
@@ -163,12 +232,6 @@ def _told(made: dict[str, Any]) -> str:
         return f"not applicable: {made['skipped']}"
     failed = [f"{c['name']}: {c['found']}" for c in made.get("checks", ()) if not c["ok"]]
     return "; ".join(f"FAILED {text}" for text in failed) or "done"
-
-
-def _write(file: Path, text: str) -> None:
-    part = file.with_suffix(file.suffix + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
 
 
 if __name__ == "__main__":

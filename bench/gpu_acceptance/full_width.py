@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import diffplugin.plugins
 from diffplugin.bench.full_width import SCB as SCB_CONFIG
 from diffplugin.bench.full_width import SCHEDULER, UNET, VAE, VISION
-from diffplugin.bundle import default_bundle, list_files, open_bundle, sha256, write_manifest
+from diffplugin.bundle import default_bundle, open_bundle, write_manifest
 from diffplugin.engines.onnxruntime_cuda import VARIANTS
+from diffplugin.integrity import sha256
 from diffplugin.manifest import GraphEntry
+from diffplugin.plugins.cards import card_to_toml, registry
 from diffplugin.spec import ModelDims, graph_specs
 
 if TYPE_CHECKING:
@@ -83,13 +84,13 @@ def _networks() -> Iterator[tuple[str, nn.Module]]:
 
 
 def write_step(folder: Path) -> Path:
-    """The graph ``step`` at these widths in float16; its weights are to lie in ``step.onnx.data``."""
+    """The graph ``step`` at these widths in float16; its weights are to lie in ``unet.onnx.data``."""
     from diffplugin.export.step import to_step
 
     key, module = next(_networks())
     model = _traced(key, module)
     to_step(model, graph_specs(DIMS)["step"])
-    _without_weights(model, "step.onnx.data")
+    _without_weights(model, "unet.onnx.data")
     return _written(model, folder / "step.onnx")
 
 
@@ -114,7 +115,7 @@ def write_bundle(out: Path, log: Any = print) -> Path:
     (out / _SHAPES).write_text(json.dumps(shapes, sort_keys=True), encoding="utf-8")
     plugin = out / "plugins" / PLUGIN
     plugin.mkdir(parents=True)
-    shutil.copy(Path(diffplugin.plugins.__path__[0]) / "cards" / f"{PLUGIN}.toml", plugin / "card.toml")
+    (plugin / "card.toml").write_text(card_to_toml(registry()[PLUGIN]), encoding="utf-8")
     shutil.copy(source.path / "tokenizer.json", out)
     manifest = replace(
         source.manifest,
@@ -128,8 +129,9 @@ def write_bundle(out: Path, log: Any = print) -> Path:
         selector=False,
         parity={},
         variants={variant: entries},
+        files={},
     )
-    write_manifest(out, replace(manifest, files=list_files(out)))
+    write_manifest(out, manifest)  # lists no files, as one that is being written: the weights are to come
     return out
 
 

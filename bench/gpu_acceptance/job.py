@@ -10,6 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
+import numpy as np
+from PIL import Image
+
 from diffplugin.bench.models import Model
 from diffplugin.errors import RequestError
 
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
     from diffplugin.runtime.restorer import Restorer
 
 EMBEDDED, ORACLE, FULL = "embedded", "oracle", "full"
+CARD = "card"  # parts that need no model
+GOLDEN = "derain_small_4"
+# What lies in a prepared folder beside the bundles (:mod:`.prepare`).
+PREPARED, GOLDENS, PHOTOS, EXPECTED, NATIVE = "prepared.json", "goldens", "photos", "expected", "native"
 SCRATCH = "scratch"
 SEED = 42
 
@@ -34,6 +41,7 @@ class Job:
         width, height: of the picture, px.
         steps, rounds: of a restoration; how often each way is timed.
         began: ``time.monotonic()`` when the part's process was started.
+        prepared: folder that :mod:`.prepare` wrote; empty: everything is made here.
     """
 
     part: str
@@ -46,6 +54,7 @@ class Job:
     steps: int
     rounds: int
     began: float = 0.0
+    prepared: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,13 +71,20 @@ class Job:
 
     @property
     def bundle(self) -> Path:
-        """Where the part ``build`` puts its bundle."""
+        """The prepared bundle, or where the part ``build`` puts its own."""
+        if self.prepared:
+            return Path(self.prepared) / self.kind
         return self.scratch / f"{self.kind}-{self.engine}"
 
     @property
     def picture(self) -> Path:
         """The picture that the measured engines made."""
         return self.scratch / f"{self.kind}-{self.engine}.png"
+
+    @property
+    def oracle(self) -> Path:
+        """Folder with the oracle's goldens."""
+        return Path(self.prepared) / GOLDENS if self.prepared else self.scratch / "oracle"
 
     def measured(self) -> Model:
         """The model with this job's bundle; "oracle" is not measured."""
@@ -86,6 +102,9 @@ def photograph(job: Job, plugin: str, number: int = 0) -> Pixels:
     Raises:
         MissingDependency: scikit-image is not installed.
     """
+    if job.prepared:
+        with Image.open(Path(job.prepared) / PHOTOS / f"{plugin}-{number}.png") as image:
+            return np.asarray(image.convert("RGB"))
     from diffplugin.bench.work import clean_photos, degraded, fitted
 
     photos = [photo for _, photo in clean_photos()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +14,8 @@ from PIL import Image
 
 from diffplugin.bench.gpu_acceptance.job import (
     EMBEDDED,
+    EXPECTED,
+    GOLDEN,
     ORACLE,
     SEED,
     DevicePeak,
@@ -30,8 +33,10 @@ if TYPE_CHECKING:
     from diffplugin.runtime.restorer import Restorer
 
 Result = dict[str, Any]
-GOLDEN = "derain_small_4"
 GOLDEN_SIZE = (512, 688)  # height and width that the released rule makes of its photo
+# Most that a value in [-1, 1] may differ between two runs where the library sums in no fixed order. Not yet seen on a
+# GPU.
+UNORDERED = {"onnxruntime-cuda": {"fp16": 2e-2, "fp32": 1e-3}}
 STEPS_OF_FULL = 4  # of the comparison with float32 on the processor, which takes seconds a step
 
 
@@ -71,6 +76,14 @@ def build(job: Job) -> Result:
     return result
 
 
+def draw(job: Job) -> Result:
+    """Weights of the prepared full-width bundle."""
+    from diffplugin.bench.gpu_acceptance import full_width
+
+    began = time.monotonic()
+    return {"bytes": full_width.draw(job.bundle), "seconds": time.monotonic() - began}
+
+
 def start(job: Job) -> Result:
     """From the start of a process to its first picture; the first time after the build, whatever is cached later."""
     with open_restorer(job) as restorer:
@@ -86,9 +99,9 @@ def _checkpoint(job: Job) -> tuple[Checkpoint, Path | None]:
     from diffplugin.export.checkpoints import find
 
     if job.kind == ORACLE:
-        root = _oracle(job) / "checkpoint"
+        root = job.oracle / "checkpoint"
         if not root.is_dir():
-            unpack(_oracle(job))
+            unpack(job.oracle)
         return find(root / "stable-diffusion", root / "clip", root / "pre-trained"), None
     if job.kind == EMBEDDED:
         from diffplugin.export.checkpoints import embedded_checkpoint
@@ -99,10 +112,6 @@ def _checkpoint(job: Job) -> tuple[Checkpoint, Path | None]:
     return find(root / "base", root / "clip", root / "pre-trained"), root / "pre-trained"
 
 
-def _oracle(job: Job) -> Path:
-    return job.scratch / "oracle"
-
-
 def goldens(job: Job) -> Result:
     """What the released scripts computed: every tensor from the host's loop, the picture from the device's too."""
     from diffplugin.bench.goldens import distance
@@ -110,8 +119,8 @@ def goldens(job: Job) -> Result:
 
     tensor_budget, picture_budget = TENSOR_BUDGET[job.precision], PICTURE_BUDGET[job.precision]
     with open_restorer(job) as restorer:
-        seen = distance(restorer, _oracle(job), GOLDEN)
-        whole = distance(restorer, _oracle(job), GOLDEN, tensors=False)
+        seen = distance(restorer, job.oracle, GOLDEN)
+        whole = distance(restorer, job.oracle, GOLDEN, tensors=False)
         loop = "device" if restorer.device is not None else "host"
     worst = max(seen.errors, key=lambda name: seen.errors[name])
     checks = [
@@ -137,13 +146,18 @@ def replay(job: Job) -> Result:
         compared = restorer.device.compared
     different = [one for one in compared if one.different]
     largest = max((one.largest for one in different), default=0.0)
+    bound = UNORDERED.get(job.engine, {}).get(job.precision)
+    told = f"{len(different)} of {len(compared)} differ, by {largest:g} at most"
+    like = (
+        check("replay is plain, bit for bit", not different, told)
+        if bound is None
+        else check("replay is plain, but for the order of sums", largest <= bound, f"{told}, bound {bound:g}")
+    )
     return {
         "replays": len(compared),
         "different": len(different),
-        "checks": [
-            check("something was replayed", bool(compared), f"{len(compared)} replays"),
-            check("replay is plain, bit for bit", not different, f"{len(different)} differ, by {largest:g} at most"),
-        ],
+        "largest": largest,
+        "checks": [check("something was replayed", bool(compared), f"{len(compared)} replays"), like],
     }
 
 
@@ -155,10 +169,19 @@ def fidelity(job: Job) -> Result:
 
     steps = job.steps if job.kind == EMBEDDED else min(job.steps, STEPS_OF_FULL)
     found = {}
-    with open_restorer(job) as restorer, diffplugin.load(job.bundle, engine="onnxruntime", precision="fp32") as exact:
-        for plugin in restorer.cards:
-            made = [r.restore(photograph(job, plugin), plugins=[plugin], steps=steps).array for r in (restorer, exact)]
-            found[plugin] = psnr(made[0], made[1])
+    with open_restorer(job) as restorer, contextlib.ExitStack() as stack:
+        exact = None
+        if not job.prepared:
+            exact = stack.enter_context(diffplugin.load(job.bundle, engine="onnxruntime", precision="fp32"))
+        for i, plugin in enumerate(restorer.cards):
+            photo = photograph(job, plugin, i if job.prepared else 0)
+            made = restorer.restore(photo, plugins=[plugin], steps=steps).array
+            if exact is not None:
+                expected = exact.restore(photo, plugins=[plugin], steps=steps).array
+            else:
+                with Image.open(Path(job.prepared) / EXPECTED / f"{plugin}.png") as image:
+                    expected = np.asarray(image.convert("RGB"))
+            found[plugin] = psnr(made, expected)
     budget = PICTURE_BUDGET[job.precision]
     told = ", ".join(f"{plugin} {db:.1f}" for plugin, db in found.items())
     return {"psnr_db": found, "checks": [check("picture", min(found.values()) >= budget, f"{told} >= {budget:g} dB")]}
@@ -193,7 +216,25 @@ def measure(job: Job) -> Result:
             "steps": job.steps,
         }
         result |= _stages(job, restorer, photo, plugin)
+        if restorer.device is not None:
+            result |= _loop_seconds(job, restorer, photo, plugin)
     return result | {"device_bytes": peak.bytes, "host_bytes": memory()["peak"]}
+
+
+def _loop_seconds(job: Job, restorer: Restorer, photo: Any, plugin: str) -> Result:
+    """Seconds of the captured loop alone, from upload to download, and of a step in it: what more steps add."""
+    found: dict[int, list[float]] = {}
+    half = max(1, job.steps // 2)
+    for steps in {job.steps, half}:
+        for turn in range(job.rounds + 2):  # the first runs plainly, the second is the first launch
+            made = restorer.restore(photo, plugins=[plugin], seed=SEED, steps=steps)
+            if turn >= 2 and "device" in made.timings:
+                found.setdefault(steps, []).append(made.timings["device"])
+    medians = {steps: float(np.median(seconds)) for steps, seconds in found.items()}
+    told: Result = {"loop_s": found.get(job.steps, [])}
+    if len(medians) == 2:
+        told["step_in_loop_s"] = (medians[job.steps] - medians[half]) / (job.steps - half)
+    return told
 
 
 def _ways(restorer: Restorer, once: Callable[[], float]) -> dict[str, Callable[[], float]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from diffplugin.bench.gpu_acceptance.card_row import card_row, find_part
+from diffplugin.bench.gpu_acceptance.job import CARD
 from diffplugin.bench.report import in_order, table
 from diffplugin.bench.stats import spread
 
@@ -87,6 +89,7 @@ def markdown(result: Record) -> str:
         "and a peer has one alone. Second: the picture after it. Memory: everything that the device gave away while "
         "the part ran. PSNR: ours against float32 on the processor (worst plugin); a peer's against ours.",
         _speed(rows(result)),
+        *_card(result),
         "## Seconds per picture and graph, each waited for",
         _stages(result["parts"]),
         "## Engines",
@@ -97,6 +100,33 @@ def markdown(result: Record) -> str:
         "Accepted." if not failed else "Not accepted:\n\n" + "\n".join(f"- {line}" for line in failed),
     ]
     return "\n\n".join(text) + "\n"
+
+
+def _card(result: Record) -> list[str]:
+    """The card's row and the networks in PyTorch, of a prepared run."""
+    if not any(part["model"] == CARD for part in result["parts"]):
+        return []
+    ceiling = find_part(result, CARD, "ceilings")
+    peers = find_part(result, CARD, "networks")
+    text = [
+        "## At Stable Diffusion's widths, float16",
+        "Loop: encoder, SCB, all steps and decoder, from upload to download; a step is what more steps add to it. "
+        "PyTorch's networks have no sampler between them; floor: their operations at this card's own speed of a large "
+        "product. Pairs are loop / step.",
+        card_row(result),
+    ]
+    if "tflops" in ceiling:
+        text.append(f"{ceiling['tflops']:.0f} TFLOP/s of a large product, {ceiling['gbs']:.0f} GB/s of a large copy.")
+    ways = peers.get("ways_ms", {})
+    names = in_order(name for found in ways.values() for name in found)
+    lines = [
+        (way, *(_number(found[name]["median"], 3) if name in found else "–" for name in names))
+        for way, found in ways.items()
+    ]
+    if lines:
+        text.append(table(("PyTorch, ms", *names), lines))
+    text += [f"Not run: {what}: {why}" for what, why in peers.get("faults", {}).items()]
+    return text
 
 
 def _told(found: Record) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from diffplugin.bench.gpu_acceptance import parts
@@ -19,6 +20,13 @@ def _peer(job: Job, *, compiled: bool) -> Result:
     return peer.measure(job, compiled=compiled)
 
 
+def _card(name: str, job: Job) -> Result:
+    from diffplugin.bench.gpu_acceptance import card
+
+    made: Result = getattr(card, name)(job)
+    return made
+
+
 PARTS: dict[str, Callable[[Job], Result]] = {
     "build": parts.build,
     "goldens": parts.goldens,
@@ -28,6 +36,8 @@ PARTS: dict[str, Callable[[Job], Result]] = {
     "measure": parts.measure,
     "pytorch eager": lambda job: _peer(job, compiled=False),
     "torch.compile": lambda job: _peer(job, compiled=True),
+    "draw": parts.draw,
+    **{name: partial(_card, name) for name in ("ceilings", "native", "networks")},
 }
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The process that builds one TensorRT engine: ``python -m diffplugin.engines.tensorrt.build_process job.json``.
+"""The process that builds one TensorRT engine: ``python -m diffplugin.engines.tensorrt.build_process spec.json``.
 
 A process of its own, since a parser or a compiler that aborts must not take its caller with it. It writes the engine
 file and says on standard output, a line each: ``progress TEXT`` now and then, and ``answer JSON`` at the end.
@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class BuildSpec:
     """What to build.
 
     Attributes:
@@ -47,7 +47,7 @@ class Job:
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
-    def read(cls, path: Path) -> Job:
+    def read(cls, path: Path) -> BuildSpec:
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -55,33 +55,33 @@ class Refused(Exception):
     """Why there is no engine, on one line."""
 
 
-def build(job: Job, log: Callable[[str], None]) -> dict[str, Any]:
+def build(spec: BuildSpec, log: Callable[[str], None]) -> dict[str, Any]:
     """Build and write the engine; the report of :class:`LogReader`.
 
     Raises:
         Refused: with the node, the reason and the remedy.
         OSError: the file cannot be written.
     """
-    library = importlib.import_module(job.library)
+    library = importlib.import_module(spec.library)
     reader = LogReader()
     logger = _logger(library, reader)
     builder = library.Builder(logger)
-    network = _parse(library, builder, logger, job)
-    check_shapes(network, job.shapes)
-    config = _config(library, builder, network, job)
+    network = _parse(library, builder, logger, spec)
+    check_shapes(network, spec.shapes)
+    config = _config(library, builder, network, spec)
     config.progress_monitor = _monitor(library, log)
-    log(f"building for {', '.join(job.gpus) or 'the GPU of this machine'}")
+    log(f"building for {', '.join(spec.gpus) or 'the GPU of this machine'}")
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise Refused(f"{library.__name__} cannot build it: {reader.complaint()}{_remedy(job, reader.complaint())}")
-    with Path(job.engine).open("wb") as file:
+        raise Refused(f"{library.__name__} cannot build it: {reader.complaint()}{_remedy(spec, reader.complaint())}")
+    with Path(spec.engine).open("wb") as file:
         file.write(memoryview(engine))
     return reader.report()
 
 
-def _remedy(job: Job, complaint: str) -> str:
-    if job.workspace is not None and ("OutOfMemory" in complaint or "workspace" in complaint):
-        return f"; raise --workspace, which is {job.workspace // 2**20} MiB"
+def _remedy(spec: BuildSpec, complaint: str) -> str:
+    if spec.workspace is not None and ("OutOfMemory" in complaint or "workspace" in complaint):
+        return f"; raise --workspace, which is {spec.workspace // 2**20} MiB"
     return ""
 
 
@@ -91,11 +91,11 @@ def make_network(library: Any, builder: Any) -> Any:
     return builder.create_network(0 if strong is None else 1 << int(strong))
 
 
-def _parse(library: Any, builder: Any, logger: Any, job: Job) -> Any:
+def _parse(library: Any, builder: Any, logger: Any, spec: BuildSpec) -> Any:
     network = make_network(library, builder)
     parser = library.OnnxParser(network, logger)
     parser.set_flag(library.OnnxParserFlag.NATIVE_INSTANCENORM)  # its own kernel fuses with what follows
-    if not parser.parse_from_file(job.onnx):
+    if not parser.parse_from_file(spec.onnx):
         raise Refused("; ".join(_faults(parser)) or f"{library.__name__} cannot read it")
     return network
 
@@ -149,24 +149,24 @@ def _range(sizes: tuple[int, ...]) -> str:
     return ":".join(map(str, sizes))
 
 
-def _config(library: Any, builder: Any, network: Any, job: Job) -> Any:
+def _config(library: Any, builder: Any, network: Any, spec: BuildSpec) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = library.ProfilingVerbosity.DETAILED  # the report is read from the log
-    if job.gpus:
-        config.num_compute_capabilities = len(job.gpus)
-        for i, gpu in enumerate(job.gpus):
+    if spec.gpus:
+        config.num_compute_capabilities = len(spec.gpus)
+        for i, gpu in enumerate(spec.gpus):
             config.set_compute_capability(capability(library, gpu), i)
-    if job.workspace is not None:
-        config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, job.workspace)
-    if job.weight_streaming:
+    if spec.workspace is not None:
+        config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, spec.workspace)
+    if spec.weight_streaming:
         config.set_flag(library.BuilderFlag.WEIGHT_STREAMING)
     elif hasattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT-RTX: what a CUDA graph needs
         config.set_flag(library.BuilderFlag.REQUIRE_USER_ALLOCATION)
     profile = builder.create_optimization_profile()
-    for name, shapes in job.shapes.items():
+    for name, shapes in spec.shapes.items():
         profile.set_shape(name, *shapes)
-    if job.shapes and config.add_optimization_profile(profile) < 0:
-        raise Refused(f"{library.__name__} refuses the profile {dict(job.shapes)}")
+    if spec.shapes and config.add_optimization_profile(profile) < 0:
+        raise Refused(f"{library.__name__} refuses the profile {dict(spec.shapes)}")
     return config
 
 
@@ -233,7 +233,7 @@ def main(path: str) -> int:
 
     began = time.monotonic()
     try:
-        report = build(Job.read(Path(path)), lambda text: say("progress", text))
+        report = build(BuildSpec.read(Path(path)), lambda text: say("progress", text))
     except Refused as fault:
         say("answer", json.dumps({"error": str(fault)}))
         return 1

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffplugin.engines.base import BuildOptions, BuildResult, check_precision
-from diffplugin.engines.tensorrt.build_process import Job, capabilities
+from diffplugin.engines.tensorrt.build_process import BuildSpec, capabilities
 from diffplugin.errors import EngineError, EngineUnavailable, RequestError
 from diffplugin.shapes import Profile
 from diffplugin.spec import GraphSpec
@@ -120,7 +120,7 @@ class TensorRtBuilder:
                 f"{options.memory / 2**30:.1f} are free; close other programs or build on another machine"
             )
         file = out / f"{key.replace('/', '-')}.engine"
-        job = Job(
+        spec = BuildSpec(
             library=_LIBRARIES[self.name],
             onnx=str(bundle.graph_file(key, precision).resolve()),
             engine=str(file.absolute()),
@@ -129,7 +129,7 @@ class TensorRtBuilder:
             workspace=options.workspace,
             weight_streaming=options.weight_streaming,
         )
-        return BuildResult(files=(file,), report=run_job(key, job, options.log))
+        return BuildResult(files=(file,), report=run_build(key, spec, options.log))
 
 
 def input_shapes(spec: GraphSpec, profile: Profile) -> dict[str, tuple[tuple[int, ...], ...]]:
@@ -142,22 +142,22 @@ def input_shapes(spec: GraphSpec, profile: Profile) -> dict[str, tuple[tuple[int
     return {t.name: tuple(shape(t.axes, end) for end in ("least", "best", "most")) for t in free}
 
 
-def run_job(key: str, job: Job, log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+def run_build(key: str, spec: BuildSpec, log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Build an engine in a process of its own and return the report. Whatever goes wrong, no engine is left.
 
     Raises:
         EngineError: naming the graph, the node or the reason, and the remedy.
     """
-    folder = Path(job.engine).parent
+    folder = Path(spec.engine).parent
     existed = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        answer = _ask(key, job, log)
+        answer = _ask(key, spec, log)
         if "error" in answer:
             raise EngineError(f"{key}: {answer['error']}")
-        size = Path(job.engine).stat().st_size
+        size = Path(spec.engine).stat().st_size
     except BaseException as error:
-        Path(job.engine).unlink(missing_ok=True)
+        Path(spec.engine).unlink(missing_ok=True)
         if not existed:
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, OSError):
@@ -169,13 +169,13 @@ def run_job(key: str, job: Job, log: Callable[[str], None] = lambda line: None) 
     return report
 
 
-def _ask(key: str, job: Job, log: Callable[[str], None]) -> dict[str, Any]:
+def _ask(key: str, spec: BuildSpec, log: Callable[[str], None]) -> dict[str, Any]:
     """The child's answer."""
     last: deque[str] = deque(maxlen=5)
     answer: dict[str, Any] | None = None
     with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "job.json"
-        job.write(path)
+        path = Path(place) / "spec.json"
+        spec.write(path)
         command = [sys.executable, "-m", "diffplugin.engines.tensorrt.build_process", str(path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
             try:

@@ -18,7 +18,7 @@ from diffplugin.engines.device import DeviceEngine, Driver
 from diffplugin.engines.tensorrt.kernel_cache import KernelCache
 from diffplugin.errors import BundleDamaged, DeviceMemoryFull, EngineError, EngineUnavailable
 from diffplugin.manifest import EngineEntry
-from diffplugin.spec import Array, GraphSpec
+from diffplugin.spec import GraphSpec
 
 if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
@@ -119,7 +119,7 @@ class TensorRtEngine(DeviceEngine):
     def _load(self, entry: EngineEntry) -> _Loaded:
         if not entry.files:
             raise BundleDamaged(f"{self._bundle.path}: engine {entry.fingerprint} lists no file; export it again")
-        path = self._bundle.path / entry.files[0]
+        path = self._bundle.file(entry.files[0])
         engine = deserialize(self._flavour.library(), path)
         check_engine(self._flavour.library(), engine, self.spec, path)
         self._stream_weights(engine)

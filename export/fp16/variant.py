@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffplugin.bundle import graph_files, sha256
+from diffplugin.bundle import graph_files
 from diffplugin.export.fp16.convert import found_islands, to_fp16
 from diffplugin.export.graphs import graph_keys, kind_of, module_for
 from diffplugin.export.onnx import save, trace, weights_bytes
 from diffplugin.export.step import to_step
+from diffplugin.integrity import sha256
 from diffplugin.manifest import GraphEntry
 from diffplugin.plugins.networks.form import portable
 from diffplugin.spec import GraphSpec, graph_specs
@@ -40,11 +41,11 @@ def export_fp16(checkpoint: Checkpoint, folder: Path, log: Callable[[str], None]
     return entries
 
 
-def write(model: ir.Model, folder: Path, key: str, variant: str = FOLDER) -> GraphEntry:
-    """One graph of a variant below a bundle's folder."""
+def write(model: ir.Model, folder: Path, key: str, variant: str = FOLDER, *, beside: bool = False) -> GraphEntry:
+    """One graph of a variant below a bundle's folder; ``beside``: its weights in a file that others may name."""
     path = folder / variant / f"{key}.onnx"
     weights = weights_bytes(model)
-    save(model, path)
+    save(model, path, beside=beside)
     return _entry(path, folder, weights)
 
 

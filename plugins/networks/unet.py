@@ -22,7 +22,6 @@ _FIXED: dict[str, Any] = {
     "class_embed_type": None,
     "num_class_embeds": None,
     "resnet_time_scale_shift": "default",
-    "upcast_attention": False,
     "addition_embed_type": None,
     "encoder_hid_dim": None,
     "conv_in_kernel": 3,

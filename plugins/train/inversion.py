@@ -28,7 +28,7 @@ def text_tokens(read: Checkpoint, texts: Sequence[str]) -> Tensor:
     """Last hidden states [n, 77, D] of the base's text encoder: what a text-conditional Stable Diffusion is given."""
     from diffplugin.export.tokenizer import build_tokenizer
 
-    tokenizer = build_tokenizer(read.base / "tokenizer")
+    tokenizer = build_tokenizer(read.tokenizer)
     ids = torch.tensor([e.ids for e in tokenizer.encode_batch(list(texts))])
     encoder: TextEncoder = read.text_encoder()
     model = encoder.text_model

@@ -21,6 +21,7 @@ from diffplugin.plugins.networks.vae import Autoencoder
 from diffplugin.plugins.train.common import gaussian
 from diffplugin.plugins.train.pool import Batch, Crops, Pool
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
+from diffplugin.runtime.sampling.time_features import time_settings
 
 Configs = dict[str, dict[str, Any]]
 RENOISE_FROM = 960  # from this t on, the runtime may start from the noised input or from pure noise
@@ -35,7 +36,7 @@ class Denoiser(nn.Module):
         self.metric: Tensor
         self.alpha_bar: Tensor
         unet, vision = configs["unet"], configs["vision"]
-        self.flip, self.shift = unet.get("flip_sin_to_cos", True), unet.get("freq_shift", 0)
+        self.time_settings = time_settings(unet)
         self.features: int = unet["block_out_channels"][0]
         schedule = NoiseSchedule.from_config(configs["scheduler"])
         self.prediction: str = schedule.prediction_type
@@ -58,7 +59,7 @@ class Denoiser(nn.Module):
 
     def time(self, t: Tensor, features: int) -> Tensor:
         """Sinusoidal features [n, ``features``] of timesteps [n]."""
-        return sinusoidal(t, features, flip_sin_to_cos=self.flip, freq_shift=self.shift)
+        return sinusoidal(t, features, **self.time_settings)
 
     def residuals(self, t: Tensor, tokens: Tensor, cond: Tensor) -> Sequence[Tensor]:
         """What the SCB says at timesteps [n]."""

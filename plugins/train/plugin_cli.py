@@ -146,13 +146,11 @@ def local_model(args: argparse.Namespace) -> tuple[Path | None, Path | None]:
     Raises:
         CheckpointError: neither a folder nor a hub id that is there.
     """
-    from diffplugin.export.checkpoints import local_folder
-    from diffplugin.export.cli import BASE_FILES, CLIP_FILES
+    from diffplugin.export.checkpoints.hub import base_path, clip_path
 
-    def folder(name: str | None, patterns: tuple[str, ...]) -> Path | None:
-        return None if name is None else local_folder(name, offline=args.offline, patterns=patterns)
-
-    return folder(args.base, BASE_FILES), folder(args.clip, CLIP_FILES)
+    base = None if args.base is None else base_path(args.base, offline=args.offline, log=print)
+    clip = None if args.clip is None else clip_path(args.clip, offline=args.offline, log=print)
+    return base, clip
 
 
 def run_plugin(args: argparse.Namespace) -> None:

@@ -142,7 +142,7 @@ def train(
     options.check()
     tree = work / "checkpoint"
     read = find(base or tree / "base", clip or tree / "clip", tree / "pre-trained", wanted or ())
-    tokenizer = build_tokenizer(read.base / "tokenizer")
+    tokenizer = build_tokenizer(read.tokenizer)
 
     def encode(texts: list[str]) -> Tensor:
         return torch.tensor([e.ids for e in tokenizer.encode_batch(texts)])

@@ -199,7 +199,7 @@ def _hub(name: str) -> Hub:
         from datasets import load_dataset
     except ImportError:
         raise MissingDependency(
-            f"{name}: hub data sets need the package datasets: pip install 'diffplugin[hub]'"
+            f"{name}: hub data sets need the package datasets: pip install 'diffplugin[datasets]'"
         ) from None
     repository, _, split = name.partition(":")
     try:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from diffplugin.errors import RequestError
-from diffplugin.export.checkpoints import Checkpoint, weights_file
+from diffplugin.export.checkpoints import Checkpoint
+from diffplugin.export.checkpoints.weights import find_weights
 from diffplugin.plugins import cards
 from diffplugin.plugins.cards import PluginCard
 from diffplugin.plugins.networks.vae import Autoencoder
@@ -206,12 +207,12 @@ def _key(
     read: Checkpoint, opened: data.Opened, settings: Settings, card: PluginCard, start: Path | None
 ) -> dict[str, object]:
     """Everything that makes a state another training's."""
-    files = [weights_file(read.base / "unet"), weights_file(read.base / "vae"), weights_file(read.clip)]
+    files = [file for part in ("unet", "vae", "clip_vision") for file in read.source(part).files]
     return {
         "pairs": opened.source.key(),
         "base and clip": record.weights_key(*files),
         "card": record.text_key(cards.card_to_toml(card)),
-        "start": record.weights_key(start / "tpb.pt", weights_file(start / "scb")) if start else "",
+        "start": record.weights_key(start / "tpb.pt", *find_weights(start / "scb").files) if start else "",
         "variant": settings.variant,
         "loss": settings.loss,
         "recipe": {name: value for name, value in describe(settings.recipe).items() if name not in _FREE},

@@ -5,12 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
 
-from diffplugin.command import Parser, add_common_options, execute, path
+from diffplugin.command import Parser, add_common_options, execute, path, size
+from diffplugin.default_bundle import EMBEDDED
 from diffplugin.engines.choice import ENGINES
+from diffplugin.errors import RequestError
 from diffplugin.runtime.cli.session import Session
+from diffplugin.runtime.cli.targets import Overwrite
 from diffplugin.runtime.options import Tiling
+from diffplugin.runtime.photos.mask import Region, read_region
 from diffplugin.runtime.photos.pixels import Size
+from diffplugin.runtime.photos.write import output_suffixes
 from diffplugin.runtime.planning.quality import QUALITIES
 from diffplugin.runtime.sampling.samplers import SAMPLERS
 
@@ -18,15 +25,19 @@ from diffplugin.runtime.sampling.samplers import SAMPLERS
 def _size(text: str) -> Size:
     if text in ("native", "released"):
         return text  # type: ignore[return-value]
-    parts = text.lower().split("x")
-    if len(parts) in (1, 2) and all(part.isdecimal() for part in parts):
-        numbers = tuple(map(int, parts))
-        return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
-    raise argparse.ArgumentTypeError(f"{text!r} is no size; expected native, released, N or WxH")
+    try:
+        return size(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected native, released, N or WxH") from None
+
+
+def _bundle(text: str) -> str | Path:
+    """A folder, or the word for the model in the package (./embedded is a folder)."""
+    return text if text == EMBEDDED else path(text)
 
 
 def _output(text: str) -> str:
-    """A path, which keeps the slash at its end: that means a folder."""
+    """A path, which keeps the slash at its end: that means a folder; or ``-``."""
     expanded = str(path(text))
     return f"{expanded}/" if text.endswith("/") and not expanded.endswith("/") else expanded
 
@@ -37,6 +48,13 @@ def _tile(text: str) -> Tiling:
     if text.isdecimal():
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is no tile; expected auto, off or a number of pixels")
+
+
+def _region(text: str) -> Region:
+    try:
+        return read_region(text)
+    except RequestError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _concurrency(text: str) -> int | None:
@@ -58,15 +76,24 @@ def build_parser() -> argparse.ArgumentParser:
         "words",
         nargs="*",
         metavar="INPUT... PROMPT",
-        help="pictures, folders or quoted patterns; the last word is the request",
+        help="photos, folders, quoted patterns, or - for stdin; the last word is the request",
     )
     parser.add_argument(
-        "-o", "--output", type=_output, metavar="FILE|FOLDER", help="default: <name>-restored beside each input"
+        "-o",
+        "--output",
+        type=_output,
+        metavar="FILE|FOLDER|-",
+        help="default: <name>-restored beside each input; -: the standard output",
     )
     parser.add_argument(
         "--plugin", action="append", default=[], metavar="ID", help="run this plugin (repeatable, in order); no request"
     )
-    parser.add_argument("--bundle", type=path, metavar="FOLDER", help="default: the small model in the package")
+    parser.add_argument(
+        "--bundle",
+        type=_bundle,
+        metavar="FOLDER|hf:USER/NAME",
+        help="default: the last export into the cache folder, else the small model in the package; embedded: that one",
+    )
     run = parser.add_argument_group("how it runs")
     run.add_argument("--steps", type=int, metavar="N", help="steps of the first plugin (default: its card's, 20)")
     run.add_argument("--seed", type=int, default=42, metavar="N", help="of the start noise (default: 42)")
@@ -107,7 +134,42 @@ def build_parser() -> argparse.ArgumentParser:
         help="overlapping pieces of N pixels (default: auto)",
     )
     sizes.add_argument("--output-size", default="input", choices=("input", "working"), help="default: input")
+    many = parser.add_argument_group("folders and files")
+    many.add_argument("-r", "--recursive", action="store_true", help="folders below folders, too; -o keeps the tree")
+    many.add_argument(
+        "--skip-existing", action="store_true", help="leave photos alone whose result of this very request is there"
+    )
+    many.add_argument(
+        "--overwrite",
+        default="made",
+        choices=get_args(Overwrite),
+        help="made: replace results of the same photo, number the others (default); always: replace files "
+        "of others, too; never: no file",
+    )
+    many.add_argument(
+        "--keep-untouched",
+        default="nothing",
+        choices=("nothing", "copies"),
+        help="where nothing is selected: write nothing and exit with 3 (default), or copy the photo and exit with 0",
+    )
+    many.add_argument(
+        "--format",
+        choices=[suffix[1:] for suffix in output_suffixes()],
+        help="of the results (default: the input's; png for -o - and for kinds that are only read)",
+    )
+    part = parser.add_argument_group("only a part")
+    part.add_argument(
+        "--mask",
+        type=path,
+        metavar="FILE",
+        help="restore where it is white; of any size; the rest stays bit for bit",
+    )
+    part.add_argument("--region", type=_region, metavar="X,Y,W,H", help="restore this rectangle (pixels) alone")
+    part.add_argument("--feather", type=int, metavar="N", help="soft edge in pixels, inwards (default: up to 16)")
     show = parser.add_argument_group("output")
+    show.add_argument(
+        "--first-frame", action="store_true", help="of several frames or pages the first alone (default: all of them)"
+    )
     show.add_argument("--compare", action="store_true", help="also write <result>-compare: before beside after")
     show.add_argument("--json", action="store_true", help="print plan, scores and timings as one JSON object")
     show.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")

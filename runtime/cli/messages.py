@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 
-def loaded_line(restorer: Restorer) -> str:
-    """``embedded: onnxruntime fp32 (…)``, and what the quality does where it is not the exact one."""
+def loaded_line(restorer: Restorer, why: str = "") -> str:
+    """``embedded: onnxruntime fp32 (…)``, why this bundle, and what the quality does where it is not the exact one."""
     line = f"{restorer.bundle.manifest.name}: {restorer.engine} {restorer.precision} ({restorer.reason})"
+    line += f"; {why}" if why else ""
     quality = restorer.quality
     return line if quality == EXACT else f"{line}; {quality.name}: {quality.description}"
 
@@ -32,9 +33,9 @@ def selection_line(selection: Selection) -> str:
     return f"{scores} -> {chain} ({selection.reason})" if scores else f"{chain} ({selection.reason})"
 
 
-def example_lines(cards: Iterable[PluginCard]) -> list[str]:
+def example_lines(cards: Iterable[PluginCard], *, copies: bool = False) -> list[str]:
     """What a user whose request selected nothing may ask for."""
-    lines = ["the picture is left as it is; requests that are understood:"]
+    lines = [f"nothing selected, {'copied as it is' if copies else 'nothing written'}; requests that are understood:"]
     return lines + [f'  {plugin + ":":<12} "{example}"' for plugin, example in example_requests(cards)]
 
 
@@ -97,9 +98,9 @@ def done_line(made: Restoration, target: object, seconds: float) -> str:
 class ProgressBar:
     """One line that is drawn again and again, on a terminal only."""
 
-    def __init__(self, stream: TextIO, *, width: int = 24) -> None:
+    def __init__(self, stream: TextIO, *, width: int = 24, hidden: bool = False) -> None:
         self._stream, self._width = stream, width
-        self._shown = stream.isatty()
+        self._shown = stream.isatty() and not hidden
         self._began = time.monotonic()
         self._length = 0
 

@@ -1,20 +1,25 @@
-"""One call of ``dp-infer``: pictures one after another or several at once, and what is said of each."""
+"""One call of ``dp-infer``: photos one after another or several at once, and what becomes of each."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, RLock
 from typing import Any
 
-from diffplugin import __version__, load
-from diffplugin.command import DONE, FAILED, print_error
-from diffplugin.errors import ImageError, NotFinite, RequestError
-from diffplugin.runtime.cli.files import PhotoPaths, copy_file, find_photos, plan_outputs, split_request
+from diffplugin import load
+from diffplugin.bundle import cache_folder, default_bundle
+from diffplugin.command import print_error, say
+from diffplugin.default_bundle import choose_bundle
+from diffplugin.errors import Cancelled, ImageError, NotFinite, RequestError
+from diffplugin.integrity import sha256
+from diffplugin.manifest import MANIFEST
+from diffplugin.runtime.cli.account import Account
+from diffplugin.runtime.cli.inputs import STDIN, Inputs, LeftOut, find_photos, split_request
 from diffplugin.runtime.cli.messages import (
     ProgressBar,
     done_line,
@@ -24,179 +29,268 @@ from diffplugin.runtime.cli.messages import (
     plan_lines,
     selection_line,
 )
-from diffplugin.runtime.photos.pixels import side_by_side
+from diffplugin.runtime.cli.pipes import check_pipes, read_stdin
+from diffplugin.runtime.cli.record import Record, fingerprint
+from diffplugin.runtime.cli.results import Results, make_folders
+from diffplugin.runtime.cli.targets import STDOUT, Naming, PhotoPaths, plan_targets
+from diffplugin.runtime.options import RestoreOptions
+from diffplugin.runtime.photos.mask import Mask, read_mask, region_mask
 from diffplugin.runtime.photos.read import Photo, printable, read_photo
-from diffplugin.runtime.photos.write import check_writable, write_photo
 from diffplugin.runtime.planning.plan import Plan
-from diffplugin.runtime.request.selection import Selection
+from diffplugin.runtime.request.selection import Selection, select_named
+from diffplugin.runtime.restoration import Restoration
 from diffplugin.runtime.restorer import Restorer
+from diffplugin.signals import stop_requested
+from diffplugin.streams import stdout_for_data
+
+_FIELDS = ("seed", "steps", "sampler", "size", "tile", "output_size")
 
 
 class Session:
-    """One call of ``dp-infer``: its options, its loaded bundle, what came of each picture."""
+    """One call of ``dp-infer``: its options, its loaded bundle, what came of each photo."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        words, self.prompt = split_request(args.words, named=bool(args.plugin))
-        files, faults = find_photos(words)
-        self.photos = plan_outputs(files, args.output, compare=args.compare)
-        self.results: list[dict[str, Any]] = []
+        words, prompt = split_request(args.words, named=bool(args.plugin))
+        fields = {name: getattr(args, name) for name in _FIELDS}
+        self.options = RestoreOptions(prompt=prompt, plugins=args.plugin or None, **fields)
+        self.record = Record(_cache())
+        found = find_photos(words, recursive=args.recursive)
+        self._leave_out_results(found)
+        naming = Naming(
+            output=args.output,
+            compare=args.compare,
+            suffix=None if args.format is None else f".{args.format}",
+            overwrite=args.overwrite,
+        )
+        self.photos = plan_targets(found.photos, naming, self.record)
+        self.account = Account(found, self.photos)
         self._stopped, self._lock = Event(), RLock()
-        self.bar = ProgressBar(sys.stderr)
-        for fault in faults:
-            self._failed(None, fault)
+        self.bar = ProgressBar(sys.stderr, hidden=args.quiet)
+        self._packaged: Restorer | None = None
+        self.reads_stdin = any(paths.source == STDIN for paths in self.photos)
+        self.writes_stdout = any(paths.target == STDOUT for paths in self.photos)
+        check_pipes(reads=self.reads_stdin, writes=self.writes_stdout and not args.dry_run)
+        for fault in found.faults:
+            print_error("dp-infer", fault)
 
     def run(self) -> int:
+        """Restore all; returns the exit code."""
         args = self.args
+        if args.mask is not None and args.region is not None:
+            raise RequestError("--mask and --region were given, expected one of them")
         if args.threads is not None and args.threads < 1:
             raise RequestError(f"threads is {args.threads}, expected at least 1")
-        restorer = load(
-            args.bundle,
-            engine=args.engine,
-            precision=args.precision,
-            threads=args.threads,
-            quality=args.quality,
-            concurrency=args.concurrency if len(self.photos) > 1 else 1,
-            device=args.device,
-        )
-        with restorer:
-            self._say(loaded_line(restorer))
-            self._make_folder()
-            at_once = 1 if args.dry_run else min(restorer.concurrency, len(self.photos))
+        with ExitStack() as stack:
+            stdout = stack.enter_context(stdout_for_data()) if self.writes_stdout else None
+            restorer = self._load(stack)
+            suffix = f".{args.format}" if args.format else None
+            self.results = Results(self.record, fingerprint(self._asked(restorer)), stdout, suffix)
+            self._make_folders()
+            at_once = 1 if args.dry_run else max(1, min(restorer.concurrency, len(self.photos)))
             self._alone = at_once == 1
             if at_once > 1:
                 self._together(restorer, at_once)
             else:
                 for paths in self.photos:
                     self._attempt(restorer, paths)
-            return self._finish(restorer)
+            return self.account.finish(restorer, args)
+
+    def _load(self, stack: ExitStack) -> Restorer:
+        """The restorer; the package's model where the last export lacks a plugin that was named."""
+        self._stack, self._bundle = stack, choose_bundle(self.args.bundle)
+        restorer = self._open(self._bundle.path)
+        if self._bundle.fallback and self.options.plugins:
+            try:
+                select_named(self.options.plugins, restorer.cards)
+            except RequestError:
+                return self._embedded(f"{restorer.bundle.path} lacks {', '.join(self.options.plugins)}")
+        self._say(loaded_line(restorer, self._bundle.note))
+        return restorer
+
+    def _open(self, path: Path) -> Restorer:
+        args = self.args
+        return self._stack.enter_context(
+            load(
+                path,
+                engine=args.engine,
+                precision=args.precision,
+                threads=args.threads,
+                quality=args.quality,
+                concurrency=args.concurrency if len(self.photos) > 1 else 1,
+                device=args.device,
+            )
+        )
+
+    def _embedded(self, reason: str) -> Restorer:
+        """The package's model, loaded when it first stands in for the last export."""
+        with self._lock:
+            if self._packaged is None:
+                self._packaged = self._open(default_bundle())
+                self._say(loaded_line(self._packaged, f"the model in the package: {reason}"))
+            return self._packaged
+
+    def _asked(self, restorer: Restorer) -> dict[str, Any]:
+        """Everything that decides what a result looks like."""
+        args = self.args
+        asked = {name: str(getattr(self.options, name)) for name in ("prompt", "plugins", *_FIELDS)}
+        manifest = restorer.bundle.path / MANIFEST
+        bundle = sha256(manifest) if manifest.is_file() else restorer.bundle.manifest.name
+        own = {name: str(getattr(args, name)) for name in ("quality", "precision", "first_frame", "region", "feather")}
+        mask = None if args.mask is None else self.record.hash(args.mask) if args.mask.is_file() else str(args.mask)
+        return asked | own | {"mask": mask, "bundle": bundle}
+
+    def _leave_out_results(self, found: Inputs) -> None:
+        """Results of earlier runs are no inputs of a run over the photos or the folder that they were made from."""
+        for root in dict.fromkeys(photo.root for photo in found.photos):
+            paths = [photo.path for photo in found.photos if photo.root == root and photo.path != STDIN]
+            results = self.record.results_among(paths, root)
+            found.photos = [p for p in found.photos if p.root != root or p.path not in results]
+            found.left_out += [LeftOut(path=path, reason="result", kind="result") for path in paths if path in results]
 
     def _together(self, restorer: Restorer, at_once: int) -> None:
-        """Several pictures at once; the first error that is not a picture's own ends them all."""
+        """Several photos at once; the first error that is not a photo's own ends them all."""
         with ThreadPoolExecutor(at_once) as pool:
             running = [pool.submit(self._attempt, restorer, paths) for paths in self.photos]
             try:
                 for done, future in enumerate(as_completed(running), 1):
                     future.result()
                     with self._lock:
-                        self.bar(done, len(running), "pictures")
+                        self.bar(done, len(running), "photos")
             except BaseException:
                 self._stopped.set()
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _make_folder(self) -> None:
-        """The output folder, made if a folder was asked for."""
-        folders = {paths.target.parent for paths in self.photos}
+    def _make_folders(self) -> None:
+        """The output folder and the tree below it, if a folder was asked for."""
         given = self.args.output
-        if given is None or self.args.dry_run or folders != {Path(given)}:
+        if given is None or self.writes_stdout or self.args.dry_run:
             return
-        try:
-            Path(given).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ImageError(f"{printable(given)}: this folder cannot be made ({error.strerror})") from None
+        if self.photos and all(Path(given) != paths.target for paths in self.photos):
+            make_folders(Path(given), [paths.target for paths in self.photos])
 
     def _attempt(self, restorer: Restorer, paths: PhotoPaths) -> None:
-        """One picture; a bad one does not stop the others, a bad request or bundle does."""
+        """One photo; a bad one does not stop the others, a bad request or bundle does."""
         try:
             self._one(restorer, paths)
         except (ImageError, NotFinite) as error:
             self._failed(paths, str(error))
         except MemoryError:
-            self._failed(paths, f"{printable(paths.source)}: does not fit into memory; try --tile or a smaller --size")
+            self._failed(paths, f"{_name(paths)}: does not fit into memory; try --tile or a smaller --size")
         except BaseException:  # Ctrl-C too: the message gets a line of its own
             self.bar.clear()
             raise
 
     def _one(self, restorer: Restorer, paths: PhotoPaths) -> None:
-        args, began = self.args, time.perf_counter()
-        photo = read_photo(paths.source)
-        for note in photo.notes:
-            self._say(f"{printable(paths.source)}: {note}")
-        options = {name: getattr(args, name) for name in ("seed", "steps", "sampler", "size", "tile", "output_size")}
-        plugins = args.plugin or None
-        if args.dry_run:
-            plan, selection = restorer.plan(photo, self.prompt, plugins=plugins, **options)
-            self._say(
-                f"{printable(paths.source)}: {selection_line(selection)}", *(f"  {line}" for line in plan_lines(plan))
-            )
-            self._say(f"  output:  {printable(paths.target)} (dry run: not written)")
-            self._record(paths, plan=plan.to_json(), selection=selection.to_json())
+        if self._is_cancelled():
+            raise Cancelled("stopped")
+        if self.args.skip_existing and self.results.is_up_to_date(paths):
+            self._say(f"{_name(paths)}: skipped, {printable(paths.target)} is up to date")
+            self.account.skipped(paths)
             return
-        for path in filter(None, (paths.target, paths.compare)):
-            check_writable(path)
-
-        def on_plan(plan: Plan, selection: Selection) -> None:
-            self._say(f"{printable(paths.source)}: {selection_line(selection)}")
-            if plan.chain and (warning := memory_warning(plan)):
-                with self._lock:
-                    self.bar.clear()
-                    print_error("dp-infer", warning)
-
-        made = restorer.restore(
-            photo,
-            self.prompt,
-            plugins=plugins,
-            on_plan=on_plan,
-            progress=self.bar if self._alone else None,
-            cancelled=self._stopped.is_set,
-            **options,
-        )
-        if made.untouched:
-            self._say(*example_lines(restorer.cards.values()))
-            _keep(paths, photo)
+        content = read_stdin() if paths.source == STDIN else None
+        source = paths.source if content is None else content
+        photo = read_photo(source, first_frame=self.args.first_frame, name=None if content is None else "stdin")
+        for note in photo.notes:
+            self._say(f"{_name(paths)}: {note}")
+        if self.args.dry_run:
+            self._plan(restorer, paths, photo)
         else:
-            write_photo(paths.target, made.photo)
-        if paths.compare:
-            write_photo(paths.compare, side_by_side(photo.rgb, made.photo.rgb))
+            self._restore(restorer, paths, photo, content)
+
+    def _plan(self, restorer: Restorer, paths: PhotoPaths, photo: Photo) -> None:
+        """What would be done."""
+        mask = self._mask(photo)
+        plan, selection = restorer.plan(photo, self.options, mask=mask)
+        if not plan.chain and (other := self._instead_of(restorer)):
+            restorer = other
+            plan, selection = restorer.plan(photo, self.options, mask=mask)
+        self._say(f"{_name(paths)}: {selection_line(selection)}", *(f"  {line}" for line in plan_lines(plan)))
+        if not plan.chain:
+            self._say(*example_lines(restorer.cards.values()))
+        self._say(f"  output:  {_target_name(paths)} (dry run: not written)")
+        self.account.planned(paths, plan, selection, bundle=restorer.bundle.manifest.name)
+
+    def _restore(self, restorer: Restorer, paths: PhotoPaths, photo: Photo, content: bytes | None) -> None:
+        began = time.perf_counter()
+        self.results.check(paths, photo)
+        made = self._run(restorer, paths, photo)
+        if made.untouched and (other := self._instead_of(restorer)):
+            restorer = other
+            made = self._run(restorer, paths, photo)
+        copies = made.untouched and self.args.keep_untouched == "copies"
+        notes: tuple[str, ...] = ()
+        if copies:
+            self.results.copy(paths, photo, content)
+        elif not made.untouched:
+            notes = self.results.write(paths, photo, made.photo)
+            for note in notes:
+                self._say(f"{_target_name(paths)}: {note}")
         seconds = time.perf_counter() - began
-        if not made.untouched:
-            self._say(done_line(made, printable(paths.target), seconds))
-        self._record(paths, seconds=round(seconds, 3), **made.to_json())
+        if made.untouched:
+            self._say(*example_lines(restorer.cards.values(), copies=copies))
+        else:
+            self._say(done_line(made, _target_name(paths), seconds))
+        self.account.made(paths, made, seconds, copied=copies, bundle=restorer.bundle.manifest.name, notes=notes)
 
-    def _record(self, paths: PhotoPaths, **facts: Any) -> None:
-        compare = {"compare": str(paths.compare)} if paths.compare else {}
-        self.results.append({"input": str(paths.source), "output": str(paths.target), **compare, **facts})
+    def _run(self, restorer: Restorer, paths: PhotoPaths, photo: Photo) -> Restoration:
+        return restorer.restore(
+            photo,
+            self.options,
+            mask=self._mask(photo),
+            on_plan=lambda plan, selection: self._announce(paths, plan, selection),
+            progress=self.bar if self._alone else None,
+            cancelled=self._is_cancelled,
+        )
 
-    def _failed(self, paths: PhotoPaths | None, error: str) -> None:
+    def _mask(self, photo: Photo) -> Mask | None:
+        """Where this photo is restored; None: all of it."""
+        args = self.args
+        if args.mask is not None:
+            return read_mask(args.mask, photo.size, feather=args.feather)
+        return None if args.region is None else region_mask(args.region, photo.size, feather=args.feather)
+
+    def _instead_of(self, restorer: Restorer) -> Restorer | None:
+        """The package's model, where the last export has no plugin for a request."""
+        if not self._bundle.fallback or restorer is self._packaged:
+            return None
+        return self._embedded(f"{restorer.bundle.path} has nothing for this request")
+
+    def _announce(self, paths: PhotoPaths, plan: Plan, selection: Selection) -> None:
+        self._say(f"{_name(paths)}: {selection_line(selection)}")
+        if plan.chain and (warning := memory_warning(plan)):
+            with self._lock:
+                self.bar.clear()
+                print_error("dp-infer", warning)
+
+    def _is_cancelled(self) -> bool:
+        return self._stopped.is_set() or stop_requested()
+
+    def _failed(self, paths: PhotoPaths, error: str) -> None:
         with self._lock:
             self.bar.clear()
             print_error("dp-infer", error)
-            self.results.append({"input": str(paths.source) if paths else None, "error": error})
+            self.account.failed(paths, error)
 
     def _say(self, *lines: str) -> None:
         if not self.args.json and not self.args.quiet:
             with self._lock:
                 self.bar.clear()
-                print(*lines, sep="\n", flush=True)
-
-    def _finish(self, restorer: Restorer) -> int:
-        place = {str(paths.source): i for i, paths in enumerate(self.photos)}
-        self.results.sort(key=lambda result: place.get(result["input"], -1))  # done in any order, told in theirs
-        failed = sum("error" in result for result in self.results)
-        done = len(self.results) - failed
-        if self.args.json:
-            facts = {
-                "version": __version__,
-                "bundle": restorer.bundle.manifest.name,
-                "engine": restorer.engine,
-                "precision": restorer.precision,
-                "reason": restorer.reason,
-                "quality": restorer.quality.name,
-                "concurrency": restorer.concurrency,
-                "done": done,
-                "failed": failed,
-                "files": self.results,
-            }
-            print(json.dumps(facts, indent=2))
-        elif len(self.results) > 1:
-            self._say(f"{done} of {len(self.results)} done, {failed} failed")
-        return FAILED if failed else DONE
+                say(*lines)
 
 
-def _keep(paths: PhotoPaths, photo: Photo) -> None:
-    """The picture as it came: the very bytes where the format stays."""
-    if paths.source.suffix.lower() == paths.target.suffix.lower():
-        copy_file(paths.source, paths.target)
-    else:
-        write_photo(paths.target, photo)
+def _name(paths: PhotoPaths) -> str:
+    return "stdin" if paths.source == STDIN else printable(paths.source)
+
+
+def _target_name(paths: PhotoPaths) -> str:
+    return "stdout" if paths.target == STDOUT else printable(paths.target)
+
+
+def _cache() -> Path | None:
+    """The cache folder; None: this user has no place for one."""
+    try:
+        return cache_folder()
+    except (OSError, RuntimeError):
+        return None

@@ -100,7 +100,7 @@ class DeviceLoop:
             lacking = [key for key, sizes in needed.items() if not self._engine(key).has(sizes)]
         except BundleError as error:  # it has no graph of this kind
             return str(error)
-        return f"the bundle has no engine of {', '.join(lacking)} for {height}x{width} latents" if lacking else None
+        return f"the bundle has no engine of {', '.join(lacking)} for latents of {width}x{height}" if lacking else None
 
     def _engine(self, key: str) -> DeviceEngine:
         engine = self._pool.get(key)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffplugin.errors import EngineError
+from diffplugin.engines.pages import give_back_memory
+from diffplugin.errors import EngineError, EngineNotLoaded
 from diffplugin.runtime.execution.clock import Clock
 from diffplugin.spec import Array
 
@@ -16,14 +18,30 @@ if TYPE_CHECKING:
     from diffplugin.engines.base import Engine, EngineBuilder
 
 
+_log = logging.getLogger("diffplugin")
+
+
 class EnginePool:
-    """Engines by graph key ("unet", "tpb/deblur"), each loaded once, at first use; safe to share between threads."""
+    """Engines by graph key ("unet", "tpb/deblur"), each loaded once, at first use; safe to share between threads.
+
+    Attributes:
+        builder, precision: what makes them; the fallback, once the first builder's library could not load a graph.
+        fallback_reason: why the fallback runs; empty: it does not.
+    """
 
     def __init__(
-        self, bundle: Bundle, builder: EngineBuilder, precision: str, *, threads: int | None, cache: Path | None
+        self,
+        bundle: Bundle,
+        builder: EngineBuilder,
+        precision: str,
+        *,
+        threads: int | None,
+        cache: Path | None,
+        fallback: tuple[EngineBuilder, str] | None = None,
     ) -> None:
         self.bundle, self.builder, self.precision = bundle, builder, precision
-        self._threads, self._cache = threads, cache
+        self.fallback_reason = ""
+        self._threads, self._cache, self._fallback = threads, cache, fallback
         self._engines: dict[str, Engine] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -32,6 +50,7 @@ class EnginePool:
         """The engine of one graph.
 
         Raises:
+            EngineNotLoaded: its library cannot load it.
             EngineError: the pool is closed, or the engine cannot be loaded.
             BundleError: the bundle has no such graph, or it is damaged.
         """
@@ -47,9 +66,28 @@ class EnginePool:
     def run(self, key: str, inputs: Mapping[str, Array], clock: Clock) -> dict[str, Array]:
         """Outputs of one graph. Counted on ``clock`` under the graph's kind, loading under "load"."""
         with clock(key.partition("/")[0]):
-            with clock("load"):
-                engine = self.get(key)
-            return engine.run(inputs)
+            while True:
+                builder = self.builder
+                try:
+                    with clock("load"):
+                        engine = self.get(key)
+                    return engine.run(inputs)
+                except EngineNotLoaded as error:
+                    if not self._fall_back(builder, error):
+                        raise
+
+    def _fall_back(self, builder: EngineBuilder, error: EngineNotLoaded) -> bool:
+        """Go on with the fallback, from this graph on; False: there is none, or ``builder`` was it."""
+        with self._lock:
+            if self.builder is not builder:  # another thread has done it
+                return True
+            if self._fallback is None:
+                return False
+            (self.builder, self.precision), self._fallback = self._fallback, None
+            self.fallback_reason = f"{builder.name} cannot load this bundle"
+            self._engines = {}  # not closed: other threads may be running them
+        _log.warning("%s; going on with %s %s", error, self.builder.name, self.precision)
+        return True
 
     def loaded(self) -> tuple[str, ...]:
         """Keys of the engines in memory."""
@@ -63,3 +101,5 @@ class EnginePool:
             engines, self._engines = self._engines, {}
         for engine in engines.values():
             engine.close()
+        engines.clear()
+        give_back_memory()

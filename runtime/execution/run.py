@@ -20,6 +20,7 @@ class Run:
 
     Attributes:
         tiles: pieces in latent pixels.
+        grid: all pieces of the plan, where a mask leaves some of them out; None: ``tiles`` are all.
         factor: picture pixels per latent pixel.
         noise: standard normal [1,4,h,w], the same for every plugin.
         tick: called after every UNet run with the plugin's name.
@@ -34,6 +35,7 @@ class Run:
     tick: Callable[[str], None] = lambda plugin: None
     cancelled: Callable[[], bool] | None = None
     observe: Observer | None = None
+    grid: tuple[Tile, ...] | None = None
 
     def check_cancelled(self) -> None:
         if self.cancelled is not None and self.cancelled():

@@ -89,7 +89,9 @@ def _from_host(run: Run, stage: Stage, image: Array, table: StepTable, time: Arr
 def residual_output(image: Array, restored: Array, reconstructed: Array) -> Array:
     """x + D(z) - D(E(x)), clipped to [-1, 1]: the input x changed by what the plugin changed, so that detail which the
     autoencoder cannot carry stays. All float32 [n,3,H,W]."""
-    changed: Array = np.clip(image + (restored - reconstructed), -1, 1)
+    changed: Array = restored - reconstructed
+    changed += image  # in place: each of these is as large as the picture
+    np.clip(changed, -1, 1, out=changed)
     return changed
 
 
@@ -117,8 +119,9 @@ def _piecewise(run: Run, key: str, array: Array, scale_in: int, scale_out: int) 
         return one(run.tiles[0])
     h, w = (side // scale_in * scale_out for side in array.shape[-2:])
     placed = [tile.scaled(scale_out) for tile in run.tiles]
+    grid = None if run.grid is None else [tile.scaled(scale_out) for tile in run.grid]
     shape = (1, int(leaving.axes[1]), h, w)
-    return blend((one(tile) for tile in run.tiles), placed, blend_weights(placed, h, w), shape)
+    return blend((one(tile) for tile in run.tiles), placed, blend_weights(placed, h, w, grid), shape)
 
 
 @dataclass
@@ -145,7 +148,8 @@ def _denoiser(
     batch saves no operations.
     """
     plugin = stage.plugin
-    weights = blend_weights(run.tiles, *cond.shape[-2:]) if len(run.tiles) > 1 else []
+    height, width = cond.shape[-2:]
+    weights = blend_weights(run.tiles, height, width, run.grid) if len(run.tiles) > 1 else []
     kept = {tile: _Kept() for tile in run.tiles}
 
     def one(i: int, tile: Tile, latents: Array) -> Array:

@@ -1,6 +1,7 @@
 """Pictures as arrays: working sizes, pixels <-> tensors, CLIP's view, before beside after.
 
-Pictures are uint8 [H, W, 3] (RGB), tensors float32 [1, 3, H, W], sizes (width, height) as in Pillow.
+Pictures are uint8 [H, W, 3] (RGB; uint16 where they are deep), tensors float32 [1, 3, H, W], sizes (width, height) as
+in Pillow.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffplugin.errors import ImageError, NotFinite, RequestError, ShapeMismatch
-from diffplugin.runtime.photos.read import MIN_SIDE, Photo, Pixels, pixel_limit
+from diffplugin.runtime.photos.deep import grey_of, to_8_bits
+from diffplugin.runtime.photos.photo import MIN_SIDE, Deep, Photo, Pixels
+from diffplugin.runtime.photos.read import pixel_limit
 from diffplugin.runtime.photos.resample import bicubic_window
 
 Tensor = NDArray[np.float32]
@@ -23,6 +26,7 @@ _Any = TypeVar("_Any", bound=np.generic)
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP, arXiv:2103.00020
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_LANCZOS = Image.Resampling.LANCZOS
 _RELEASED_SHORT_SIDE = 512
 _MULTIPLE = 8
 _LONG_VIEW = 8  # longest side of the resized picture that CLIP's view is cut from, in sides of the view
@@ -87,8 +91,8 @@ def _enlarged(width: int, height: int) -> tuple[int, int]:
     return _with_short_side(width, height, _RELEASED_SHORT_SIDE)
 
 
-def working_photo(photo: Photo | Pixels, size: Size = "native") -> Pixels:
-    """The picture at its working size (:func:`working_size`), uint8 [H', W', 3].
+def working_photo(photo: Photo | Pixels, size: Size = "native") -> Pixels | Deep:
+    """The picture at its working size (:func:`working_size`), uint8 [H', W', 3]; uint16 where the photo is deep.
 
     ``"released"`` and N resize with Pillow's default filter (bicubic) and round down to multiples of 8 with Lanczos,
     as the released scripts do; ``(w, h)`` is Lanczos. A size that fits already returns the very pixels.
@@ -96,7 +100,7 @@ def working_photo(photo: Photo | Pixels, size: Size = "native") -> Pixels:
     Raises:
         RequestError, ImageError: as :func:`working_size`.
     """
-    rgb = photo.rgb if isinstance(photo, Photo) else photo
+    rgb: NDArray[Any] = photo if not isinstance(photo, Photo) else photo.rgb if photo.deep is None else photo.deep
     height, width = rgb.shape[:2]
     target = working_size(width, height, size)
     if size == "released":
@@ -106,25 +110,48 @@ def working_photo(photo: Photo | Pixels, size: Size = "native") -> Pixels:
     return resize(rgb, target)
 
 
-def resize(pixels: Pixels, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.LANCZOS) -> Pixels:
-    """uint8 [H, W, 3] or [H, W] at ``size`` = (width, height); the same array if it has that size already."""
+def resize(pixels: NDArray[_Any], size: tuple[int, int], resample: Image.Resampling = _LANCZOS) -> NDArray[_Any]:
+    """uint8 or uint16, [H, W, 3] or [H, W], at ``size`` = (width, height); the same array if it has that size already.
+
+    8 bits are resized by Pillow's 8-bit arithmetic; 16 channel by channel as floating-point numbers, rounded.
+    """
     if (pixels.shape[1], pixels.shape[0]) == tuple(size):
         return pixels
-    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, resample))
+    if pixels.dtype != np.uint16:
+        return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, resample))
+    if pixels.ndim == 3:
+        return np.stack([resize(pixels[..., i], size, resample) for i in range(pixels.shape[2])], -1)
+    made = np.asarray(Image.fromarray(pixels.astype(np.float32)).resize(size, resample))
+    rounded: NDArray[_Any] = np.rint(np.clip(made, 0, 65535)).astype(pixels.dtype)
+    return rounded
 
 
-def with_rgb(photo: Photo, rgb: Pixels) -> Photo:
-    """``photo`` with new pixels uint8 [H', W', 3]: alpha follows in size (Lanczos), metadata stay."""
-    alpha = None if photo.alpha is None else resize(photo.alpha, (rgb.shape[1], rgb.shape[0]))
-    return replace(photo, rgb=rgb, alpha=alpha)
+def with_rgb(photo: Photo, rgb: NDArray[Any], *, colour: bool = False) -> Photo:
+    """``photo`` with new pixels [H', W', 3], uint8 or (a deep photo's) uint16.
+
+    Alpha follows in size (Lanczos), metadata stay. A grey photo stays grey (luma) unless its restoration brought
+    ``colour``: then its mode is RGB.
+    """
+    if photo.mode == "L":
+        if colour:
+            photo = replace(photo, mode="RGB", details=replace(photo.details, grey_icc=None))
+        else:
+            rgb = np.repeat(grey_of(rgb)[..., None], 3, axis=2)
+    size = rgb.shape[1], rgb.shape[0]
+    alpha = None if photo.alpha is None else resize(photo.alpha, size)
+    if rgb.dtype == np.uint8:
+        return replace(photo, rgb=np.asarray(rgb, np.uint8), alpha=alpha, deep=None, deep_alpha=None)
+    deep = np.asarray(rgb, np.uint16)
+    deep_alpha = None if photo.deep_alpha is None else resize(photo.deep_alpha, size)
+    return replace(photo, rgb=to_8_bits(deep), alpha=alpha, deep=deep, deep_alpha=deep_alpha)
 
 
-def to_tensor(rgb: Pixels) -> Tensor:
-    """uint8 [H, W, 3] -> contiguous float32 [1, 3, H, W] in [-1, 1]: 2 (x / 255) - 1."""
-    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
+def to_tensor(rgb: Pixels | Deep) -> Tensor:
+    """uint8 [H, W, 3] -> contiguous float32 [1, 3, H, W] in [-1, 1]: 2 (x / 255) - 1; uint16: 2 (x / 65535) - 1."""
+    if rgb.dtype not in (np.uint8, np.uint16) or rgb.ndim != 3 or rgb.shape[2] != 3:
         raise ShapeMismatch(f"picture is {rgb.dtype} {'x'.join(map(str, rgb.shape))}, expected uint8 HxWx3")
     tensor = np.array(rgb.transpose(2, 0, 1)[None], dtype=np.float32, order="C")
-    tensor /= 255  # in place: a tensor is four times its picture
+    tensor /= np.iinfo(rgb.dtype).max  # in place: a tensor is four times its picture
     tensor *= 2
     tensor -= 1
     return tensor
@@ -136,32 +163,35 @@ def from_tensor(image: NDArray[np.floating[Any]]) -> Pixels:
     Raises:
         ShapeMismatch: not of that shape. NotFinite: a NaN or an infinity is in it.
     """
+    return _levels(image, np.uint8)
+
+
+def from_tensor_deep(image: NDArray[np.floating[Any]]) -> Deep:
+    """As :func:`from_tensor`, uint16 of 65535 levels."""
+    return _levels(image, np.uint16)
+
+
+def _levels(image: NDArray[np.floating[Any]], dtype: type[_Any]) -> NDArray[_Any]:
     if image.ndim != 4 or image.shape[:2] != (1, 3):
         raise ShapeMismatch(f"image is {'x'.join(map(str, image.shape))}, expected 1x3xHxW")
     if not (np.isfinite(image.min()) and np.isfinite(image.max())):  # a NaN is both
         bad = image.size - np.count_nonzero(np.isfinite(image))
         raise NotFinite(f"image has {bad} values of {image.size} that are NaN or infinite, expected finite ones")
-    levels = np.array(image[0], dtype=np.float32)
-    levels *= 0.5
-    levels += 0.5
-    np.clip(levels, 0, 1, out=levels)
-    levels *= 255
-    np.rint(levels, out=levels)
-    return np.ascontiguousarray(levels.astype(np.uint8).transpose(1, 2, 0))
+    levels = np.empty((*image.shape[2:], 3), dtype)
+    for i, plane in enumerate(image[0]):  # plane by plane: a copy of a third of the picture
+        values = np.array(plane, dtype=np.float32)
+        values *= 0.5
+        values += 0.5
+        np.clip(values, 0, 1, out=values)
+        values *= 255 if dtype is np.uint8 else 65535
+        np.rint(values, out=values)
+        levels[..., i] = values
+    return levels
 
 
-def pad_to(image: NDArray[_Any], multiple: int) -> tuple[NDArray[_Any], tuple[int, int]]:
-    """Grow [..., H, W] at the bottom and right to multiples of ``multiple`` by reflection (a side of 1 is repeated).
-
-    Returns:
-        The padded array (the same one if nothing was needed) and (H, W), what :func:`crop` needs.
-    """
-    height, width = image.shape[-2:]
-    return grow(image, (width + -width % multiple, height + -height % multiple)), (height, width)
-
-
-def grow(image: NDArray[_Any], size: tuple[int, int]) -> NDArray[_Any]:
-    """[..., H, W] grown at the bottom and right to ``size`` (width, height), as :func:`pad_to` does it."""
+def pad(image: NDArray[_Any], size: tuple[int, int]) -> NDArray[_Any]:
+    """[..., H, W] grown at the bottom and right to ``size`` (width, height) by reflection (a side of 1 is repeated).
+    The same array if nothing is needed."""
     height, width = image.shape[-2:]
     for axis, extra, side in ((-2, size[1] - height, height), (-1, size[0] - width, width)):
         if extra:
@@ -172,7 +202,7 @@ def grow(image: NDArray[_Any], size: tuple[int, int]) -> NDArray[_Any]:
 
 
 def crop(image: NDArray[_Any], size: tuple[int, int]) -> NDArray[_Any]:
-    """The top left (H, W) of [..., H', W'], contiguous: the inverse of :func:`pad_to`."""
+    """The top left (H, W) of [..., H', W'], contiguous: the inverse of :func:`pad`."""
     return np.ascontiguousarray(image[..., : size[0], : size[1]])
 
 

@@ -77,4 +77,5 @@ def _pass(pixels: Pixels, starts: NDArray[np.int64], weights: NDArray[np.int64])
     for tap in range(weights.shape[1]):
         source = pixels[np.minimum(starts + tap, len(pixels) - 1)].astype(np.int64)  # past the end the weight is 0
         total += source * weights[:, tap].reshape(-1, *[1] * (pixels.ndim - 1))
-    return np.clip(total >> _PRECISION, 0, 255).astype(np.uint8)
+    made: Pixels = np.clip(total >> _PRECISION, 0, 255).astype(np.uint8)
+    return made

@@ -2,72 +2,70 @@
 
 from __future__ import annotations
 
-import contextlib
+import importlib.util
+import io
 import os
-import secrets
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
 from diffplugin.errors import ImageError
+from diffplugin.files import temporary_beside, unfinished, written_whole
+from diffplugin.runtime.photos.encode import AVIF, BMP, GIF, HEIF, JPEG, PNG, TIFF, WEBP, Format, encode
+from diffplugin.runtime.photos.encode import not_kept as encode_notes
 from diffplugin.runtime.photos.read import Photo, Pixels, photo_from, printable
 
-_JPEG_SEGMENT = 65533  # bytes of one JPEG marker segment, its length field included
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Format:
-    """One output format: Pillow's name, whether it holds alpha and metadata, its longest side, its options."""
-
-    name: str
-    alpha: bool
-    metadata: bool = True
-    longest: int = 2**31 - 1
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-_PNG = _Format(name="PNG", alpha=True)
-_JPEG = _Format(name="JPEG", alpha=False, longest=65500, options={"quality": 95, "subsampling": 0})
-_TIFF = _Format(name="TIFF", alpha=True, options={"compression": "tiff_adobe_deflate"})
-_WEBP = _Format(name="WEBP", alpha=True, longest=16383, options={"quality": 95})
-_AVIF = _Format(name="AVIF", alpha=True, longest=65536, options={"quality": 90})
-_BMP = _Format(name="BMP", alpha=False, metadata=False)
 _SUFFIXES = {
-    ".png": _PNG,
-    ".jpg": _JPEG,
-    ".jpeg": _JPEG,
-    ".webp": _WEBP,
-    ".tif": _TIFF,
-    ".tiff": _TIFF,
-    ".bmp": _BMP,
-    ".avif": _AVIF,
+    ".png": PNG,
+    ".jpg": JPEG,
+    ".jpeg": JPEG,
+    ".webp": WEBP,
+    ".tif": TIFF,
+    ".tiff": TIFF,
+    ".bmp": BMP,
+    ".avif": AVIF,
+    ".gif": GIF,
+    ".heic": HEIF,
+    ".heif": HEIF,
 }
 
 
 def output_suffixes() -> tuple[str, ...]:
-    """Suffixes that :func:`write_photo` takes with this build of Pillow, lower case, with the dot."""
+    """Suffixes that :func:`write_photo` takes with this build of Pillow and the extras that are installed, lower case,
+    with the dot."""
     Image.init()
-    return tuple(suffix for suffix, form in _SUFFIXES.items() if form.name in Image.SAVE)
+    names = {*Image.SAVE, *(["HEIF"] if importlib.util.find_spec("pillow_heif") else [])}
+    return tuple(suffix for suffix, form in _SUFFIXES.items() if form.name in names)
 
 
-def check_writable(path: str | os.PathLike[str]) -> None:
+def not_kept(path: str | os.PathLike[str], photo: Photo) -> tuple[str, ...]:
+    """What the format of ``path`` cannot hold of a photo: no note, or one.
+
+    Raises:
+        ImageError: the suffix names no format.
+    """
+    return encode_notes(photo, _format_of(path))
+
+
+def check_writable(path: str | os.PathLike[str], photo: Photo | None = None) -> None:
     """Find out before hours of work whether :func:`write_photo` could write ``path``. Leaves nothing behind.
+
+    Args:
+        photo: what will be restored; None: only the path is asked about.
 
     Raises:
         ImageError: the suffix names no format, the folder is missing or cannot be written, ``path`` is a folder or
-            an existing file that is write-protected.
+            an existing file that is write-protected, or the format cannot hold the photo's size or frames.
     """
-    _format_of(path)
+    form = _format_of(path)
+    if photo is not None:
+        _check(photo, form, path)
     target = _target(path)
-    temporary = _temporary(target)
+    temporary = temporary_beside(target)
     try:
-        temporary.touch(exist_ok=False)
-        temporary.unlink()
+        with unfinished(temporary):
+            temporary.touch(exist_ok=False)
     except OSError as error:
         raise _unwritable(path, error) from None
 
@@ -75,40 +73,54 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 def write_photo(path: str | os.PathLike[str], photo: Photo | Pixels) -> Path:
     """Write a picture in the format of the suffix: a temporary file beside ``path``, then one rename.
 
-    Alpha is kept in PNG, WebP, TIFF and AVIF; JPEG and BMP get the picture over white. ICC profile and EXIF are kept
-    in all but BMP; an EXIF block too long for JPEG is left out. JPEG: quality 95 without chroma subsampling; WebP:
-    quality 95; AVIF: quality 90; PNG and TIFF: lossless (a TIFF with EXIF is not compressed). The mode bits of a file
-    that is replaced are kept, and a link is followed.
+    What the file had, the result has, as far as its format holds it (:func:`not_kept` says what it does not): mode
+    (grey, palette), alpha, 16 bits a channel, frames or pages, ICC profile, EXIF, XMP, IPTC, resolution, text, comment,
+    TIFF compression. Where there is no alpha the picture stands over white. JPEG: quality 95 without chroma
+    subsampling; WebP and HEIC: quality 95; AVIF: quality 90; PNG and TIFF: lossless. The mode bits of a file that is
+    replaced are kept, and a link is followed.
 
     Returns:
         The path as given.
 
     Raises:
-        ImageError: as :func:`writable`, the picture is not uint8 [H, W, 3] or too long for the format, or writing
-            failed (nothing is left behind and a former file is untouched).
+        ImageError: as :func:`check_writable`, the picture is not uint8 [H, W, 3] or too long for the format, it has
+            frames and the format holds one picture, or writing failed (nothing is left behind and a former file is
+            untouched).
     """
     if not isinstance(photo, Photo):
         photo = photo_from(photo)
     form = _format_of(path)
     _check(photo, form, path)
     target = _target(path)
-    temporary = _temporary(target)
     try:
-        with temporary.open("xb") as file:  # not tempfile: its files are private whatever the umask says
-            _encode(photo, form, file)
-        if target.exists():
-            shutil.copymode(target, temporary)
-        temporary.replace(target)
-    except BaseException as error:  # Ctrl-C too: nothing half-written stays
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, Exception):  # encoders raise errors of any type
-            raise _unwritable(path, error) from error
-        raise
+        with written_whole(target) as temporary, temporary.open("xb") as file:
+            encode(photo, form, file)
+    except ImageError as error:
+        raise ImageError(f"{printable(path)}: {error}") from None
+    except Exception as error:  # encoders raise errors of any type
+        raise _unwritable(path, error) from error
     return Path(path)
 
 
-def _format_of(path: str | os.PathLike[str]) -> _Format:
+def photo_bytes(photo: Photo, suffix: str) -> bytes:
+    """The file of a photo in the format of a suffix, such as ``.png``.
+
+    Raises:
+        ImageError: as :func:`write_photo`.
+    """
+    name = f"photo{suffix}"
+    form, file = _format_of(name), io.BytesIO()
+    _check(photo, form, name)
+    try:
+        encode(photo, form, file)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise _unwritable(name, error) from error
+    return file.getvalue()
+
+
+def _format_of(path: str | os.PathLike[str]) -> Format:
     suffix = Path(path).suffix.lower()
     known = output_suffixes()
     if suffix not in known:
@@ -133,40 +145,24 @@ def _target(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".diffplugin-{secrets.token_hex(6)}.tmp")
-
-
 def _unwritable(path: str | os.PathLike[str], error: Exception) -> ImageError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return ImageError(f"{printable(path)}: cannot be written ({' '.join(reason.split()) or type(error).__name__})")
 
 
-def _check(photo: Photo, form: _Format, path: str | os.PathLike[str]) -> None:
+def _check(photo: Photo, form: Format, path: str | os.PathLike[str]) -> None:
     faults = []
     if photo.rgb.dtype != np.uint8 or photo.rgb.ndim != 3 or photo.rgb.shape[2] != 3:
         faults.append(f"rgb is {photo.rgb.dtype} {'x'.join(map(str, photo.rgb.shape))}, expected uint8 HxWx3")
     if photo.alpha is not None and (photo.alpha.dtype != np.uint8 or photo.alpha.shape != photo.rgb.shape[:2]):
         size = "x".join(map(str, photo.alpha.shape))
         faults.append(f"alpha is {photo.alpha.dtype} {size}, expected uint8 {'x'.join(map(str, photo.rgb.shape[:2]))}")
+    if photo.frames and not form.frames:
+        faults.append(
+            f"{1 + len(photo.frames)} frames or pages, {form.name} holds one picture; write a .tif, .png, .webp or "
+            ".gif, or use --first-frame"
+        )
     if max(photo.size) > form.longest:
         faults.append(f"{photo.size[0]}x{photo.size[1]} pixels, {form.name} holds at most {form.longest}; write a .png")
     if faults:
         raise ImageError(f"{printable(path)}: {'; '.join(faults)}")
-
-
-def _encode(photo: Photo, form: _Format, file: IO[bytes]) -> None:
-    image = Image.fromarray(np.ascontiguousarray(photo.rgb))
-    if photo.alpha is not None:
-        alpha = Image.fromarray(np.ascontiguousarray(photo.alpha))
-        if form.alpha:
-            image.putalpha(alpha)
-        else:
-            image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
-    options = dict(form.options)
-    if form.metadata and photo.icc:
-        options["icc_profile"] = photo.icc
-    if form.metadata and photo.exif and (form is not _JPEG or len(photo.exif) <= _JPEG_SEGMENT):
-        options["exif"] = photo.exif
-        options.pop("compression", None)  # Pillow's compressed TIFF writer cannot hold the blocks inside EXIF
-    image.save(file, form.name, **options)

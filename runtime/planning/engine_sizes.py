@@ -20,8 +20,8 @@ class EngineSizes:
         return h in self.h and w in self.w
 
     def pixels(self, factor: int) -> str:
-        """``512x768`` or ``256:512:1024x512``, height first, as ``--size`` has it."""
-        return f"{self.h.times(factor)}x{self.w.times(factor)}"
+        """``768x512`` or ``512x256:512:1024``, width first, as ``--size`` takes it."""
+        return f"{self.w.times(factor)}x{self.h.times(factor)}"
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,6 @@ def no_fit(what: str, engine_sizes: Sequence[EngineSizes], factor: int) -> Reque
     """The error for a picture that no engine takes."""
     sizes = ", ".join(dict.fromkeys(one.pixels(factor) for one in engine_sizes))
     return RequestError(
-        f"no engine takes {what}; those of this bundle are for {sizes} px (height x width): choose --size or --tile, "
+        f"no engine takes {what}; those of this bundle are for {sizes} px: choose --size or --tile, "
         "or export it again with this --size"
     )

@@ -14,6 +14,11 @@ from diffplugin.spec import ModelDims
 # Largest working memory of one graph run, bytes per latent pixel at SD 1.4's widths in float32, attention fused.
 UNET_BYTES = 130_000
 VAE_BYTES = 300_000
+# Arrays as large as the picture, bytes per pixel: float32 of three channels that live at the same time (the input, the
+# restored picture, its weights where it is blended; for a residual also the reconstruction and the change), and the
+# 8-bit pictures that come and go.
+_TENSOR_BYTES, _PIXEL_BYTES = 12, 6
+PICTURE_BYTES = {"decoded": 3 * _TENSOR_BYTES + _PIXEL_BYTES, "residual": 4 * _TENSOR_BYTES + _PIXEL_BYTES}
 # Weights that belong to these widths, bytes in float32. A network of other widths has the square of their ratio.
 _SD_CHANNELS = 320
 _SD_DECODER = 198_000_000
@@ -27,16 +32,20 @@ class Footprint:
         weights: bytes that stay.
         per_latent_pixel: bytes per latent pixel of the largest piece, since one runs at a time.
         kept_per_latent_pixel: bytes per latent pixel of *every* piece, kept from step to step.
+        picture_per_latent_pixel: bytes per latent pixel of the whole picture, in arrays as large as it.
     """
 
     weights: int
     per_latent_pixel: int
     kept_per_latent_pixel: int = 0
+    picture_per_latent_pixel: int = 0
 
-    def total(self, largest: int, together: int | None = None) -> int:
-        """Bytes, with the latent pixels of the largest piece and of all pieces together (None: it is the only one)."""
+    def total(self, largest: int, together: int | None = None, picture: int | None = None) -> int:
+        """Bytes, with the latent pixels of the largest piece, of all pieces together and of the picture, in which
+        pieces overlap (None: the piece is the only one)."""
         kept = self.kept_per_latent_pixel * (largest if together is None else together)
-        return self.weights + self.per_latent_pixel * largest + kept
+        whole = self.picture_per_latent_pixel * (largest if picture is None else picture)
+        return self.weights + self.per_latent_pixel * largest + kept + whole
 
 
 def kept_bytes(dims: ModelDims, *, deep: bool, residuals: bool) -> int:
@@ -49,9 +58,11 @@ def kept_bytes(dims: ModelDims, *, deep: bool, residuals: bool) -> int:
     return 4 * (deep * dims.deep_channels + residuals * 5 * dims.residual_channels)
 
 
-def footprint(dims: ModelDims, weights: Mapping[str, int], *, bytes_per_value: int = 4, kept: int = 0) -> Footprint:
+def footprint(
+    dims: ModelDims, weights: Mapping[str, int], *, bytes_per_value: int = 4, kept: int = 0, picture: int = 0
+) -> Footprint:
     """Estimate for the graphs in ``weights`` (graph key -> bytes of its weights as float32); ``kept``: of
-    :func:`kept_bytes`.
+    :func:`kept_bytes`; ``picture``: of :data:`PICTURE_BYTES`.
 
     weights = their sum x bytes_per_value / 4
     per_latent_pixel = bytes_per_value / 4
@@ -69,6 +80,7 @@ def footprint(dims: ModelDims, weights: Mapping[str, int], *, bytes_per_value: i
         weights=round(sum(weights.values()) * share),
         per_latent_pixel=round(max(unet, vae) * share),
         kept_per_latent_pixel=kept,
+        picture_per_latent_pixel=picture * dims.factor**2,
     )
 
 

@@ -6,13 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from diffplugin.errors import RequestError
 from diffplugin.manifest import Manifest
 from diffplugin.plugins.cards import Output, PluginCard, Start
 from diffplugin.runtime.options import RestoreOptions, Tiling, check_tiling
+from diffplugin.runtime.photos.mask import Mask
 from diffplugin.runtime.photos.pixels import working_size
 from diffplugin.runtime.planning.engine_sizes import EngineSizes, best_fit, fits, no_fit
-from diffplugin.runtime.planning.memory import Footprint, footprint, kept_bytes
+from diffplugin.runtime.planning.memory import PICTURE_BYTES, Footprint, footprint, kept_bytes
 from diffplugin.runtime.planning.quality import EXACT, Quality
 from diffplugin.runtime.planning.tiles import Tile, plan_tiles
 from diffplugin.runtime.sampling.samplers import max_steps
@@ -54,10 +58,12 @@ class Plan:
     Attributes:
         input_size: of the picture that came, px.
         working_size: in which it is restored, px.
-        padded_size: the working size grown to multiples of the autoencoder's factor, or to what an engine takes, px.
+        area: the part of it that runs, px: all of it, or what a mask touches and some context.
+        padded_size: the area grown to multiples of the autoencoder's factor, or to what an engine takes, px.
         latent_size: padded size / factor.
         output_size: of the picture that leaves, px.
-        tiles: pieces in latent pixels, in the order in which they run; one: the whole picture.
+        tiles: pieces of the area in latent pixels, in the order in which they run; one: the whole area.
+        grid: all its pieces, where the mask touches only some of them; else empty.
         tiling: why it runs whole or in pieces, for people.
         chain: plugins in order; empty: the picture stays untouched.
         sampler, seed, engine, precision: as they will run ("auto" resolved).
@@ -73,6 +79,8 @@ class Plan:
     latent_size: tuple[int, int]
     output_size: tuple[int, int]
     tiles: tuple[Tile, ...]
+    grid: tuple[Tile, ...] = ()
+    area: Tile
     tiling: str
     chain: tuple[Stage, ...]
     sampler: str
@@ -168,7 +176,9 @@ def chain_footprint(manifest: Manifest, chain: Sequence[Stage], precision: str) 
     keys += [f"{kind}/{stage.plugin}" for stage in chain for kind in ("tpb", "scb")]
     weights = {key: manifest.graphs[key].weights_bytes for key in keys}
     kept = kept_bytes(manifest.dims, deep=deep, residuals=shared)
-    return footprint(manifest.dims, weights, bytes_per_value=_VALUE_BYTES.get(precision, 4), kept=kept)
+    picture = max((PICTURE_BYTES[stage.output] for stage in chain), default=0)
+    share = _VALUE_BYTES.get(precision, 4)
+    return footprint(manifest.dims, weights, bytes_per_value=share, kept=kept, picture=picture)
 
 
 def make_plan(
@@ -183,6 +193,7 @@ def make_plan(
     precision: str,
     quality: str = EXACT.name,
     engine_sizes: Sequence[EngineSizes] = (),
+    mask: Mask | None = None,
 ) -> Plan:
     """Decide sizes and tiles.
 
@@ -194,6 +205,7 @@ def make_plan(
     Args:
         engine_sizes: sizes that the engines were built for, where they take no others. The picture is then grown to
             one of them, or cut into pieces of one.
+        mask: only what it touches is planned, with context around it.
 
     Raises:
         RequestError: the tile is smaller than a piece may be, or no engine takes such a photo.
@@ -202,14 +214,27 @@ def make_plan(
     working = working_size(*input_size, options.size)
     factor = dims.factor
     latent = (-(-working[0] // factor), -(-working[1] // factor))
+    touched = None if mask is None else mask.touched(*latent)
+    area = Tile(0, 0, latent[1], latent[0]) if touched is None else masked_area(touched, dims.native_latent)
+    latent = (area.width, area.height)
     if engine_sizes:
         latent, side, why = _engine_side(latent, engine_sizes, dims, memory, available, options.tile)
     else:
         side, why = _tile_side(latent, dims, memory, available, options.tile)
-    tiles = _pieces(latent, side, dims)
+    grid = tiles = _pieces(latent, side, dims)
+    if touched is not None:
+        inside = area.cut(touched)
+        tiles = tuple(tile for tile in grid if tile.cut(inside).any())
+        if len(tiles) == 1:  # it is the area then
+            area = Tile(area.top + tiles[0].top, area.left + tiles[0].left, tiles[0].height, tiles[0].width)
+            latent = (area.width, area.height)
+            grid = tiles = (Tile(0, 0, area.height, area.width),)
+        why += f"; {len(tiles)} of {len(grid)} touch the mask" if len(tiles) < len(grid) else "; what the mask touches"
     return Plan(
         input_size=input_size,
         working_size=working,
+        area=area.scaled(factor).clipped(working[1], working[0]),
+        grid=grid if len(grid) > len(tiles) else (),
         padded_size=(latent[0] * factor, latent[1] * factor),
         latent_size=latent,
         output_size=input_size if options.output_size == "input" else working,
@@ -226,9 +251,31 @@ def make_plan(
     )
 
 
+def masked_area(touched: NDArray[np.bool_], native: int) -> Tile:
+    """The rectangle of latent pixels that runs for a mask: its bounding box with an eighth of the native side around
+    it as context, at least half the native side long where the photo is, in multiples of ``MULTIPLE``.
+
+    Args:
+        touched: bool [h, w], with at least one True.
+        native: side of the model's native latent.
+    """
+    spans = []
+    for axis, length in enumerate(touched.shape):
+        there = np.flatnonzero(touched.any(1 - axis))
+        first, last = int(there[0]), int(there[-1]) + 1
+        side = min(length, max(last - first + native // 8 * 2, native // 2))
+        start = min(max(0, (first + last - side) // 2), length - side) // MULTIPLE * MULTIPLE
+        end = min(length, -(-max(last, start + side) // MULTIPLE) * MULTIPLE)
+        spans.append((start, end - start))
+    (top, height), (left, width) = spans
+    return Tile(top, left, height, width)
+
+
 def _estimate(memory: Footprint, tiles: Sequence[Tile]) -> int:
     """Bytes of a run over these pieces, of one size."""
-    return memory.total(tiles[0].height * tiles[0].width, sum(tile.height * tile.width for tile in tiles))
+    together = sum(tile.height * tile.width for tile in tiles)
+    picture = max(tile.top + tile.height for tile in tiles) * max(tile.left + tile.width for tile in tiles)
+    return memory.total(tiles[0].height * tiles[0].width, together, picture)
 
 
 def _pieces(latent: tuple[int, int], side: int, dims: ModelDims) -> tuple[Tile, ...]:
@@ -287,8 +334,8 @@ def _engine_side(
     fit = best_fit(found, available, native=native, most=MAX_WHOLE_AREAS * dims.native_latent**2)
     if fit is None:
         pieces = {"off": " as one piece", "auto": ""}.get(str(tile), f" in pieces of {tile} px")
-        raise no_fit(f"a picture of {latent[1] * factor}x{latent[0] * factor} px{pieces}", engine_sizes, factor)
-    grown = "" if fit.latent == latent else f" grown to {fit.latent[1] * factor}x{fit.latent[0] * factor} px"
+        raise no_fit(f"a picture of {latent[0] * factor}x{latent[1] * factor} px{pieces}", engine_sizes, factor)
+    grown = "" if fit.latent == latent else f" grown to {fit.latent[0] * factor}x{fit.latent[1] * factor} px"
     kind = "one piece" if fit.whole else f"pieces of {fit.side * factor} px"
     return fit.latent, fit.side, f"{kind}{grown}: what engines were built for"
 
@@ -301,7 +348,7 @@ def _auto_side(latent: tuple[int, int], dims: ModelDims, memory: Footprint, avai
     native = max(dims.native_latent // MULTIPLE * MULTIPLE, MIN_TILE)
     sides = range(MIN_TILE, int(MAX_WHOLE_AREAS**0.5 * native) + 1, MULTIPLE)
     together = {side: sum(t.height * t.width for t in _pieces(latent, side, dims)) for side in sides}
-    needed = {side: memory.total(side * side, together[side]) for side in sides}
+    needed = {side: memory.total(side * side, together[side], latent[0] * latent[1]) for side in sides}
     fitting = [side for side in sides if available is None or needed[side] <= available]
     work = {side: together[side] for side in fitting if side >= native}
     if work:

@@ -31,12 +31,16 @@ class Tile:
         """The same rectangle where every pixel has become ``factor x factor`` (latent -> picture)."""
         return Tile(self.top * factor, self.left * factor, self.height * factor, self.width * factor)
 
+    def clipped(self, h: int, w: int) -> Tile:
+        """The part of it that lies in ``h x w``."""
+        return Tile(self.top, self.left, min(self.height, h - self.top), min(self.width, w - self.left))
+
     def cut(self, array: NDArray[Any]) -> NDArray[Any]:
         """This rectangle of [..., h, w], as a view."""
         return array[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
 
-def plan_tiles(h: int, w: int, tile: int, overlap: int, *, multiple: int = 1, shrink: bool = False) -> tuple[Tile, ...]:
+def plan_tiles(h: int, w: int, tile: int, overlap: int, *, multiple: int = 1) -> tuple[Tile, ...]:
     """As few tiles of one size as cover ``h x w``, spread evenly, row by row.
 
     A side that fits into ``tile`` is not cut (nor rounded: the tile is the side). Neighbours overlap by at least
@@ -46,8 +50,6 @@ def plan_tiles(h: int, w: int, tile: int, overlap: int, *, multiple: int = 1, sh
         tile: longest side of a tile; rounded down to ``multiple`` where the picture is cut.
         overlap: least overlap of neighbours, under the tile's side.
         multiple: sides of cut tiles are multiples of it.
-        shrink: take the smallest side (a multiple of ``multiple``) that covers with as few tiles. Less work, at most
-            down to about half a tile; but pictures of different sizes then run at different tile shapes.
 
     Raises:
         RequestError: all faults of the arguments at once.
@@ -62,41 +64,52 @@ def plan_tiles(h: int, w: int, tile: int, overlap: int, *, multiple: int = 1, sh
         faults.append(f"overlap is {overlap}, expected at least 0 and less than the tile's side, {side}")
     if faults:
         raise RequestError(f"tiles: {'; '.join(faults)}")
-    rows, columns = (_spans(length, tile, side, overlap, multiple if shrink else None) for length in (h, w))
+    rows, columns = (_spans(length, tile, side, overlap) for length in (h, w))
     return tuple(Tile(top, left, height, width) for top, height in rows for left, width in columns)
 
 
-def _spans(length: int, tile: int, side: int, overlap: int, shrink_to: int | None) -> list[tuple[int, int]]:
+def _spans(length: int, tile: int, side: int, overlap: int) -> list[tuple[int, int]]:
     """(start, length) of each tile along one axis."""
     if length <= tile:
         return [(0, length)]
     count = -(-(length - overlap) // (side - overlap))
-    if shrink_to is not None:
-        least = -(-(length + (count - 1) * overlap) // count)
-        side = -(-least // shrink_to) * shrink_to
     return [(i * (length - side) // (count - 1), side) for i in range(count)]
 
 
-def blend_weights(tiles: Sequence[Tile], h: int, w: int) -> list[Tensor]:
-    """One float32 [height, width] per tile: their sum over ``h x w`` is 1 at every pixel.
+def blend_weights(tiles: Sequence[Tile], h: int, w: int, grid: Sequence[Tile] | None = None) -> list[Tensor]:
+    """One float32 [height, width] per tile: their sum over ``h x w`` is 1 at every pixel that a tile covers.
 
     Along an overlap the weight rises from 0 to 1 as a raised cosine, which is 1 minus its neighbour's; where nothing
     overlaps, and so at the picture's borders, it is 1.
+
+    Args:
+        grid: all tiles of the plan, where ``tiles`` are some of them; None: they are all.
 
     Raises:
         ShapeMismatch: the tiles are not a grid that covers ``h x w``, as :func:`plan_tiles` makes it, or its
             multiple (:meth:`Tile.scaled`).
     """
-    rows = sorted({(tile.top, tile.height) for tile in tiles})
-    columns = sorted({(tile.left, tile.width) for tile in tiles})
-    grid = {Tile(top, left, height, width) for top, height in rows for left, width in columns}
-    if set(tiles) != grid or len(tiles) != len(grid):
+    every = tiles if grid is None else grid
+    rows = sorted({(tile.top, tile.height) for tile in every})
+    columns = sorted({(tile.left, tile.width) for tile in every})
+    expected = {Tile(top, left, height, width) for top, height in rows for left, width in columns}
+    if set(every) != expected or len(every) != len(expected) or not set(tiles) <= expected:
         raise ShapeMismatch(f"tiles: {len(tiles)} tiles are no grid of {len(rows)} rows and {len(columns)} columns")
     vertical, horizontal = _axis_weights(rows, h, "rows"), _axis_weights(columns, w, "columns")
-    return [
+    weights = [
         np.outer(vertical[tile.top, tile.height], horizontal[tile.left, tile.width]).astype(np.float32)
         for tile in tiles
     ]
+    return weights if len(every) == len(tiles) else _normalized(tiles, weights, h, w)
+
+
+def _normalized(tiles: Sequence[Tile], weights: Sequence[Tensor], h: int, w: int) -> list[Tensor]:
+    """Weights of some tiles of a grid, made to sum to 1 where the others are missing."""
+    total = np.zeros((h, w), np.float32)
+    for tile, weight in zip(tiles, weights, strict=True):
+        place = tile.cut(total)
+        place += weight
+    return [weight / tile.cut(total) for tile, weight in zip(tiles, weights, strict=True)]
 
 
 def _axis_weights(spans: list[tuple[int, int]], length: int, what: str) -> dict[tuple[int, int], NDArray[np.float64]]:

@@ -60,7 +60,7 @@ class Encoders:
 
     def _words(self) -> tokenizers.Tokenizer:
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self._pool.bundle.path / self._manifest.tokenizer)
+            self._tokenizer = load_tokenizer(self._pool.bundle.file(self._manifest.tokenizer))
         return self._tokenizer
 
     def _text(self, text: str, clock: Clock) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -17,17 +17,50 @@ Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 Prediction = Literal["epsilon", "v_prediction"]
-# Settings of a scheduler_config that would change the numbers and have no place in a table of linear weights.
-_UNSUPPORTED = (
-    "trained_betas",
-    "thresholding",
-    "rescale_betas_zero_snr",
+MAX_TIMESTEPS = 100_000
+# Settings of a scheduler_config that change the noise of the training: another model than the one that runs here.
+_UNSUPPORTED = ("trained_betas", "rescale_betas_zero_snr", "use_flow_sigmas")
+# Settings of a sampler. The sampler is chosen at run time, so a file's choice says nothing about the model.
+_OF_A_SAMPLER = (
     "use_karras_sigmas",
     "use_exponential_sigmas",
     "use_beta_sigmas",
-    "use_flow_sigmas",
     "use_lu_lambdas",
+    "thresholding",
+    "clip_sample",
 )
+# What diffusers' schedulers take where their config lacks a key: (beta_start, beta_end, beta_schedule). Most have the
+# first; source: the signatures of their classes, the same from 0.7 to today (a test compares the installed ones).
+_COMMON = (0.0001, 0.02, "linear")
+_DEFAULTS = {
+    **dict.fromkeys(
+        (
+            "DDIMInverseScheduler",
+            "DDIMParallelScheduler",
+            "DDIMScheduler",
+            "DDPMParallelScheduler",
+            "DDPMScheduler",
+            "DEISMultistepScheduler",
+            "DPMSolverMultistepInverseScheduler",
+            "DPMSolverMultistepScheduler",
+            "DPMSolverSinglestepScheduler",
+            "EulerAncestralDiscreteScheduler",
+            "EulerDiscreteScheduler",
+            "LMSDiscreteScheduler",
+            "PNDMScheduler",
+            "SASolverScheduler",
+            "UniPCMultistepScheduler",
+        ),
+        _COMMON,
+    ),
+    **dict.fromkeys(
+        ("DPMSolverSDEScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler"),
+        (0.00085, 0.012, "linear"),
+    ),
+    **dict.fromkeys(("LCMScheduler", "TCDScheduler"), (0.00085, 0.012, "scaled_linear")),
+}
+# Their set_alpha_to_one is true where the key is absent; the other classes have no such key, or false.
+_ALPHA_TO_ONE = ("DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler", "LCMScheduler", "TCDScheduler")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,27 +76,28 @@ class NoiseSchedule:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> NoiseSchedule:
-        """From diffusers' ``scheduler_config.json``. Sampler settings in it (spacing, offset, class) are ignored:
-        the sampler is chosen at run time.
+        """From diffusers' ``scheduler_config.json`` of any class that has betas. Absent keys have the default of that
+        class. Settings of a sampler in it (class, spacing, offset, Karras sigmas) are ignored: the sampler is chosen
+        at run time (:func:`sampler_settings` names them).
 
         Raises:
             CheckpointError: naming every missing, wrong or unsupported setting at once.
         """
-        faults = [f"{key} is {config[key]!r}, which is not supported" for key in _UNSUPPORTED if config.get(key)]
-        steps = config.get("num_train_timesteps", 1000)
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
-            faults.append(f"num_train_timesteps is {steps!r}, expected an integer >= 2")
-        prediction = config.get("prediction_type", "epsilon")
-        for key, value, kind in (
-            ("beta_schedule", config.get("beta_schedule"), BetaSchedule),
-            ("prediction_type", prediction, Prediction),
-        ):
-            if value not in get_args(kind):
-                faults.append(f"{key} is {value!r}, expected one of {', '.join(get_args(kind))}")
+        config = _with_defaults(config)
+        faults = [f"{key} is {config[key]!r:.60}, which is not supported" for key in _UNSUPPORTED if config.get(key)]
+        faults += _other_classes(config)
+        steps = config["num_train_timesteps"]
+        if type(steps) is not int or not 2 <= steps <= MAX_TIMESTEPS:
+            faults.append(f"num_train_timesteps is {steps!r:.60}, expected an integer from 2 to {MAX_TIMESTEPS}")
+        for key, kind in (("beta_schedule", BetaSchedule), ("prediction_type", Prediction)):
+            if config.get(key) not in get_args(kind):
+                faults.append(f"{key} is {config.get(key)!r:.60}, expected one of {', '.join(get_args(kind))}")
         for key in ("beta_start", "beta_end"):
             beta = config.get(key)
             if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 < beta < 1:
-                faults.append(f"{key} is {beta!r}, expected a number between 0 and 1")
+                faults.append(f"{key} is {beta!r:.60}, expected a number between 0 and 1")
+        if not isinstance(config["set_alpha_to_one"], bool | None):
+            faults.append(f"set_alpha_to_one is {config['set_alpha_to_one']!r:.60}, expected true or false")
         if faults:
             raise CheckpointError(f"scheduler_config: {'; '.join(faults)}")
         return cls(
@@ -71,9 +105,13 @@ class NoiseSchedule:
             beta_schedule=config["beta_schedule"],
             beta_start=float(config["beta_start"]),
             beta_end=float(config["beta_end"]),
-            prediction_type=prediction,
-            set_alpha_to_one=bool(config.get("set_alpha_to_one", False)),
+            prediction_type=config["prediction_type"],
+            set_alpha_to_one=bool(config["set_alpha_to_one"]),
         )
+
+    def to_config(self) -> dict[str, Any]:
+        """The settings as :meth:`from_config` takes them, complete."""
+        return asdict(self)
 
     @cached_property
     def alphas_cumprod(self) -> Doubles:
@@ -93,6 +131,38 @@ class NoiseSchedule:
         if self.beta_schedule == "scaled_linear":
             return _linspace_float32(self.beta_start**0.5, self.beta_end**0.5, steps) ** 2
         return _linspace_float32(self.beta_start, self.beta_end, steps)
+
+
+def sampler_settings(config: Mapping[str, Any]) -> list[str]:
+    """Settings that are switched on in a ``scheduler_config.json`` and have no meaning here: they are of a sampler."""
+    return [key for key in _OF_A_SAMPLER if config.get(key)]
+
+
+def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` with what its class takes where a key is absent. Of an unknown class, betas have no default."""
+    name = config.get("_class_name")
+    known = _DEFAULTS.get(name) if isinstance(name, str) else None
+    betas = dict(zip(("beta_start", "beta_end", "beta_schedule"), known, strict=True)) if known else {}
+    rest = {"num_train_timesteps": 1000, "prediction_type": "epsilon", "set_alpha_to_one": name in _ALPHA_TO_ONE}
+    return {**rest, **betas, **config}
+
+
+def defaulted_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Betas that a ``scheduler_config.json`` lacks, with the defaults of its class that stand in."""
+    complete = _with_defaults(config)
+    return {key: complete[key] for key in ("beta_start", "beta_end", "beta_schedule") if key not in config}
+
+
+def _other_classes(config: Mapping[str, Any]) -> list[str]:
+    """Faults of schedulers whose model takes other times or predicts something else."""
+    faults = []
+    if str(config.get("_class_name")).startswith(("FlowM", "EDM")):
+        faults.append(f"_class_name is {config['_class_name']!r:.60}: not a schedule of betas")
+    if config.get("timestep_type", "discrete") != "discrete":
+        faults.append(f"timestep_type is {config['timestep_type']!r:.60}, expected 'discrete'")
+    if not config.get("predict_epsilon", True):  # before diffusers 0.9
+        faults.append("predict_epsilon is false, which is not supported")
+    return faults
 
 
 def _linspace_float32(start: float, end: float, count: int) -> Floats:

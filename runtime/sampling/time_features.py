@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,22 @@ if TYPE_CHECKING:
 
 def time_features(t: NDArray[Any], manifest: Manifest) -> Floats:
     """What the networks of a bundle take for timesteps [n]: sinusoidal features [n, F]."""
-    settings = manifest.time_embedding
-    flip, shift = bool(settings["flip_sin_to_cos"]), float(settings["freq_shift"])
-    return sinusoidal(t, manifest.dims.time_features, flip_sin_to_cos=flip, freq_shift=shift)
+    return sinusoidal(t, manifest.dims.time_features, **time_settings(manifest.time_embedding))
+
+
+class TimeSettings(TypedDict):
+    """Arguments of :func:`sinusoidal` beside timesteps and width."""
+
+    flip_sin_to_cos: bool
+    freq_shift: float
+
+
+def time_settings(config: Mapping[str, Any]) -> TimeSettings:
+    """Settings of the time features in a UNet's config or in a manifest's ``time_embedding``. An absent key has the
+    default of diffusers' ``UNet2DConditionModel``: cosines first, no shift."""
+    return TimeSettings(
+        flip_sin_to_cos=bool(config.get("flip_sin_to_cos", True)), freq_shift=float(config.get("freq_shift", 0))
+    )
 
 
 def sinusoidal(t: NDArray[Any], width: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Floats:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffplugin.bundle import Bundle, graph_files, list_files, sha256
+from diffplugin.bundle import Bundle, graph_files, list_files
+from diffplugin.integrity import sha256
 from diffplugin.manifest import GraphEntry, Manifest
 from diffplugin.spec import Array, ModelDims
 

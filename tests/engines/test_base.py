@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from diffplugin.engines import base
 from diffplugin.engines.base import check_names, check_precision, one_line, thread_count, usable_cores
 from diffplugin.engines.onnxruntime import OnnxRuntimeBuilder
 from diffplugin.errors import BundleDamaged, EngineUnavailable, RequestError
@@ -34,11 +35,21 @@ def test_usable_cores_follow_the_affinity() -> None:
         os.sched_setaffinity(0, before)
 
 
+@pytest.mark.parametrize(
+    ("text", "cores"), [("1", 1), ("1,4", 1), (" 2 ", 2), ("3", 3), ("99", 3), ("", 3), ("0", 3), ("-1", 3), ("x", 3)]
+)
+def test_omp_num_threads_is_respected(monkeypatch: pytest.MonkeyPatch, text: str, cores: int) -> None:
+    monkeypatch.setattr(base, "_physical_cores", lambda: 3)
+    monkeypatch.setattr(base, "cpu_quota", lambda: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert usable_cores() == cores
+
+
 def test_hyperthreads_of_one_core_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
     siblings = {0: "0,2", 1: "1,3", 2: "0,2", 3: "1,3"}
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(siblings), raising=False)
     monkeypatch.setattr(Path, "read_text", lambda path: siblings[int(path.parts[-3].removeprefix("cpu"))])
-    assert usable_cores() == 2
+    assert base._physical_cores() == 2
 
 
 def test_without_a_topology_every_processor_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +58,7 @@ def test_without_a_topology_every_processor_counts(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
     monkeypatch.setattr(Path, "read_text", absent)
-    assert usable_cores() == 3
+    assert base._physical_cores() == 3
 
 
 def test_thread_count() -> None:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="needs the extra [export]")
-onnx = pytest.importorskip("onnx", reason="needs the extra [export]")
+pytest.importorskip("onnx", reason="needs the extra [export]")
 ir = pytest.importorskip("onnx_ir", reason="needs the extra [export]")
 
+import onnx
 import torch
 from onnx import helper
 
@@ -144,7 +145,7 @@ def _written_out(node: onnx.NodeProto, inputs: dict[str, np.ndarray], tmp_path: 
     model = ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=10))
     assert len(write_out(model)) > 0
     save(model, tmp_path / "g.onnx")
-    return ort.InferenceSession(tmp_path / "g.onnx").run(["y"], inputs)[0]
+    return np.asarray(ort.InferenceSession(tmp_path / "g.onnx").run(["y"], inputs)[0])
 
 
 @pytest.mark.parametrize("activation", [0, 1])

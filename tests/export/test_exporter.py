@@ -136,15 +136,22 @@ def test_own_cards_and_compounds_travel_with_the_bundle(
 
 @pytest.mark.parametrize(
     ("text", "sizes"),
-    [("512", ("512", "512")), ("512x768", ("512", "768")), ("256:512:1024", ("256:512:1024", "256:512:1024"))],
+    [
+        ("512", ("512", "512")),
+        ("768x512", ("768", "512")),
+        ("256:512:1024", ("256:512:1024", "256:512:1024")),
+        ("1024x256:512:1024", ("1024", "256:512:1024")),
+    ],
 )
-def test_sizes(text: str, sizes: tuple[str, str]) -> None:
+def test_sizes_are_width_first(text: str, sizes: tuple[str, str]) -> None:
     assert tuple(map(str, parse_size(text))) == sizes
 
 
-@pytest.mark.parametrize("text", ["", "0", "512x", "a", "256:1024", "1024:512:256", "-5", "512x512x512"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "512x", "a", "256:1024", "1024:512:256", "-5", "512x512x512", "512x1:2", "x512"]
+)
 def test_wrong_sizes_are_refused(text: str) -> None:
-    with pytest.raises(RequestError, match=r"expected (N, HxW or )?MIN:OPT:MAX"):
+    with pytest.raises(RequestError, match=r"expected (N, WxH \(width first\) or )?MIN:OPT:MAX"):
         parse_size(text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -52,6 +53,69 @@ def test_tokens_may_be_given_by_either_file(folder: Path, tmp_path: Path) -> Non
             assert made.to_str() == wanted
 
 
+def _single(folder: Path, out: Path) -> Path:
+    """``tokenizer.json`` alone, as transformers 5 saves the tokenizer of ``folder``."""
+    transformers = pytest.importorskip("transformers")
+    transformers.CLIPTokenizer.from_pretrained(str(folder)).save_pretrained(out)
+    if not (out / "tokenizer.json").is_file():
+        pytest.skip("this transformers writes no tokenizer.json")
+    for name in ("vocab.json", "merges.txt"):
+        (out / name).unlink(missing_ok=True)
+    return out
+
+
+def test_tokenizer_json_alone_gives_the_same_ids(folder: Path, tmp_path: Path) -> None:
+    beside = folder.parents[3] / "cases" / "tok" / "tokenizer"
+    expected = build_tokenizer(folder)
+    for place in (_single(folder, tmp_path), *([beside] if beside.is_dir() else [])):
+        made = build_tokenizer(place)
+        for text in NASTY:
+            assert made.encode(text).ids == expected.encode(text).ids, f"{place}: {text[:40]!r}"
+
+
+def test_merges_as_lines_and_without_a_settings_file(folder: Path, tmp_path: Path) -> None:
+    """As older versions of tokenizers wrote them."""
+    place = _single(folder, tmp_path) / "tokenizer.json"
+    (tmp_path / "tokenizer_config.json").unlink()
+    whole = json.loads(place.read_text(encoding="utf-8"))
+    whole["model"]["merges"] = [" ".join(pair) for pair in whole["model"]["merges"]]
+    place.write_text(json.dumps(whole), encoding="utf-8")
+    made, expected = build_tokenizer(tmp_path), build_tokenizer(folder)
+    assert all(made.encode(text).ids == expected.encode(text).ids for text in NASTY)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": None}, "has no model"),
+        ({"model": {"type": "Unigram"}}, "type is 'Unigram', expected 'BPE'"),
+        ({"end_of_word_suffix": None}, "end_of_word_suffix is None, expected '</w>'"),
+        ({"vocab": []}, "has no tokens"),
+        ({"vocab": {"a": -1}}, "the id of 'a' is -1"),
+        ({"vocab": {"a": 2**31}}, "the id of 'a' is 2147483648"),
+        ({"vocab": {"a": "x"}}, "the id of 'a' is 'x'"),
+        ({"merges": None}, "has no merges"),
+        ({"merges": [["a"]]}, "'a' is no pair"),
+        ({"merges": [["a", "b", "c"]] * 9}, "'a b c' is no pair (9 such)"),
+        ({"merges": [["no", "such"]]}, "merged tokens are not in the vocabulary"),
+        ({"added_tokens": [{"id": 1, "content": 3}, 7, None, {"content": "x"}]}, ""),
+        ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}}, "normalizer": 7}, ""),
+    ],
+)
+def test_a_tokenizer_json_that_is_wrong(folder: Path, tmp_path: Path, change: dict[str, object], said: str) -> None:
+    """Its rules are not read: ours are known."""
+    place = _single(folder, tmp_path) / "tokenizer.json"
+    whole = json.loads(place.read_text(encoding="utf-8"))
+    for key, value in change.items():
+        (whole["model"] if key in ("vocab", "merges", "end_of_word_suffix") else whole)[key] = value
+    place.write_text(json.dumps(whole), encoding="utf-8")
+    if said:
+        with pytest.raises(CheckpointError, match=re.escape(said)):
+            build_tokenizer(tmp_path)
+    else:
+        assert build_tokenizer(tmp_path).encode("don't").ids == build_tokenizer(folder).encode("don't").ids
+
+
 def test_another_pad_token_is_read_from_the_config(folder: Path, tmp_path: Path) -> None:
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(folder / name, tmp_path)
@@ -69,4 +133,5 @@ def test_faults_all_at_once(tmp_path: Path) -> None:
     for part in ("'a b c' is no pair", "bos token '<|startoftext|>'", "merged tokens", "tokenizer_config.json cannot"):
         assert part in str(caught.value)
     with pytest.raises(CheckpointError, match=r"vocab.json cannot be read.*merges.txt cannot be read"):
+        (tmp_path / "none").mkdir()
         build_tokenizer(tmp_path / "none")

@@ -50,8 +50,15 @@ def test_written_cards_read_back_equal(card: PluginCard, tmp_path: Path) -> None
 
 
 def test_awkward_text_survives(tmp_path: Path) -> None:
-    card = replace(MINE, title='a "b" \\ \x7f\t\n é 🙂', aliases=("x, y", "]"))
+    card = replace(MINE, title='a "b" \\ é 🙂', aliases=("x, y", "]"))
     assert parse_card(card_to_toml(card), where="here") == card
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "a\x7f", "two\nlines", "\u202eback", "\x9b31m"])
+def test_text_that_could_steer_a_terminal_is_refused(text: str) -> None:
+    for change in ({"title": text}, {"licence": text}, {"aliases": (text,)}):
+        with pytest.raises(CheckpointError, match=f"{next(iter(change))} has characters that cannot be printed"):
+            parse_card(card_to_toml(replace(MINE, **change)), where="here")
 
 
 def test_all_faults_are_reported_at_once() -> None:

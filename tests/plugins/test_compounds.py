@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,48 @@ def test_faults_all_at_once(tmp_path: Path) -> None:
     (tmp_path / "compounds.toml").write_text("[")
     with pytest.raises(CheckpointError, match="not a TOML file"):
         compound_table(tmp_path)
+
+
+@pytest.mark.parametrize("phrase", ["a" + " *" * 12 + " b", "a * " * 15 + "b", " ".join(["a"] * 31) + " b"])
+def test_no_phrase_can_hang(phrase: str) -> None:
+    """Twelve gaps took a regular expression 18 s."""
+    table = parse_table(f'[x]\nphrases = ["{phrase}"]\ntasks = ["a"]\n', where="t")
+    began = time.perf_counter()
+    assert compounds_in("a " * 999, table) == []
+    assert compounds_in("a " * 999 + "b", table) == ["x"]
+    assert time.perf_counter() - began < 1
+
+
+def test_a_table_within_its_limits_cannot_hang_either() -> None:
+    phrases = ", ".join(f'"{"a * " * 15}w{i}"' for i in range(700))
+    table = parse_table(f'[x]\nphrases = [{phrases}]\ntasks = ["a"]\n', where="t")
+    began = time.perf_counter()
+    assert compounds_in("a " * 999, table) == []
+    assert time.perf_counter() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("prompt", "phrase", "found"),
+    [
+        ("remove (bad) weather!", "bad weather", False),
+        ("so: (bad weather)!", "bad weather", True),
+        ("bad, weather", "bad weather", False),
+        ("the rain, again", "rain", True),
+        ("train", "rain", False),
+        ("a.rain.b", "rain", True),
+        ("fix a b c roof", "fix * roof", True),
+        ("fix a b c d e f roof", "fix * * roof", True),
+        ("fix a b c d e f g roof", "fix * * roof", False),
+        ("old", "* old *", True),
+        ("", "*", True),
+    ],
+)
+def test_where_phrases_match(prompt: str, phrase: str, found: bool) -> None:
+    table = {"x": Compound(phrases=(phrase,), tasks=("a",))}
+    assert compounds_in(prompt, table) == (["x"] if found else [])
+
+
+def test_phrases_have_limits() -> None:
+    for phrase, said in (("a " * 33, "at most 32 words"), ("\\u001b[2J", "cannot be printed")):
+        with pytest.raises(CheckpointError, match=said):
+            parse_table(f'[x]\nphrases = ["{phrase}"]\ntasks = ["a"]\n', where="t")

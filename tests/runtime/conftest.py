@@ -12,7 +12,6 @@ import pytest
 
 from diffplugin.bundle import Bundle
 from diffplugin.engines.base import OnnxBuilder
-from diffplugin.engines.fake import FakeEngine
 from diffplugin.export.tokenizer import write_tokenizer
 from diffplugin.manifest import GraphEntry, Manifest
 from diffplugin.plugins.cards import card_to_toml, shipped_cards
@@ -20,6 +19,7 @@ from diffplugin.runtime.restorer import Restorer
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
 from diffplugin.runtime.sampling.time_features import sinusoidal
 from diffplugin.spec import Array, ModelDims
+from tests.engines.fake_engine import FakeEngine
 
 if TYPE_CHECKING:
     from diffplugin.runtime.execution.device_loop import DeviceLoop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from diffplugin.runtime.photos.read import photo_from
 from diffplugin.runtime.restorer import Restorer
 from diffplugin.runtime.sampling.start_noise import normal
 from diffplugin.spec import Array
+from tests.runtime.conftest import smooth_photo
 
 if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
@@ -294,7 +296,7 @@ def test_plan_is_what_runs(restorer: Restorer, model: FakeModel) -> None:
     assert "unet" not in model.loads
     made = restorer.restore(_photo(300, 300), "rain", steps=5, seed=3)
     assert replace(made.plan, available=None) == replace(plan, available=None) and made.selection == selection
-    assert set(made.to_json()) == {"plan", "selection", "timings", "untouched"}
+    assert set(made.to_json()) == {"plan", "selection", "timings", "untouched", "frames", "notes"}
     assert {"unet", "scb", "vae_encoder", "vae_decoder", "clip_vision"} <= set(made.timings)
 
 
@@ -328,3 +330,22 @@ def test_closed_restorers_say_so(restorer: Restorer) -> None:
         restorer.restore(_photo(), plugins=["derain"], steps=1)
     with pytest.raises(EngineError, match="closed"):
         restorer.restore(_photo(), plugins=["derain"], steps=1)
+
+
+# --- memory of the picture itself ---
+
+
+@pytest.mark.parametrize("plugin", ["derain", "lowlight"])
+def test_picture_sized_arrays_are_counted(fake_bundle: Bundle, model: FakeModel, plugin: str) -> None:
+    """What NumPy takes beyond one piece, against the estimate; the fake engines keep nothing."""
+    card = fake_bundle.cards()[plugin]
+    made = Restorer(fake_bundle, model, "fp32")
+    made.cards[plugin] = replace(card, output="residual" if plugin == "derain" else "decoded")
+    photo = smooth_photo(1000, 1400)
+    made.restore(smooth_photo(), plugins=[plugin], steps=1)
+    tracemalloc.start()
+    plan = made.restore(photo, plugins=[plugin], steps=1).plan
+    used = tracemalloc.get_traced_memory()[1] / (1000 * 1400)
+    tracemalloc.stop()
+    told = plan.memory.picture_per_latent_pixel / 64
+    assert len(plan.tiles) > 20 and 0.7 * told < used < 1.05 * told, f"{plugin}: {told} bytes a pixel told, {used:.1f}"

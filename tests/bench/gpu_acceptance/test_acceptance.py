@@ -18,6 +18,7 @@ from diffplugin.bench.gpu_acceptance.job import Job
 from diffplugin.bench.gpu_acceptance.report import failures, markdown, rows
 from diffplugin.bundle import default_bundle
 from diffplugin.engines.choice import get_builder
+from diffplugin.errors import RequestError
 
 ROOT = Path(__file__).resolve().parents[3]
 MEASURED = {
@@ -190,3 +191,65 @@ def test_on_a_gpu(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     out = tmp_path / "out"
     words = ["--engine", engine, "--work", "256x256", "--steps", "4", "--rounds", "2", "--no-peers", "--out", str(out)]
     assert acceptance.main(words) == 0, (out / acceptance.REPORT).read_text()
+
+
+# Prepared
+
+
+def test_a_prepared_run_stops_with_its_budget_and_has_a_row(tmp_path: Path) -> None:
+    """Parts in the order of what is worth most; what comes too late is told, and what is measured is in one row."""
+    answers = GOOD | {
+        "ceilings": {
+            "tflops": 800.0, "gbs": 4000.0, "floor_step_ms": 1.02, "floor_loop_ms": 27.8,
+            "checks": [],
+        },
+        "goldens": {"picture_db": 80.0, "checks": []},
+        "draw": {"bytes": 5},
+        "measure": MEASURED | {"loop_s": [0.1, 0.11, 0.12], "step_in_loop_s": 0.0035},
+        "networks": {
+            "step_ms": {"eager": 12.0, "torch.compile, one CUDA graph": 4.5},
+            "loop_ms": {"eager": 300.0, "torch.compile, one CUDA graph": 130.0},
+            "ways_ms": {"eager": {"unet": {"median": 12.0, "least": 11.0, "most": 13.0}}},
+            "faults": {"eager, one CUDA graph, unet": "no capture"},
+        },
+        "native": {"checks": [{"name": "native", "ok": True, "found": "14 cases"}]},
+    }  # fmt: skip
+    one = Job(
+        part="", model="", engine="onnxruntime-cuda", precision="fp16", out=str(tmp_path), width=512, height=512,
+        steps=20, rounds=3, prepared=str(tmp_path),
+    )  # fmt: skip
+    jobs = [replace(one, model=m, part=p, precision=c) for m, p, c in acceptance.PREPARED_PARTS]
+    gpu = {"name": "A card", "capability": "sm_90", "memory": 80 * 2**30, "driver": "13.0", "runtime": "13.0"}
+    head = HEAD | {"environment": HEAD["environment"] | {"gpu": gpu}}
+    given: list[float] = []
+
+    def execute(job: dict[str, Any], timeout: float) -> dict[str, Any]:
+        given.append(timeout)
+        return answers[job["part"]]
+
+    result = acceptance.run(jobs, head, tmp_path, execute, 3600, budget=600)
+    assert failures(result) == [] and max(given) <= 600 and len(given) == len(jobs)
+    row = (tmp_path / acceptance.ROW).read_text()
+    for cell in ("A card", "110.0", "3.50", "300.0 / 12.00", "130.0 / 4.50", "27.8 / 1.02", "25%", "fp32 80.0"):
+        assert cell in row, (cell, row)
+    report = (tmp_path / acceptance.REPORT).read_text()
+    assert row.strip() in report and "800 TFLOP/s" in report and "Not run: eager, one CUDA graph, unet" in report
+    late = acceptance.run(jobs, head, tmp_path, execute, 3600, budget=5)
+    assert all("no time left of 5 s" in line for line in failures(late)) and len(failures(late)) == len(jobs)
+
+
+@pytest.mark.parametrize(
+    ("told", "engine", "says"),
+    [
+        (None, "onnxruntime-cuda", "not a folder of bench.gpu_acceptance.prepare"),
+        ({"engine": "onnxruntime-cuda"}, "onnxruntime", "is for --engine onnxruntime-cuda, not onnxruntime"),
+    ],
+)
+def test_a_folder_that_is_not_prepared_is_refused(
+    tmp_path: Path, told: dict[str, Any] | None, engine: str, says: str
+) -> None:
+    if told is not None:
+        (tmp_path / "prepared.json").write_text(json.dumps(told))
+    parsed = acceptance._parser().parse_args(["--out", str(tmp_path), "--prepared", str(tmp_path), "--engine", engine])
+    with pytest.raises(RequestError, match=says):
+        list(acceptance._jobs(parsed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from PIL import Image
 pytest.importorskip("torch", reason="needs the extra [bench]")
 pytest.importorskip("skimage", reason="needs the extra [bench]")
 
-from diffplugin.bench.gpu_acceptance import parts
+from diffplugin.bench.gpu_acceptance import card, full_width, parts
 from diffplugin.bench.gpu_acceptance.job import DevicePeak, Job, interleaved, photograph
 from diffplugin.bundle import Bundle, default_bundle, write_manifest
 from diffplugin.engines import choice
@@ -35,7 +36,7 @@ def job(tmp_path: Path) -> Job:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
     """A fake GPU; at the end nothing may be left on it."""
-    monkeypatch.setitem(choice._BUILDERS, fake_gpu.NAME, (fake_gpu.__name__, "builder", ()))
+    monkeypatch.setitem(choice._BUILDERS, fake_gpu.NAME, (fake_gpu.__name__, "builder", (), ("cuda",)))
     fake_gpu.drivers.append(FakeDriver())
     yield fake_gpu.drivers[-1]
     assert fake_gpu.drivers.pop().live() == {}
@@ -62,6 +63,17 @@ def test_a_graph_that_does_nothing_is_found(on_gpu: Job, monkeypatch: pytest.Mon
     assert result["different"] > 0 and [c["ok"] for c in result["checks"]] == [True, False]
 
 
+def test_unordered_sums_have_a_bound(on_gpu: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a library's sums have no order a replay may be near, but not elsewhere."""
+    launch = FakeDriver.launch
+    monkeypatch.setitem(parts.UNORDERED, fake_gpu.NAME, {"fp32": 1e-3})
+    assert [c["ok"] for c in parts.replay(on_gpu)["checks"]] == [True, True]
+    monkeypatch.setattr(FakeDriver, "launch", lambda self, executable, stream: None)
+    found = parts.replay(on_gpu)
+    assert [c["ok"] for c in found["checks"]] == [True, False] and "bound 0.001" in found["checks"][1]["found"]
+    assert launch is not FakeDriver.launch
+
+
 def test_every_way_is_measured_on_a_device(on_gpu: Job) -> None:
     result = parts.measure(on_gpu)
     assert {way: len(seconds) for way, seconds in result["picture_s"].items()} == {"graph": 2, "enqueues": 2, "host": 2}
@@ -69,6 +81,7 @@ def test_every_way_is_measured_on_a_device(on_gpu: Job) -> None:
         "vae_encoder": 1, "scb": 1, "step": 3, "vae_decoder": 1,
     }  # fmt: skip
     assert all(seconds > 0 for runs in result["runs_s"].values() for seconds in runs)
+    assert len(result["loop_s"]) == 2 and "step_in_loop_s" in result
     assert result["device_bytes"] > 2**20 and result["first_picture_s"] > result["load_s"]
     with Image.open(on_gpu.picture) as image:
         assert image.size == (96, 64)
@@ -151,3 +164,35 @@ def test_the_peak_is_the_most_that_was_taken() -> None:
 def test_photographs_are_the_same_every_time(job: Job) -> None:
     assert np.array_equal(photograph(job, "derain", 1), photograph(job, "derain", 1))
     assert photograph(job, "derain").shape == (64, 96, 3)
+
+
+# The card
+
+
+def test_operations_of_the_networks() -> None:
+    """Counted, not run: Stable Diffusion 1.4's UNet at 64x64 latents, unguided, is 0.82 TFLOP."""
+    job = Job(part="", model="card", engine="x", precision="fp16", out="", width=512, height=512, steps=20, rounds=1)
+    found = {name: card.operations(name, job) / 1e12 for name in ("unet", "vae_encoder")}
+    assert abs(found["unet"] - 0.818) < 0.005 and abs(found["vae_encoder"] - 1.117) < 0.005, found
+    whole = card._loop({"unet": 1.0, "scb": 2.0, "vae_encoder": 3.0, "vae_decoder": 4.0}, 20)
+    assert whole == 29
+
+
+def test_without_a_gpu_the_card_is_skipped(job: Job) -> None:
+    if card.torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert "no GPU" in card.ceilings(job)["skipped"] and "no GPU" in card.networks(job)["skipped"]
+    assert "no sources" in card.native(job)["skipped"]
+
+
+# Full widths without weights
+
+
+def test_weights_are_drawn_where_the_graph_says(tmp_path: Path) -> None:
+    (tmp_path / "cuda-fp16").mkdir()
+    places = {"cuda-fp16/a.onnx.data": [[0, 3000, 16, 0.5, 0.0], [8192, 20, 32, 0.0, 1.0]]}
+    (tmp_path / "weights.json").write_text(json.dumps(places))
+    assert full_width.draw(tmp_path) == 3000 * 2 + 20 * 4
+    data = (tmp_path / "cuda-fp16/a.onnx.data").read_bytes()
+    first, second = np.frombuffer(data[:6000], np.float16), np.frombuffer(data[8192:], np.float32)
+    assert abs(first.astype(float).std() - 0.5) < 0.05 and np.array_equal(second, np.ones(20, np.float32))

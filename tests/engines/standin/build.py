@@ -108,7 +108,18 @@ def _function(name: str) -> str:
 def _compile(out: Path, library: str, source: str, *, versioned: bool = False) -> None:
     file, versions = out / f"{library}.c", out / f"{library}.map"
     file.write_text(source, encoding="utf-8")
-    command = ["gcc", "-shared", "-fPIC", "-O1", "-w", "-o", out / library, file, "-lpthread", f"-Wl,-soname,{library}"]
+    command: list[str | Path] = [
+        "gcc",
+        "-shared",
+        "-fPIC",
+        "-O1",
+        "-w",
+        "-o",
+        out / library,
+        file,
+        "-lpthread",
+        f"-Wl,-soname,{library}",
+    ]
     if versioned:
         versions.write_text(f"{library} {{ global: *; }};\n", encoding="utf-8")
         command.append(f"-Wl,--version-script={versions}")

@@ -1,24 +1,25 @@
 """What runs on the stand-in, in a process of its own: ``python -m tests.engines.standin.scenes NAME BUNDLE …``.
 
-Prints one JSON object. The product is used as it is: ``onnxruntime`` is the GPU build, ``cuda.bindings`` the stand-in.
+Prints one JSON object. The product is used as it is: ``onnxruntime`` is the GPU build, ``cuda.bindings`` ours.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cuda.bindings import runtime  # type: ignore[import-not-found]  # the stand-in's
 
 import diffplugin
 from diffplugin.bundle import Bundle, open_bundle
-from diffplugin.engines.choice import choose, get_builder
+from diffplugin.engines.choice import EngineName, Precision, choose, get_builder
 from diffplugin.engines.device import DeviceEngine
 from diffplugin.errors import DiffPluginError
 from diffplugin.manifest import GraphEntry
@@ -27,7 +28,9 @@ from diffplugin.runtime.photos.read import photo_from
 from diffplugin.spec import DTYPES, ModelDims
 from tests.engines.standin.log import Log, Part
 
-ENGINE = "onnxruntime-cuda"
+ENGINE: EngineName = "onnxruntime-cuda"
+STANDIN = ctypes.CDLL("libcudart.so.13")
+STANDIN.standin_used.restype = ctypes.c_size_t
 
 
 def _photo(height: int = 64, width: int = 64) -> np.ndarray[Any, Any]:
@@ -93,16 +96,16 @@ def full_width(bundle: str, file: str) -> Any:
         context=77,
         native_latent=64,
     )
-    entry = GraphEntry(file=file, sha256="", weights_bytes=0)
-    variants = {"cuda-fp16": {**opened.manifest.variants["cuda-fp16"], "step": entry}}
-    changed = replace(opened, manifest=replace(opened.manifest, dims=dims, variants=variants))
+    entry = GraphEntry(file=Path(file).name, sha256="", weights_bytes=0)
+    manifest = replace(opened.manifest, dims=dims, variants={"cuda-fp16": {"step": entry}}, files={})
+    changed = Bundle(Path(file).parent, manifest)
     return _graphs(changed, "fp16", 64, ("step",))["step"]
 
 
-def photo(bundle: str, precision: str = "fp16", device: str = "") -> Any:
+def photo(bundle: str, precision: Precision = "fp16", device: str = "auto") -> Any:
     """Four restorations of one size: plain and captured, then replayed; then a larger one."""
     log = Log()
-    with diffplugin.load(bundle, engine=ENGINE, precision=precision, **({"device": device} if device else {})) as made:
+    with diffplugin.load(bundle, engine=ENGINE, precision=precision, device=device) as made:
         parts = {"loaded": log.part()}
         plan, _ = made.plan(_photo(), plugins=["derain"], steps=4)
         for i in range(4):
@@ -110,13 +113,13 @@ def photo(bundle: str, precision: str = "fp16", device: str = "") -> Any:
             parts[f"request {i}"] = log.part()
         loop = made.device
         assert loop is not None
-        pictures = [(p.captured, p.plain_reason) for p in loop._pictures.values()]
+        stages = [(p.replays, p.plain_reason) for p in loop._stages.values()]
     parts["closed"] = log.part()
-    left = [runtime.library.standin_used(i) for i in range(2)]
+    left = [STANDIN.standin_used(i) for i in range(2)]
     return {
         "loop": plan.loop,
         "reason": plan.loop_reason,
-        "pictures": pictures,
+        "stages": stages,
         "left": left,
         "parts": {name: _told(part) for name, part in parts.items()},
     }
@@ -142,10 +145,10 @@ def eviction(bundle: str) -> Any:
         for side in (64, 96, 64, 96, 64):
             made.restore(_photo(side, side), plugins=["derain"], steps=2)
             made.restore(_photo(side, side), plugins=["derain"], steps=2)
-            used.append(runtime.library.standin_used(0))
-        kept = len(made.device._pictures)
+            used.append(STANDIN.standin_used(0))
+        kept = len(made.device._stages)
         part = log.part()
-    return {"used": used, "kept": kept, "left": runtime.library.standin_used(0), "part": _told(part)}
+    return {"used": used, "kept": kept, "left": STANDIN.standin_used(0), "part": _told(part)}
 
 
 def threads(bundle: str) -> Any:
@@ -167,25 +170,25 @@ def threads(bundle: str) -> Any:
         for thread in running:
             thread.join()
         assert made.device is not None
-        pictures = [(p.captured, p.plain_reason) for p in made.device._pictures.values()]
+        stages = [(p.replays, p.plain_reason) for p in made.device._stages.values()]
         part = log.part()
-    return {"faults": faults, "pictures": pictures, "part": _told(part)}
+    return {"faults": faults, "stages": stages, "part": _told(part)}
 
 
 def memory(bundle: str) -> Any:
     """The device is full in the middle: an idle picture goes, then the host's loop runs, then an error names it."""
     said: dict[str, Any] = {}
-    limit = runtime.library.standin_limit
-    limit.argtypes = [runtime.c_size_t]
+    limit = STANDIN.standin_limit
+    limit.argtypes = [ctypes.c_size_t]
     with diffplugin.load(bundle, engine=ENGINE, precision="fp16") as made:
         assert made.device is not None
         made.restore(_photo(), plugins=["derain"], steps=2)
-        one = runtime.library.standin_used(0)
+        one = STANDIN.standin_used(0)
         made.restore(_photo(96, 96), plugins=["derain"], steps=2)
-        two = runtime.library.standin_used(0)
+        two = STANDIN.standin_used(0)
         limit(two + (two - one) // 2)
         made.restore(_photo(80, 80), plugins=["derain"], steps=2)
-        said["evicted"] = sorted(key.h for key in made.device._pictures)
+        said["evicted"] = sorted(key.h for key in made.device._stages)
         limit(1)
         try:
             made.restore(_photo(112, 112), plugins=["derain"], steps=2)
@@ -195,8 +198,8 @@ def memory(bundle: str) -> Any:
         limit(0)
         made.restore(_photo(), plugins=["derain"], steps=2)
         made.restore(_photo(), plugins=["derain"], steps=2)
-        said["after"] = [(p.captured, p.plain_reason) for k, p in made.device._pictures.items() if k.h == 16]
-    said["left"] = runtime.library.standin_used(0)
+        said["after"] = [(p.replays, p.plain_reason) for k, p in made.device._stages.items() if k.h == 16]
+    said["left"] = STANDIN.standin_used(0)
     return said
 
 
@@ -209,7 +212,7 @@ def refused(bundle: str, device: str = "") -> Any:
         error = None
     except DiffPluginError as fault:
         error = str(fault)
-    said = {"error": error, "part": _told(log.part())}
+    said: dict[str, Any] = {"error": error, "part": _told(log.part())}
     if not device:
         builder, precision, reason = choose("auto", "auto", bundle=opened)
         said["auto"] = [builder.name, precision, reason]

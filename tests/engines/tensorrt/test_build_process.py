@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from diffplugin.engines.tensorrt.build_process import Job, Refused, capability, check_shapes, make_network
-from diffplugin.engines.tensorrt.builder import TensorRtBuilder, run_job
+from diffplugin.engines.tensorrt.build_process import BuildSpec, Refused, capability, check_shapes, make_network
+from diffplugin.engines.tensorrt.builder import TensorRtBuilder, run_build
 from diffplugin.errors import EngineError
 
 
@@ -43,15 +43,15 @@ ADD, FOREIGN = ("Add", ""), ("Frobnicate", "elsewhere")
 FITS = {"a": ((1, 1), (1, 2), (1, 4)), "b": ((1, 1), (1, 2), (1, 4))}
 
 
-def _job(path: Path, **changes: Any) -> Job:
+def _job(path: Path, **changes: Any) -> BuildSpec:
     engine = str(path.parent / "out/g.engine")
     about = {"library": "tensorrt_rtx", "onnx": str(path), "engine": engine, "gpus": ("sm_89",), "shapes": FITS}
-    return Job(**(about | changes))
+    return BuildSpec(**(about | changes))
 
 
 def test_a_small_graph_builds(tmp_path: Path) -> None:
     lines: list[str] = []
-    report = run_job("g", _job(_graph(tmp_path / "g.onnx", ADD)), lines.append)
+    report = run_build("g", _job(_graph(tmp_path / "g.onnx", ADD)), lines.append)
     assert (tmp_path / "out/g.engine").is_file() and report["operators"] == {"Add": 1}
     assert lines[0] == "g: building for sm_89" and "MiB in" in lines[-1] and "GiB of memory" in lines[-1]
 
@@ -80,7 +80,7 @@ def test_what_cannot_be_built_is_one_line_and_leaves_nothing(
 ) -> None:
     path = _graph(tmp_path / "g.onnx", node, half=half)
     with pytest.raises(EngineError, match=rf"^g: .*{said}") as caught:
-        run_job("g", _job(path, **changes))
+        run_build("g", _job(path, **changes))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -88,7 +88,7 @@ def test_what_cannot_be_built_is_one_line_and_leaves_nothing(
 def test_a_graph_that_is_no_graph(tmp_path: Path) -> None:
     (tmp_path / "g.onnx").write_bytes(b"not a graph at all")
     with pytest.raises(EngineError, match=r"^g: ") as caught:
-        run_job("g", _job(tmp_path / "g.onnx"))
+        run_build("g", _job(tmp_path / "g.onnx"))
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
@@ -97,11 +97,11 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/g.engine").symlink_to("/dev/full")
     with pytest.raises(EngineError, match=r"g: .*No space left on device"):
-        run_job("g", _job(_graph(tmp_path / "g.onnx", ADD)))
+        run_build("g", _job(_graph(tmp_path / "g.onnx", ADD)))
     assert list((tmp_path / "out").iterdir()) == [] and Path("/dev/full").exists()
 
 
-def _child(job: str) -> int:
+def _child(spec: str) -> int:
     """The process that builds, once it is there."""
     for _ in range(2000):
         for entry in Path("/proc").glob("[0-9]*/cmdline"):
@@ -110,7 +110,7 @@ def _child(job: str) -> int:
                 parent = int(entry.with_name("stat").read_text().rsplit(")", 1)[1].split()[1])
             except (OSError, ValueError):
                 continue
-            if parent == os.getpid() and job.encode() in words:
+            if parent == os.getpid() and spec.encode() in words:
                 return int(entry.parent.name)
         time.sleep(0.005)
     raise AssertionError("no child")
@@ -122,11 +122,11 @@ def _child(job: str) -> int:
     [(signal.SIGKILL, "the build was killed.*ran out of memory"), (signal.SIGABRT, "the build ended with SIGABRT")],
 )
 def test_a_killed_build_leaves_nothing(tmp_path: Path, number: int, said: str) -> None:
-    job = _job(_graph(tmp_path / "g.onnx", ADD))
+    spec = _job(_graph(tmp_path / "g.onnx", ADD))
     killer = threading.Thread(target=lambda: os.kill(_child("diffplugin.engines.tensorrt.build_process"), number))
     killer.start()
     with pytest.raises(EngineError, match=f"^g: {said}"):
-        run_job("g", job)
+        run_build("g", spec)
     killer.join()
     assert not (tmp_path / "out").exists()
 
@@ -136,7 +136,7 @@ def test_an_interrupt_ends_the_build(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_job("g", _job(_graph(tmp_path / "g.onnx", ADD)), interrupt)
+        run_build("g", _job(_graph(tmp_path / "g.onnx", ADD)), interrupt)
     assert not (tmp_path / "out").exists()
 
 

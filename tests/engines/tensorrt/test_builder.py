@@ -10,8 +10,8 @@ import pytest
 from diffplugin.bundle import Bundle, open_bundle
 from diffplugin.engines.base import BuildOptions
 from diffplugin.engines.choice import get_builder
-from diffplugin.engines.tensorrt.build_process import Job
-from diffplugin.engines.tensorrt.builder import TensorRtBuilder, input_shapes, run_job
+from diffplugin.engines.tensorrt.build_process import BuildSpec
+from diffplugin.engines.tensorrt.builder import TensorRtBuilder, input_shapes, run_build
 from diffplugin.errors import EngineError, EngineUnavailable, ForeignEngine, RequestError
 from diffplugin.shapes import Range
 from diffplugin.spec import GraphSpec, TensorSpec
@@ -102,9 +102,9 @@ def test_attention_and_norms_fuse_at_stable_diffusions_widths(rtx: TensorRtBuild
     to_fp16(model, "scb")
     save(model, tmp_path / "scb.onnx")
     shapes = input_shapes(spec, {"n": Range.of(1), "h": Range.of(64), "w": Range.of(64)})
-    report = run_job(
+    report = run_build(
         "scb",
-        Job(
+        BuildSpec(
             library="tensorrt_rtx",
             gpus=("sm_89",),
             shapes=shapes,

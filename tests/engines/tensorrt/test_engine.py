@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffplugin.bundle import Bundle
+from diffplugin.bundle import Bundle, list_files
 from diffplugin.engines.device import DeviceBuilder, DeviceEngine
 from diffplugin.engines.onnxruntime import OnnxRuntimeBuilder
 from diffplugin.engines.tensorrt import engine as tensorrt_engine
@@ -128,7 +128,7 @@ def test_damaged_bundles(device_bundle: Bundle, driver: FakeDriver, tmp_path: Pa
     engines = tuple(replace(e, files=swapped) if e.graph == "unet" else e for e in device_bundle.manifest.engines)
     bundle = replace(device_bundle, manifest=replace(device_bundle.manifest, engines=engines))
     engine = FakeTensorRtBuilder(driver).load(bundle, "unet", precision="fp32", threads=None, cache=None)
-    with pytest.raises(BundleDamaged, match=r"cannot be read" if fault == "missing" else "is no unet graph"):
+    with pytest.raises(BundleDamaged, match=r"unet\.engine: missing" if fault == "missing" else "is no unet graph"):
         engine.run(_inputs(bundle, "unet"))
     assert driver.live() == {}
 
@@ -266,7 +266,9 @@ def test_weights_are_loaded_once_and_leave_with_their_last_context(device_bundle
     """Two sizes with an engine each: both while contexts live, then the one used last, then none."""
     profiles = [full_profile(Range.of(h), Range.of(8), device_bundle.manifest.dims, batch=1, plugins=3) for h in (8, 9)]
     engines = fake_engines(device_bundle, profiles)
-    bundle = replace(device_bundle, manifest=replace(device_bundle.manifest, engines=engines))
+    bundle = replace(
+        device_bundle, manifest=replace(device_bundle.manifest, engines=engines, files=list_files(device_bundle.path))
+    )
     library = FakeTensorRt(driver)
     builder = FakeTensorRtBuilder(driver, library)
     engine = builder.load(bundle, "step", precision="fp32", threads=None, cache=None)

@@ -16,8 +16,8 @@ import torch
 from onnx import TensorProto, helper
 
 from diffplugin.bundle import default_bundle, open_bundle
-from diffplugin.engines.tensorrt.build_process import Job
-from diffplugin.engines.tensorrt.builder import input_shapes, run_job
+from diffplugin.engines.tensorrt.build_process import BuildSpec
+from diffplugin.engines.tensorrt.builder import input_shapes, run_build
 from diffplugin.export.checkpoints import embedded_checkpoint
 from diffplugin.export.fp16.convert import to_fp16
 from diffplugin.export.graphs import module_for
@@ -157,14 +157,14 @@ def test_tensorrt_rtx_fuses_it_outlined_or_not(tmp_path: Path) -> None:
     assert main([str(plain), str(outlined)]) == 0
     reports = []
     for graph in (plain, outlined):
-        job = Job(
+        wanted = BuildSpec(
             library="tensorrt_rtx",
             onnx=str(graph),
             engine=str(tmp_path / f"{graph.stem}.engine"),
             gpus=("sm_89",),
             shapes=input_shapes(spec, {"h": Range.of(32), "w": Range.of(32)}),
         )
-        reports.append(run_job("block", job))
+        reports.append(run_build("block", wanted))
     assert reports[0]["group_norm_silu"] == {"of": 2, "fused": 2, "unfused": []}
     # a report goes by the nodes' names, and both calls of the function have the same ones inside: count the kernels
     assert reports[0]["layers"] == reports[1]["layers"]

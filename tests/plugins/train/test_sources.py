@@ -113,7 +113,7 @@ def test_every_twentieth_pair_is_held_out() -> None:
 
 @pytest.mark.filterwarnings("ignore:Cannot locate reference")
 def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets", reason="needs the extra [hub]")
+    datasets = pytest.importorskip("datasets", reason="needs the extra [datasets]")
     files = [[str(picture(tmp_path / f"{kind}{i}.png")) for i in range(3)] for kind in ("gt", "in")]
     made = datasets.Dataset.from_dict(dict(zip(sources.COLUMNS, files, strict=True)))
     asked: list[tuple[str, str]] = []

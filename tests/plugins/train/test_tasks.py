@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffplugin.export.checkpoints import read_tensors
+from diffplugin.export.checkpoints.weights import read_tensors
 from diffplugin.plugins.cards import registry
 from diffplugin.plugins.train import cli, tasks
 

@@ -17,57 +17,11 @@ from diffplugin.engines.choice import get_builder
 from diffplugin.errors import BundleError, EngineUnavailable
 from diffplugin.runtime import cli
 from diffplugin.runtime.cli import session
-from diffplugin.runtime.planning.quality import get_quality
 from diffplugin.runtime.restorer import Restorer
 
 if TYPE_CHECKING:
-    from diffplugin.bundle import Bundle
+    from tests.runtime.cli.conftest import Run
     from tests.runtime.conftest import FakeModel
-
-
-class Run:
-    """What one call left behind."""
-
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
-        assert "Traceback" not in out + err
-        assert not list(Path().rglob("*.tmp")), "something half-written was left"
-
-
-@pytest.fixture
-def infer(
-    fake_bundle: Bundle,
-    model: FakeModel,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Callable[..., Run]:
-    """Call dp-infer in an empty folder that has photo.png (80x64)."""
-    monkeypatch.chdir(tmp_path)
-
-    def load(*words: Any, quality: str, **options: Any) -> Restorer:
-        return Restorer(
-            fake_bundle,
-            model,
-            "fp32",
-            reason="as asked",
-            quality=get_quality(quality),
-            threads=options["threads"],
-            concurrency=options["concurrency"],
-        )
-
-    monkeypatch.setattr(session, "load", load)
-    blocks = np.random.default_rng(0).integers(90, 150, (8, 10, 3), np.uint8)
-    Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save("photo.png")
-
-    def call(*words: str) -> Run:
-        try:
-            status = cli.main(words)
-        except SystemExit as stop:
-            status = stop.code if isinstance(stop.code, int) else -1
-        return Run(status, *capsys.readouterr())
-
-    return call
 
 
 def _size(name: str) -> tuple[int, int]:
@@ -94,12 +48,24 @@ def test_options_between_the_words(infer: Callable[..., Run]) -> None:
     assert infer("photo.png", "--steps", "2", "rain").status == 0
 
 
-def test_nothing_selected_copies_the_picture_and_explains(infer: Callable[..., Run]) -> None:
-    run = infer("photo.png", "paint it", "-o", "same.png")
-    assert run.status == 0
-    assert Path("same.png").read_bytes() == Path("photo.png").read_bytes()
+def test_nothing_selected_writes_nothing_and_explains(infer: Callable[..., Run]) -> None:
+    Path("same.png").write_bytes(b"an earlier result")
+    run = infer("photo.png", "paint it", "-o", "same.png", "--compare")
+    assert run.status == 3 and run.err == ""
+    assert Path("same.png").read_bytes() == b"an earlier result", "no byte copy that pretends to be restored"
+    assert sorted(p.name for p in Path().iterdir()) == ["photo.png", "same.png"]
     assert '"remove the rain"' in run.out and '"remove the blur"' in run.out and "-> nothing" in run.out
-    infer("photo.png", "paint it", "-o", "same.bmp")
+    facts = json.loads(infer("photo.png", "paint it", "--json").out)
+    assert (facts["done"], facts["nothing_selected"], facts["failed"], facts["exit_code"]) == (0, 1, 0, 3)
+    assert facts["files"][0]["status"] == "nothing selected" and facts["files"][0]["output"] is None
+    assert infer("photo.png", "paint it", "--dry-run").status == 3
+
+
+def test_untouched_photos_are_copied_if_asked_for(infer: Callable[..., Run]) -> None:
+    run = infer("photo.png", "paint it", "-o", "same.png", "--keep-untouched", "copies")
+    assert run.status == 0 and Path("same.png").read_bytes() == Path("photo.png").read_bytes()
+    assert "copied as it is" in run.out
+    infer("photo.png", "paint it", "-o", "same.bmp", "--keep-untouched", "copies")
     with Image.open("same.bmp") as made, Image.open("photo.png") as photo:
         assert np.array_equal(np.asarray(made), np.asarray(photo))
 
@@ -163,7 +129,7 @@ def test_size_tile_and_output_size(infer: Callable[..., Run]) -> None:
         (["photo.png"], 2, "say what to do"),
         (["photo.png", ""], 2, "request is empty"),
         (["photo.png", "x" * 10_000], 2, "10000 characters"),
-        (["rain"], 2, "no picture given"),
+        (["rain"], 2, "no photo given"),
         ([], 2, "the words are missing"),
         (["photo.png", "--plugin", "colour"], 2, "unknown plugin 'colour'"),
         (["photo.png", "rain", "--sampler", "magic"], 2, "magic"),
@@ -171,6 +137,17 @@ def test_size_tile_and_output_size(infer: Callable[..., Run]) -> None:
         (["photo.png", "rain", "--steps", "many"], 2, "many"),
         (["photo.png", "rain", "--size", "big"], 2, "'big' is no size"),
         (["photo.png", "rain", "--size", "3x3"], 2, "size"),
+        (["photo.png", "rain", "--format", "xyz"], 2, "xyz"),
+        (["photo.png", "rain", "--format", "jpg", "-o", "x.png"], 2, "differ"),
+        (["-", "rain"], 2, "where the photo from stdin goes"),
+        (["photo.png", "photo.png/../photo.png", "rain", "-o", "-"], 2, "takes one photo, 2 were given"),
+        (["photo.png", "rain", "-o", "-", "--compare"], 2, "leave --compare out"),
+        (["x" * 300 + ".png", "rain"], 1, "File name too long"),
+        (["photo.png", "rain", "-o", "x" * 300 + ".png"], 1, "File name too long"),
+        (["photo.png", "rain", "-o", "x" * 300 + "/"], 1, "File name too long"),
+        (["~nosuch/a.png", "rain"], 1, "~nosuch/a.png: no such file"),
+        (["photo.png", "rain", "-o", "~nosuch/a.png"], 2, "there is no such user"),
+        (["photo.png", "rain", "--bundle", "~nosuch"], 2, "there is no such user"),
         (["photo.png", "rain", "--tile", "7"], 2, "tile 7"),
         (["photo.png", "rain", "--tile", "all"], 2, "'all' is no tile"),
         (["photo.png", "rain", "--threads", "0"], 2, "threads is 0"),
@@ -178,7 +155,7 @@ def test_size_tile_and_output_size(infer: Callable[..., Run]) -> None:
         (["photo.png", "rain", "--quality", "best"], 2, "'best'"),
         (["photo.png", "rain", "--nonsense"], 2, "--nonsense"),
         (["gone.png", "rain"], 1, "gone.png: no such file"),
-        (["*.tif", "rain"], 1, "no file matches"),
+        (["*.tif", "rain"], 1, "no photo matches"),
         (["photo.png", "rain", "-o", "out.xyz"], 1, ".xyz"),
         (["photo.png", "rain", "-o", "no/such/out.png"], 1, "does not exist"),
         (["photo.png", "rain", "-o", "photo.png/"], 2, "photo.png/ is a file"),
@@ -292,3 +269,22 @@ def test_a_bad_request_ends_all_jobs(infer: Callable[..., Run], model: FakeModel
         Image.fromarray(np.full((64, 80, 3), 90, np.uint8)).save(name)
     run = infer("a.png", "b.png", "c.png", "blur", "--concurrency", "2", "-o", "out/")
     assert run.status == 1 and run.err == "dp-infer: x: damaged\n" and not list(Path("out").iterdir())
+
+
+def test_a_mask_or_a_region_leaves_the_rest_alone(infer: Callable[..., Run]) -> None:
+    photo = np.asarray(Image.open("photo.png"))
+    grey = np.zeros((64, 80), np.uint8)
+    grey[20:50, 30:70] = 255
+    Image.fromarray(grey).save("mask.png")
+    for options in (["--mask", "mask.png"], ["--region", "30,20,40,30", "--feather", "0"]):
+        assert infer("photo.png", "--plugin", "lowlight", "-o", "out.png", *options).status == 0
+        made = np.asarray(Image.open("out.png"))
+        np.testing.assert_array_equal(made[grey == 0], photo[grey == 0])
+        assert (made[grey > 0] != photo[grey > 0]).any()
+    assert "what the mask touches" in infer("photo.png", "dark", "--mask", "mask.png", "--dry-run").out
+    run = infer("photo.png", "dark", "--region", "1,2,3")
+    assert run.status == 2 and "region '1,2,3' is not understood" in run.err
+    run = infer("photo.png", "dark", "--region", "1,2,3,4", "--mask", "mask.png")
+    assert run.status == 2 and "expected one of them" in run.err
+    run = infer("photo.png", "dark", "--mask", "none.png")
+    assert run.status == 1 and "none.png: no such file" in run.err

@@ -170,7 +170,8 @@ def test_the_estimate_counts_what_every_piece_keeps(restorer: Restorer, less: Le
         plan, _ = made.plan(_photo(300, 200), plugins=["derain"], steps=steps)
         weights = restorer.plan(_photo(300, 200), plugins=["derain"], steps=steps)[0].memory.weights
         area = sum(tile.height * tile.width for tile in plan.tiles)
-        assert plan.estimated_bytes == plan.memory.total(plan.tiles[0].height * plan.tiles[0].width, area)
+        picture = plan.latent_size[0] * plan.latent_size[1]
+        assert plan.estimated_bytes == plan.memory.total(plan.tiles[0].height * plan.tiles[0].width, area, picture)
         assert plan.memory.weights - weights == (1000 if plan.shallow_unet_runs else 0), "weights of the outer blocks"
         return plan.memory.kept_per_latent_pixel
 

@@ -6,6 +6,7 @@ import threading
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def encoded(image: Image.Image, form: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def read(folder: Path, data: bytes, name: str = "picture.png", **options: int) -> Photo:
+def read(folder: Path, data: bytes, name: str = "picture.png", **options: Any) -> Photo:
     path = folder / name
     path.write_bytes(data)
     return read_photo(path, **options)
@@ -172,19 +173,37 @@ def test_bilevel_and_cmyk(tmp_path: Path, rgb: np.ndarray) -> None:
     assert off <= 8, f"CMYK JPEG: a channel is off by {off} of 255"
 
 
-def test_first_frame_of_an_animation_with_a_note(tmp_path: Path, rgb: np.ndarray) -> None:
-    frames = [Image.fromarray(value) for value in (rgb, 255 - rgb, rgb)]
+@pytest.mark.parametrize("form", ["TIFF", "GIF", "PNG", "WEBP"])
+def test_all_frames_are_read_or_the_first_with_a_note(tmp_path: Path, rgb: np.ndarray, form: str) -> None:
+    frames = [Image.fromarray(value).convert("L").convert("RGB") for value in (rgb, 255 - rgb, rgb // 2)]
+    lossless = {"lossless": True} if form == "WEBP" else {}
+    data = encoded(frames[0], form, save_all=True, append_images=frames[1:], duration=[50, 70, 90], loop=3, **lossless)
+    photo = read(tmp_path, data)
+    assert len(photo.frames) == 2 and photo.notes == ()
+    for i, (one, frame) in enumerate(zip((photo, *photo.frames), frames, strict=True)):
+        np.testing.assert_array_equal(one.rgb, np.asarray(frame), err_msg=f"{form}: frame {i}")
+    assert all(frame.frames == () for frame in photo.frames)
+    if form != "TIFF":
+        assert [one.details.duration for one in (photo, *photo.frames)] == [50, 70, 90]
+        assert photo.details.loop == 3
+    first = read(tmp_path, data, first_frame=True)
+    assert first.frames == () and first.notes == ("only the first of 3 frames or pages is used",)
+    np.testing.assert_array_equal(first.rgb, photo.rgb)
+
+
+def test_the_limit_holds_for_all_frames_together(tmp_path: Path, rgb: np.ndarray) -> None:
+    frames = [Image.fromarray(rgb), Image.fromarray(255 - rgb)]
     data = encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:])
-    photo = read(tmp_path, data, "pages.tif")
-    np.testing.assert_array_equal(photo.rgb, rgb)
-    assert photo.notes == ("only the first frame or page is used",)
-    grey = [frame.convert("L") for frame in frames]
-    photo = read(tmp_path, encoded(grey[0], "GIF", save_all=True, append_images=grey[1:]), "film.gif")
-    np.testing.assert_array_equal(photo.rgb[..., 0], np.asarray(grey[0]))
-    assert len(photo.notes) == 1
+    assert len(read(tmp_path, data, max_pixels=2 * WIDTH * HEIGHT).frames) == 1
+    with pytest.raises(
+        ImageError, match="the first 2 have 768 pixels together, expected at most 767; use --first-frame"
+    ):
+        read(tmp_path, data, max_pixels=2 * WIDTH * HEIGHT - 1)
+    assert read(tmp_path, data, max_pixels=2 * WIDTH * HEIGHT - 1, first_frame=True).frames == ()
 
 
 def test_the_content_decides_not_the_suffix(tmp_path: Path, rgb: np.ndarray) -> None:
+    np.testing.assert_array_equal(read(tmp_path, encoded(Image.fromarray(rgb), "PNG"), "wrong.dng").rgb, rgb)
     np.testing.assert_array_equal(read(tmp_path, encoded(Image.fromarray(rgb), "BMP"), "wrong.jpg").rgb, rgb)
 
 
@@ -209,8 +228,10 @@ def test_not_pictures(tmp_path: Path) -> None:
     assert "empty (0 bytes), expected a PNG" in fault(tmp_path, b"")
     assert "not a picture (begins with 'hello, this is text');" in fault(tmp_path, b"hello, this\nis text")
     assert fault(tmp_path, bytes(range(255, 0, -1))).endswith("JPEG 2000 or AVIF file")
-    assert "HEIC" in fault(tmp_path, b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
-    assert "not a picture" in fault(tmp_path, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "code.eps")
+    assert "an HEIC picture" in fault(tmp_path, b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    assert "a PostScript document, which is not read here" in fault(
+        tmp_path, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "code.eps"
+    )
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000"])

@@ -43,7 +43,9 @@ def test_round_trip(tmp_path: Path, photo: Photo, suffix: str) -> None:
     if suffix in LOSSLESS:
         np.testing.assert_array_equal(back.rgb, photo.rgb)
     else:
-        assert psnr(back.rgb, photo.rgb) > 38, f"{suffix}: {psnr(back.rgb, photo.rgb):.1f} dB"
+        assert psnr(back.rgb, photo.rgb) > (25 if suffix == ".gif" else 38), (
+            f"{suffix}: {psnr(back.rgb, photo.rgb):.1f} dB"
+        )
     assert back.alpha is None and names(tmp_path) == [path.name]
 
 
@@ -70,7 +72,7 @@ def test_upper_case_suffix_and_plain_array(tmp_path: Path, photo: Photo) -> None
     np.testing.assert_array_equal(read_photo(tmp_path / "OUT.PNG").rgb, photo.rgb)
 
 
-@pytest.mark.parametrize("suffix", [s for s in output_suffixes() if s != ".bmp"])
+@pytest.mark.parametrize("suffix", [s for s in output_suffixes() if s not in (".bmp", ".gif")])
 def test_profile_and_exif_follow(tmp_path: Path, photo: Photo, suffix: str) -> None:
     exif = Image.Exif()
     exif[0x013B] = "someone"
@@ -115,7 +117,7 @@ def both_refuse(path: Path | str, photo: Photo, pattern: str) -> None:
 def test_impossible_outputs_are_found_before_the_work(tmp_path: Path, photo: Photo) -> None:
     both_refuse(tmp_path / "out.xyz", photo, r"suffix '\.xyz' is no picture format written here, expected one of \.png")
     both_refuse(tmp_path / "out", photo, "has no suffix, expected one of")
-    both_refuse(tmp_path / "out.gif", photo, "suffix '.gif'")
+    both_refuse(tmp_path / "out.jp2", photo, "suffix '.jp2'")
     both_refuse(tmp_path / "no" / "out.png", photo, "folder .*no does not exist; create it first")
     (tmp_path / "file").write_text("text")
     both_refuse(tmp_path / "file" / "out.png", photo, "folder .*file is not a folder")

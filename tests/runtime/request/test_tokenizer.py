@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,3 +58,46 @@ def test_a_request_has_words(tmp_path: Path) -> None:
             validate_prompt(empty)
     with pytest.raises(RequestError, match="10000 characters"):
         validate_prompt("x" * 10_000)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t["padding"]["strategy"].update(Fixed=10**10), "pads to 10000000000 ids"),
+        (lambda t: t["padding"].update(strategy="BatchLongest"), "pads to None ids"),
+        (lambda t: t["padding"].update(pad_to_multiple_of=10**10), "pads to a multiple"),
+        (lambda t: t["padding"].update(pad_token="x" * 10**6), "pad_token has 1000000 characters"),
+        (lambda t: t["truncation"].update(max_length=10**10), "does not cut"),
+        (lambda t: t["truncation"].update(stride=7), "does not cut"),
+        (lambda t: t.update(truncation=None), "does not cut"),
+        (lambda t: t["normalizer"]["normalizers"][1].update(content="ab" * 100), "it replaces by 'abab"),
+        (lambda t: t["normalizer"]["normalizers"].append({"type": "Prepend", "prepend": "x"}), "'Prepend' is no part"),
+        (lambda t: t["normalizer"]["normalizers"].extend([{"type": "NFC"}] * 100), "normalizers has 103 entries"),
+        (lambda t: t["normalizer"]["normalizers"][1]["pattern"].update(Regex="(a+)+$"), "it looks for '(a+)+$'"),
+        (lambda t: t["pre_tokenizer"]["pretokenizers"][0].update(pattern={"String": "a"}), "it looks for 'a'"),
+        (lambda t: t.update(post_processor={"type": "TemplateProcessing"}), "'TemplateProcessing' is no part"),
+        (lambda t: t["model"].update(type="Unigram"), "'Unigram' is no part"),
+        (lambda t: t["model"].update(dropout=0.5), "drops merges"),
+    ],
+)
+def test_a_tokenizer_that_does_more_than_clips_is_refused_before_it_is_made(
+    tmp_path: Path, change: Callable[[Any], object], said: str
+) -> None:
+    """The package does whatever the file says: ids without end, texts that grow, patterns that never end."""
+    path = _tiny(tmp_path)
+    value = json.loads(path.read_text())
+    load_tokenizer(path)
+    change(value)
+    path.write_text(json.dumps(value))
+    with pytest.raises(BundleError, match=f"not a tokenizer of CLIP's kind .*{re.escape(said)}") as caught:
+        load_tokenizer(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"[" * 100_000, b"\xff", b"null", b'{"padding": 3}', b" " * (2**24 + 1)])
+def test_files_that_are_no_tokenizer_are_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match="not a tokenizer") as caught:
+        load_tokenizer(path)
+    assert "\n" not in str(caught.value)

@@ -64,7 +64,7 @@ def test_faults_of_a_config_are_named_at_once() -> None:
         "beta_start is -1, expected a number between 0 and 1",
         "beta_end is None",
         "beta_schedule is 'cosine', expected one of linear, scaled_linear, squaredcos_cap_v2",
-        "num_train_timesteps is 1, expected an integer >= 2",
+        "num_train_timesteps is 1, expected an integer from 2 to 100000",
         "prediction_type is 'sample', expected one of epsilon, v_prediction",
         "rescale_betas_zero_snr is True, which is not supported",
         "trained_betas is [0.1], which is not supported",

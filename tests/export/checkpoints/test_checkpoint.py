@@ -12,7 +12,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra [export]")
 
 from diffplugin.errors import CheckpointError
-from diffplugin.export.checkpoints import Checkpoint, fill, find, local_folder, read_tensors
+from diffplugin.export.checkpoints import Checkpoint, find
+from diffplugin.export.checkpoints.hub import base_path
+from diffplugin.export.checkpoints.weights import fill, read_tensors
 
 
 def _find(root: Path, *wanted: str) -> Checkpoint:
@@ -149,8 +151,8 @@ def test_a_unet_of_one_level_is_refused(copy: Path) -> None:
 
 
 def test_hub_ids_are_looked_up_offline_in_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CheckpointError, match="neither a folder nor a hub id"):
-        local_folder("no such folder", offline=True, patterns=("*",))
+    with pytest.raises(CheckpointError, match=r"neither a folder, a \.safetensors or \.ckpt file nor a hub id"):
+        base_path("no such folder", offline=True)
     with pytest.raises(CheckpointError, match="not found in the local hub cache"):
-        local_folder("somebody/never-downloaded", offline=True, patterns=("*",))
-    assert local_folder(str(tmp_path), offline=True, patterns=("*",)) == tmp_path
+        base_path("somebody/never-downloaded", offline=True)
+    assert base_path(str(tmp_path), offline=True) == tmp_path

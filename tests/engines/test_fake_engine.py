@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from diffplugin.engines.base import Engine
-from diffplugin.engines.fake import FakeEngine
 from diffplugin.errors import EngineError, ShapeMismatch
 from diffplugin.spec import GraphSpec, TensorSpec
+from tests.engines.fake_engine import FakeEngine
 
 SPEC = GraphSpec("double", (TensorSpec("x", "f32", (1, "n")),), (TensorSpec("y", "f32", (1, "n")),))
 

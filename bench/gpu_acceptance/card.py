@@ -1,0 +1,203 @@
+"""What the card itself does: its two ceilings, the native kernels, and Stable Diffusion's networks in PyTorch.
+
+The networks have random weights: PyTorch eagerly, eagerly in a CUDA graph, and by torch.compile in one. A photo's loop
+is the sum of its networks: the encoder, the SCB for all steps at once, the UNet for each step, the decoder.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffplugin.bench.gpu_acceptance.full_width import DIMS
+from diffplugin.bench.gpu_acceptance.job import NATIVE, Job
+
+Result = dict[str, Any]
+_SIDE = 8192  # of the matrices whose product shows the ceiling of arithmetic
+_COPY = 2**30  # bytes that are copied to show the ceiling of memory
+_ROUNDS = 5
+
+
+def _skip() -> Result | None:
+    return None if torch.cuda.is_available() else {"skipped": "PyTorch sees no GPU here"}
+
+
+def _milliseconds(run: Callable[[], object], repeats: int) -> dict[str, float]:
+    """Median and range of ``_ROUNDS`` rounds, per run, by the GPU's clock."""
+    run()
+    torch.cuda.synchronize()
+    found = []
+    for _ in range(_ROUNDS):
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        began.record()
+        for _ in range(repeats):
+            run()
+        ended.record()
+        ended.synchronize()
+        found.append(began.elapsed_time(ended) / repeats)
+    return {"median": statistics.median(found), "least": min(found), "most": max(found)}
+
+
+def ceilings(job: Job) -> Result:
+    """TFLOP/s of a large float16 product, GB/s of a large copy, and the least time a step can take."""
+    if skipped := _skip():
+        return skipped
+    a, b = (torch.randn(_SIDE, _SIDE, device="cuda", dtype=torch.float16) for _ in range(2))
+    product = _milliseconds(lambda: a @ b, 10)
+    source = torch.empty(_COPY, device="cuda", dtype=torch.uint8)
+    target = torch.empty_like(source)
+    copy = _milliseconds(lambda: target.copy_(source), 10)
+    flops = 2 * _SIDE**3 / product["median"] * 1e3
+    networks = {name: operations(name, job) for name in ("vae_encoder", "scb", "unet", "vae_decoder")}
+    floor = {name: count / flops * 1e3 for name, count in networks.items()}
+    return {
+        "tflops": flops / 1e12,
+        "gbs": 2 * _COPY / copy["median"] * 1e3 / 1e9,
+        "operations": networks,
+        "floor_ms": floor,
+        "floor_step_ms": floor["unet"],
+        "floor_loop_ms": _loop(floor, job.steps),
+    }
+
+
+def _loop(milliseconds: dict[str, float], steps: int) -> float:
+    """The sum of the networks of a photo; the SCB's is for all steps."""
+    once = milliseconds["vae_encoder"] + milliseconds["scb"] + milliseconds["vae_decoder"]
+    return once + steps * milliseconds["unet"]
+
+
+def _network(name: str) -> nn.Module:
+    from diffplugin.bench.full_width import SCB, UNET, VAE
+    from diffplugin.export import graphs
+    from diffplugin.plugins.networks.taskplugin import SpatialComplementBranch
+    from diffplugin.plugins.networks.unet import UNet
+    from diffplugin.plugins.networks.vae import Autoencoder
+
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "unet": lambda: graphs._UNet(UNet(UNET)),
+        "scb": lambda: graphs.Scb(SpatialComplementBranch(SCB)),
+        "vae_encoder": lambda: graphs._Encoder(Autoencoder(VAE)),
+        "vae_decoder": lambda: graphs._Decoder(Autoencoder(VAE)),
+    }
+    return makers[name]().eval()
+
+
+def _inputs(name: str, job: Job, device: str, dtype: torch.dtype) -> list[Tensor]:
+    h, w = job.height // DIMS.factor, job.width // DIMS.factor
+
+    def normal(*shape: int) -> Tensor:
+        drawn = torch.randn(*shape, device=device, dtype=dtype)
+        return drawn.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else drawn
+
+    latent, tokens = (1, DIMS.latent_channels, h, w), (1, DIMS.tokens, DIMS.token_width)
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        "vae_encoder": [(1, 3, job.height, job.width)],
+        "vae_decoder": [latent],
+        "scb": [(job.steps, DIMS.time_features), tokens, latent],
+        "unet": [latent, (1, DIMS.time_features), tokens, *[(1, DIMS.residual_channels, h, w)] * 3],
+    }
+    return [normal(*shape) for shape in shapes[name]]
+
+
+def operations(name: str, job: Job) -> int:
+    """Floating-point operations of one run of a network, counted without running it."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        network = _network(name)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network(*_inputs(name, job, "meta", torch.float32))
+    return int(counter.get_total_flops())
+
+
+def networks(job: Job) -> Result:
+    """Milliseconds of each network in float16, channels last, in three ways; and of a step and a photo's loop."""
+    if skipped := _skip():
+        return skipped
+    torch.backends.cudnn.benchmark = True
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    faults: dict[str, str] = {}
+    for name in ("unet", "vae_decoder", "scb", "vae_encoder"):
+        torch.manual_seed(0)
+        with torch.device("cuda"):
+            network = _network(name).to(torch.float16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        inputs = _inputs(name, job, "cuda", torch.float16)
+        with torch.inference_mode():
+            for way, run in _ways(network, inputs).items():
+                try:
+                    found.setdefault(way, {})[name] = _milliseconds(run(), 20 if name == "unet" else 5)
+                except Exception as error:  # a compiler that fails is told; the other ways go on
+                    faults[f"{way}, {name}"] = " ".join(str(error).split())[:300]
+        del network, inputs
+        torch.cuda.empty_cache()
+    whole = {way: rows for way, rows in found.items() if len(rows) == 4}
+    medians = {way: {name: row["median"] for name, row in rows.items()} for way, rows in whole.items()}
+    return {
+        "torch": torch.__version__,
+        "ways_ms": found,
+        "step_ms": {way: rows["unet"]["median"] for way, rows in found.items() if "unet" in rows},
+        "loop_ms": {way: _loop(rows, job.steps) for way, rows in medians.items()},
+        "faults": faults,
+    }
+
+
+def _ways(network: Any, inputs: list[Tensor]) -> dict[str, Callable[[], Callable[[], object]]]:
+    return {
+        "eager": lambda: lambda: network(*inputs),
+        "eager, one CUDA graph": lambda: _captured(network, inputs),
+        "torch.compile, one CUDA graph": lambda: _captured(torch.compile(network, dynamic=False), inputs),
+    }
+
+
+def _captured(network: Any, inputs: list[Tensor]) -> Callable[[], object]:
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            network(*inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        network(*inputs)
+    return graph.replay
+
+
+def native(job: Job) -> Result:
+    """The native kernels against double precision, compiled here."""
+    from diffplugin.bench.gpu_acceptance.parts import check
+
+    folder = Path(job.prepared) / NATIVE
+    if not (folder / "native_gpu.cu").is_file():
+        return {"skipped": "no sources of the native kernels; prepare them with bench.gpu_acceptance.prepare"}
+    compiler = shutil.which("nvcc") or next(map(str, Path("/usr/local").glob("cuda*/bin/nvcc")), None)
+    if compiler is None:
+        return {"skipped": "no nvcc here"}
+    program = job.scratch / "native_gpu"
+    command = [compiler, "-std=c++17", "-O2", "-arch=native", "-I", str(folder), "-o", str(program)]
+    began = time.monotonic()
+    made = subprocess.run(
+        [*command, str(folder / "native_gpu.cu"), str(folder / "launch.cu")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if made.returncode:
+        return {"error": f"nvcc: {' '.join(made.stderr.split())[-400:]}"}
+    compiled = time.monotonic() - began
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    faults = [line for line in lines if "FAULT" in line]
+    told = "; ".join(faults) or f"{len(lines)} cases"
+    return {
+        "lines": lines,
+        "compile_s": compiled,
+        "checks": [check("native kernels against double", done.returncode == 0 and not faults and bool(lines), told)],
+    }

@@ -1,0 +1,59 @@
+"""What this process's control group lets it use of processors and threads: the limits of containers and services.
+
+Version 1 and 2, https://docs.kernel.org/admin-guide/cgroup-v2.html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+ROOT = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
+
+
+def folders(controller: str) -> Iterator[tuple[Path, bool]]:
+    """(folder, version 2) of the group and of all above it, for one controller.
+
+    A container that sees its own group at the root of the file system finds it there.
+    """
+    for line in _read(MEMBERSHIP).splitlines():
+        _, controllers, place = line.split(":", 2)
+        version_2 = not controllers
+        if not version_2 and controller not in controllers.split(","):
+            continue
+        root = ROOT if version_2 else ROOT / controllers
+        if not version_2 and not root.is_dir():  # cpu and cpuacct are one folder, and each a link to it
+            root = ROOT / controller
+        inner = PurePosixPath(place).relative_to("/") if place.startswith("/") else PurePosixPath()
+        yield from ((root / part, version_2) for part in (inner, *inner.parents))
+
+
+def cpu_quota() -> float | None:
+    """Processors whose time the group may take, the least of all limits (1.5: one and a half); None: no limit."""
+    quotas = []
+    for folder, version_2 in folders("cpu"):
+        if version_2:
+            numbers = _read(folder / "cpu.max").split()
+        else:
+            numbers = [_read(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+        if len(numbers) == 2 and all(number.isdecimal() and int(number) for number in numbers):
+            quotas.append(int(numbers[0]) / int(numbers[1]))
+    return min(quotas, default=None)
+
+
+def spare_threads() -> int | None:
+    """Threads that the group may still start, the least of all limits; None: no limit."""
+    spare = []
+    for folder, _ in folders("pids"):
+        limit, used = (_read(folder / name).strip() for name in ("pids.max", "pids.current"))
+        if limit.isdecimal() and used.isdecimal():
+            spare.append(max(0, int(limit) - int(used)))
+    return min(spare, default=None)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,77 @@
+"""Which bundle a command takes that was told of none: what dp-export put into the cache folder last, else the model in
+the package."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffplugin.bundle import cache_folder, default_bundle
+from diffplugin.errors import BundleError
+from diffplugin.files import write_text
+from diffplugin.manifest import MANIFEST, Manifest
+
+EMBEDDED = "embedded"  # the word on the command line for the model in the package; ./embedded is a folder
+_LATEST = "latest"  # file that names the bundle of the last export, in the folder of bundles
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleChoice:
+    """A bundle's folder. ``note``: why that one, where nobody named it and it is not simply the package's model;
+    ``fallback``: that model may stand in for it."""
+
+    path: Path
+    note: str = ""
+    fallback: bool = False
+
+
+def bundles_folder() -> Path:
+    """Where dp-export puts bundles that get no ``--out``."""
+    return cache_folder() / "bundles"
+
+
+def set_latest(bundle: Path) -> bool:
+    """Commands take ``bundle`` from now on; False: it does not lie in :func:`bundles_folder`.
+
+    Raises:
+        BundleError: the cache folder cannot be written.
+    """
+    folder = bundles_folder()
+    if bundle.resolve().parent != folder.resolve():
+        return False
+    try:
+        write_text(folder / _LATEST, f"{bundle.name}\n")
+    except OSError as error:
+        raise BundleError(f"{folder}: cannot be written ({error.strerror})") from None
+    return True
+
+
+def choose_bundle(asked: str | os.PathLike[str] | None = None) -> BundleChoice:
+    """The bundle that a command takes.
+
+    Args:
+        asked: a folder, or ``embedded`` for the model in the package; None: the last export, if it can be read.
+    """
+    if asked is not None:
+        return BundleChoice(path=default_bundle() if asked == EMBEDDED else Path(asked).expanduser())
+    latest = latest_bundle()
+    if latest is None:
+        return BundleChoice(path=default_bundle())
+    try:
+        Manifest.read(latest)
+    except BundleError as error:
+        return BundleChoice(path=default_bundle(), note=f"the model in the package, since {error}")
+    note = f"the last export, {latest}; --bundle {EMBEDDED}: the model in the package"
+    return BundleChoice(path=latest, note=note, fallback=True)
+
+
+def latest_bundle() -> Path | None:
+    """The bundle of the last export into the cache folder that is still there."""
+    try:
+        folder = bundles_folder()
+        name = (folder / _LATEST).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: this user has no home
+        return None
+    found = folder / name
+    return found if name and Path(name).name == name and (found / MANIFEST).is_file() else None

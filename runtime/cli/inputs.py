@@ -1,0 +1,185 @@
+"""Words of a command line -> the request, the photos to read, and an account of every other file that was met."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from diffplugin.errors import RequestError
+from diffplugin.runtime.cli.kinds import is_aside, is_aside_folder, read_suffixes, unread_kinds
+from diffplugin.runtime.photos.read import printable
+
+STDIN = Path("-")
+
+Reason = Literal["ignored", "folder", "no photo", "unsupported", "result"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """A photo to read. ``root``: the folder on the command line that it was found in; None: it was named itself."""
+
+    path: Path
+    root: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A file that was met and is not read. ``kind``: what people call its kind (``HEIC``, ``.txt``)."""
+
+    path: Path
+    reason: Reason
+    kind: str
+    remedy: str = ""
+
+
+@dataclass
+class Inputs:
+    """What the words name. ``faults``: one line for each word or folder that gives nothing."""
+
+    photos: list[Input] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+def split_request(words: Sequence[str], *, named: bool) -> tuple[list[str], str | None]:
+    """(inputs, request) of the positional words: the last one is the request.
+
+    With plugins ``named`` on the command line no request is needed: the last word is one only if it names no file.
+
+    Raises:
+        RequestError: no input is left, or the last word is a file and not a request.
+    """
+    *inputs, last = words
+    request = _text(last)
+    if named:
+        return (list(words), None) if _is_input(last) or not inputs else (inputs, request)
+    if not inputs and _is_input(last):
+        raise RequestError(f'say what to do with {printable(last)}, for example "remove the blur", or name a --plugin')
+    if not inputs:
+        raise RequestError(f"no photo given: the only word is {printable(last)!r}; expected INPUT... PROMPT")
+    if _exists(_expand(last)):
+        raise RequestError(f"the last word, {printable(last)}, is a file; it must be the request, or name a --plugin")
+    return inputs, request
+
+
+def _text(word: str) -> str:
+    """A request as text: bytes that are no UTF-8 come from a terminal or a script in Latin-1."""
+    try:
+        word.encode("utf-8")
+    except UnicodeEncodeError:
+        return os.fsencode(word).decode("latin-1")
+    return word
+
+
+def _is_input(word: str) -> bool:
+    path = _expand(word)
+    return word == str(STDIN) or _exists(path) or glob.has_magic(word) or Path(path).suffix.lower() in _all_suffixes()
+
+
+def _exists(word: str) -> bool:
+    """Whether a word names something: a long request is no path, an empty one not the working folder."""
+    return bool(word) and os.path.lexists(word)
+
+
+def _expand(word: str) -> str:
+    """``~`` expanded, unless there is a file of that very name; a user who does not exist stays as it is."""
+    return os.path.expanduser(word) if word.startswith("~") and not _exists(word) else word  # noqa: PTH111
+
+
+def _all_suffixes() -> tuple[str, ...]:
+    return (*read_suffixes(), *unread_kinds())
+
+
+def find_photos(words: Sequence[str], *, recursive: bool = False) -> Inputs:
+    """Photos of files, folders and glob patterns, each once, in the order given.
+
+    A file that is named itself is read whatever it is. Of a folder and of what matches a pattern, the kinds that are
+    read here are taken; all else is left out and accounted for.
+
+    Args:
+        recursive: folders below the folders, too. Links to folders are not followed.
+    """
+    found = Inputs()
+    for word in words:
+        path = _expand(word)
+        count, unread = len(found.photos), _unsupported(found)
+        if word == str(STDIN):
+            found.photos.append(Input(path=STDIN))
+        elif os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for names that are too long
+            _take_folder(Path(path), Path(path), found, recursive)
+            nothing = "no photos in this folder"
+        elif not _exists(path) and glob.has_magic(path):
+            for name in sorted(glob.glob(path, recursive=True)):  # noqa: PTH207 - Path.glob takes no absolute pattern
+                if not os.path.isdir(name):  # noqa: PTH112
+                    _take(Path(name), None, found)
+                elif recursive:
+                    _take_folder(Path(name), Path(name), found, recursive)
+            nothing = "no photo matches"
+        else:
+            found.photos.append(Input(path=Path(path)))
+        if len(found.photos) == count and _unsupported(found) == unread:
+            found.faults.append(f"{printable(word)}: {nothing}")
+    own = {photo.path for photo in found.photos if photo.root is None}
+    once = {photo.path: photo for photo in reversed(found.photos)}
+    order = dict.fromkeys(photo.path for photo in found.photos)
+    found.photos = [Input(path=path, root=None if path in own else once[path].root) for path in order]
+    found.left_out = list({left.path: left for left in found.left_out}.values())
+    return found
+
+
+def _unsupported(found: Inputs) -> int:
+    return sum(left.reason == "unsupported" for left in found.left_out)
+
+
+def _take_folder(folder: Path, root: Path, found: Inputs, recursive: bool) -> None:
+    """Files of a folder by name, then its folders."""
+    waiting = [folder]
+    while waiting:
+        current = waiting.pop()
+        below: list[Path] = []
+        try:
+            names = sorted(entry.name for entry in os.scandir(current))
+        except OSError as error:
+            found.faults.append(f"{printable(current)}: this folder cannot be read ({error.strerror})")
+            continue
+        for name in names:
+            path = current / name
+            if not path.is_dir():
+                _take(path, root, found)
+            elif is_aside_folder(name):
+                found.left_out.append(LeftOut(path=path, reason="ignored", kind="hidden folder"))
+            elif recursive and not path.is_symlink():
+                below.append(path)
+            else:
+                remedy = "it is a link" if path.is_symlink() and recursive else "--recursive enters it"
+                found.left_out.append(LeftOut(path=path, reason="folder", kind="folder", remedy=remedy))
+        waiting += reversed(below)
+
+
+def _take(path: Path, root: Path | None, found: Inputs) -> None:
+    """One file of a folder or of a pattern."""
+    suffix = path.suffix.lower()
+    if is_aside(path.name):
+        found.left_out.append(LeftOut(path=path, reason="ignored", kind="hidden file or sidecar"))
+    elif not path.is_file():
+        found.left_out.append(LeftOut(path=path, reason="ignored", kind="no regular file"))
+    elif suffix in read_suffixes():
+        found.photos.append(Input(path=path, root=root))
+    elif suffix in (kinds := unread_kinds()):
+        kind, remedy = kinds[suffix]
+        found.left_out.append(LeftOut(path=path, reason="unsupported", kind=kind, remedy=remedy))
+    else:
+        found.left_out.append(LeftOut(path=path, reason="no photo", kind=suffix or "without suffix"))
+
+
+def by_kind(left_out: Sequence[LeftOut], reason: Reason) -> Iterator[tuple[str, list[LeftOut]]]:
+    """What was left out for one reason, by kind, in the order met."""
+    kinds: dict[str, list[LeftOut]] = {}
+    for left in left_out:
+        if left.reason == reason:
+            kinds.setdefault(left.kind, []).append(left)
+    yield from kinds.items()

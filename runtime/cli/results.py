@@ -1,0 +1,105 @@
+"""Results on their way out: into files, which are noted in the record, or to the standard output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+from diffplugin.errors import ImageError
+from diffplugin.files import copy_file
+from diffplugin.runtime.cli.inputs import STDIN
+from diffplugin.runtime.cli.pipes import write_all
+from diffplugin.runtime.cli.record import Record
+from diffplugin.runtime.cli.targets import STDOUT, PhotoPaths
+from diffplugin.runtime.photos.pixels import side_by_side
+from diffplugin.runtime.photos.read import Photo, printable
+from diffplugin.runtime.photos.write import check_writable, not_kept, photo_bytes, write_photo
+
+
+class Results:
+    """The results of one run.
+
+    Args:
+        request: fingerprint of everything asked for.
+        stdout: where a result goes whose target is the standard output.
+        suffix: of what goes there, with the dot; None: PNG.
+    """
+
+    def __init__(self, record: Record, request: str, stdout: BinaryIO | None, suffix: str | None) -> None:
+        self._record, self._request, self._stdout, self._suffix = record, request, stdout, suffix
+
+    def is_up_to_date(self, paths: PhotoPaths) -> bool:
+        """This very request was answered for this very photo."""
+        if paths.source == STDIN or paths.target == STDOUT:
+            return False
+        return all(self._record.up_to_date(paths.source, path, self._request) for path in _files(paths))
+
+    def check(self, paths: PhotoPaths, photo: Photo) -> None:
+        """Before hours of work.
+
+        Raises:
+            ImageError: a result could not be written.
+        """
+        if paths.target != STDOUT:
+            check_writable(paths.target, photo)
+        if paths.compare:
+            check_writable(paths.compare)
+
+    def write(self, paths: PhotoPaths, before: Photo, after: Photo) -> tuple[str, ...]:
+        """The result, and before beside after if that is wanted; gives notes of what the file cannot hold.
+
+        Raises:
+            ImageError: it cannot be written. OSError: not to the standard output.
+        """
+        if self._stdout is not None:
+            write_all(self._stdout, photo_bytes(after, self._suffix or ".png"))
+            return ()
+        write_photo(paths.target, after)
+        self._finish(paths, before, after)
+        return not_kept(paths.target, after)
+
+    def copy(self, paths: PhotoPaths, photo: Photo, content: bytes | None) -> None:
+        """The photo as it came: the very bytes where the format stays.
+
+        Args:
+            content: what came by the standard input.
+
+        Raises:
+            ImageError, OSError: as :meth:`write`.
+        """
+        if self._stdout is not None:
+            own = paths.source.read_bytes() if content is None else content
+            write_all(self._stdout, own if self._suffix is None else photo_bytes(photo, self._suffix))
+            return
+        if paths.source.suffix.lower() == paths.target.suffix.lower():
+            try:
+                copy_file(paths.source, paths.target)
+            except OSError as error:
+                raise ImageError(f"{printable(paths.target)}: cannot be written ({error.strerror or error})") from None
+        else:
+            write_photo(paths.target, photo)
+        self._finish(paths, photo, photo)
+
+    def _finish(self, paths: PhotoPaths, before: Photo, after: Photo) -> None:
+        if paths.compare:
+            write_photo(paths.compare, side_by_side(before.rgb, after.rgb))
+        if paths.source != STDIN:
+            for path in _files(paths):
+                self._record.add(paths.source, path, self._request)
+
+
+def _files(paths: PhotoPaths) -> list[Path]:
+    return [path for path in (paths.target, paths.compare) if path is not None and path != STDOUT]
+
+
+def make_folders(output: Path, targets: list[Path]) -> None:
+    """The output folder and those below it that results go into.
+
+    Raises:
+        ImageError: one cannot be made.
+    """
+    for folder in dict.fromkeys((output, *(path.parent for path in targets if path.is_relative_to(output)))):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ImageError(f"{printable(folder)}: this folder cannot be made ({error.strerror})") from None

@@ -1,0 +1,84 @@
+"""What travels to a GPU machine: machine code of other GPUs is zeroed in place; parts come out as they went in."""
+
+from __future__ import annotations
+
+import importlib.util
+import struct
+import tarfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.sources import ROOT, is_repository
+
+
+@pytest.fixture(scope="module")
+def gpu_parts() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_parts", ROOT / "scripts" / "gpu_parts.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _image(gpu: int, payload: bytes) -> bytes:
+    """One image of a block of machine code: kind 2, its own header of 64 bytes, the payload."""
+    return struct.pack("<HHIQIIII", 2, 0, 64, len(payload), 0, 0, 0, gpu).ljust(64, b"\0") + payload
+
+
+def _library() -> bytes:
+    """An ELF file with a section of two blocks of machine code, and one that must stay as it is."""
+    names = b"\0.nv_fatbin\0.text\0.shstrtab\0"
+    blocks = b""
+    for images in ((_image(80, b"a" * 24), _image(90, b"b" * 40)), (_image(90, b"c" * 8), _image(120, b"d" * 16))):
+        block = b"".join(images)
+        blocks += struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(block)) + block + b"\0" * 8  # some padding between them
+    text = b"code that stays"
+    body, rows = b"", [bytes(64)]
+    for name, content in ((1, blocks), (12, text), (18, names)):
+        body += b"\0" * (-len(body) % 8)
+        rows.append(struct.pack("<IIQQQQIIQQ", name, 1, 0, 0, 64 + len(body), len(content), 0, 0, 1, 0))
+        body += content
+    body += b"\0" * (-len(body) % 8)
+    head = bytearray(64)
+    struct.pack_into("<Q", head, 0x28, 64 + len(body))
+    struct.pack_into("<HHH", head, 0x3A, 64, len(rows), 3)
+    return bytes(head) + body + b"".join(rows)
+
+
+def test_only_the_wanted_machine_code_is_left(gpu_parts: ModuleType) -> None:
+    library = _library()
+    made, kept, zeroed = gpu_parts.keep_only(library, {90})
+    assert (len(made), kept, zeroed) == (len(library), 48, 40)
+    assert b"b" * 40 in made and b"c" * 8 in made and b"code that stays" in made
+    assert b"a" * 24 not in made and b"d" * 16 not in made
+    expected = library.replace(b"a" * 24, bytes(24)).replace(b"d" * 16, bytes(16))
+    assert made == expected
+    assert gpu_parts.keep_only(library, {80, 90, 120})[0] == library
+
+
+def test_parts_come_out_as_they_went_in(gpu_parts: ModuleType, tmp_path: Path) -> None:
+    if not is_repository():
+        pytest.skip("the code is what git lists")
+    parts, site = tmp_path / "parts", tmp_path / "site"
+    parts.mkdir()
+    gpu_parts._pack_code(parts / "code.tar.xz")
+    packed = tmp_path / "onnxruntime"
+    packed.mkdir()
+    (packed / "lib.so.1").write_bytes(b"machine code" * 1000)
+    gpu_parts._compress(str(packed / "lib.so.1"))
+    with tarfile.open(parts / "onnxruntime.tar", "w") as archive:
+        archive.add(packed, "onnxruntime")
+    gpu_parts.unpack(parts, site)
+    assert (site / "onnxruntime/lib.so.1").read_bytes() == b"machine code" * 1000
+    assert not list(site.rglob("*.xz"))
+    for name in (
+        "__init__.py",
+        "engines/onnxruntime_cuda.py",
+        "bench/gpu_acceptance/__main__.py",
+        "plugins/cards/derain.toml",
+    ):
+        source = ROOT / ("core/" + name if "/" not in name else name)
+        assert (site / "diffplugin" / name).read_bytes() == source.read_bytes()
+    assert not (site / "diffplugin/embedded").exists() and (parts / "code.tar.xz").stat().st_size < 2**20
