@@ -34,9 +34,7 @@ class Selection:
         return asdict(self)
 
 
-def select(
-    scores: Array, plugins: Sequence[str], prompt: str, table: Table, threshold: float = 0.0
-) -> Selection:
+def select(scores: Array, plugins: Sequence[str], prompt: str, table: Table, threshold: float = 0.0) -> Selection:
     """The released rule (arXiv:2403.00644, Eq. 5), joined with the mapping table.
 
     Every plugin with a score above the threshold is chosen. A request for a compound task ("a rainy night") also gets
