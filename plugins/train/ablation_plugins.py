@@ -17,7 +17,6 @@ from diffplugin.errors import RequestError
 from diffplugin.export.checkpoints import Checkpoint, embedded_checkpoint, find
 from diffplugin.export.exporter import export_bundle
 from diffplugin.plugins.train import (
-    ablation,
     data,
     evaluate,
     features,
@@ -29,7 +28,7 @@ from diffplugin.plugins.train import (
     tasks,
     validation,
 )
-from diffplugin.plugins.train.ablation import Score
+from diffplugin.plugins.train.ablation_tables import DESIGN, INVERSION_STEPS, PLACES, SIZES, TRAIN_STEPS, Score
 from diffplugin.plugins.train.common import Pixels
 from diffplugin.plugins.train.degradations import degrade
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
@@ -67,7 +66,7 @@ class Study:
         whole = embedded_checkpoint([])[0] if self.ours else Checkpoint(args.base, args.clip, {}, None)
         self.read: Checkpoint = Checkpoint(whole.base, whole.clip, {}, None)
         widths = self.read.config("unet").get("block_out_channels", ())
-        steps = args.train_steps or ablation.TRAIN_STEPS[args.table]
+        steps = args.train_steps or TRAIN_STEPS[args.table]
         self.recipe = settings.recipe(None, widths, {"max_train_steps": steps, "crop": 128 if self.ours else None})
         self.photos = evaluate.test_photos(args.work, self.recipe.resolution, args.count)
         if not self.photos:
@@ -125,10 +124,10 @@ class Study:
 
     def _design(self, task: str) -> dict[str, Score]:
         """Table 3."""
-        wanted = self.args.rows or list(ablation.DESIGN)
+        wanted = self.args.rows or list(DESIGN)
         places: dict[str, Path] = {}
         for name in wanted:
-            variant = ablation.DESIGN[name]
+            variant = DESIGN[name]
             if variant == "tpb-fixed-scb":
                 first = _place(self._train(task, "reconstruction"))
                 places[variant] = _place(self._train(task, variant, start=first))
@@ -137,7 +136,7 @@ class Study:
         made = self._through_engines(task, places)
         found = {}
         for name in wanted:
-            variant = ablation.DESIGN[name]
+            variant = DESIGN[name]
             if name == "inversion + editing":
                 if task not in inversion.DESCRIPTIONS:
                     continue
@@ -152,13 +151,13 @@ class Study:
     def _places(self, task: str) -> dict[str, Score]:
         """Table 4; a bundle's UNet takes residuals at D-1 alone, so the others are scored in PyTorch, and so is D-1."""
         stages = len(self.read.config("unet")["block_out_channels"])
-        wanted = self.args.rows or [place for place in ablation.PLACES if int(place[2]) <= stages]
+        wanted = self.args.rows or [place for place in PLACES if int(place[2]) <= stages]
         return {place: self._score(self._train(task, "released" if place == "D-1" else place).made) for place in wanted}
 
     def _sizes(self, task: str) -> dict[str, Score]:
         """Photos to learn from: the paper's from under 500 to over 50,000."""
         found = {}
-        for size in (*(self.args.sizes or ablation.SIZES), None):
+        for size in (*(self.args.sizes or SIZES), None):
             place = _place(self._train(task, "released", limit=size))
             made = self._through_engines(task, {"released": place})["released"]
             found[f"{size} photos" if size else "all photos"] = self._score(made)
@@ -186,7 +185,7 @@ class Study:
         read = dataclasses.replace(self.read, plugins={task: place} if place else {})
         model = plugin.from_checkpoint(read, task if place else None)
         vae = self.read.autoencoder()
-        return inversion.restore(model.eval(), vae, self._degraded(task), steps=ablation.INVERSION_STEPS, texts=texts)
+        return inversion.restore(model.eval(), vae, self._degraded(task), steps=INVERSION_STEPS, texts=texts)
 
     def _train(self, task: str, variant: str, *, start: Path | None = None, limit: int | None = None) -> Trained:
         """Train one variant, in a work folder of its own where photos are limited."""
@@ -197,7 +196,7 @@ class Study:
         outcome = tasks.train(
             task,
             data.Data(work=folder, pairs=None, root=None, degradation=task, shown=2, limit=limit),
-            tasks.Settings(recipe=self.recipe, variant=variant, trackers=()),
+            settings.Settings(recipe=self.recipe, variant=variant, trackers=()),
             read,
             card=card,
             start=start,

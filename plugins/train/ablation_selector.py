@@ -12,7 +12,8 @@ import torch
 
 from diffplugin.errors import RequestError
 from diffplugin.export.checkpoints import embedded_checkpoint
-from diffplugin.plugins.train import ablation, layout, paper, selector_training
+from diffplugin.plugins.train import layout, paper, selector_options, selector_training
+from diffplugin.plugins.train.ablation_tables import TRAIN_STEPS
 
 ROWS: dict[str, dict[str, Any]] = {
     "without the visual head": {"removed": "visual"},
@@ -32,13 +33,13 @@ def run(args: argparse.Namespace) -> tuple[str, Any]:
     whole = embedded_checkpoint([])[0]
     base, clip = args.base or whole.base, args.clip or whole.clip
     plugins = args.plugins or next(iter(whole.plugins.values())).parent
-    steps = args.train_steps or ablation.TRAIN_STEPS["selector"]
+    steps = args.train_steps or TRAIN_STEPS["selector"]
     values: dict[str, dict[str, float]] = {}
     for row in wanted:
         work = args.out / "work" / row.replace(" ", "").replace("=", "")
         _tree(work, args.work, plugins)
-        more = RATE if args.base is None else selector_training.PAPER
-        options = selector_training.Options(
+        more = RATE if args.base is None else selector_options.PAPER
+        options = selector_options.Options(
             steps=steps, heads_only=True, **({**more, "images_per_task": 50} | ROWS[row])
         )
         found = selector_training.train(work, options, base=base, clip=clip, wanted=None)

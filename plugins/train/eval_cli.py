@@ -88,12 +88,10 @@ def _add_restore(commands: argparse._SubParsersAction[Parser], parents: list[Par
 
 
 def _add_ablation(commands: argparse._SubParsersAction[Parser], common: Parser) -> None:
-    from diffplugin.plugins.train import ablation
+    from diffplugin.plugins.train.ablation_tables import TABLES
 
     parser = commands.add_parser("ablation", parents=[common], help="the paper's tables 3, 4 and 6, and more")
-    parser.add_argument(
-        "table", choices=tuple(ablation.TABLES), help="; ".join(f"{k}: {v}" for k, v in ablation.TABLES.items())
-    )
+    parser.add_argument("table", choices=tuple(TABLES), help="; ".join(f"{k}: {v}" for k, v in TABLES.items()))
     parser.add_argument("--base", type=path, metavar="DIR", help="diffusers folder (default: the embedded checkpoint)")
     parser.add_argument("--clip", type=path, metavar="DIR", help="CLIP folder (default: the embedded checkpoint)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: desnow (and dehaze in design)")

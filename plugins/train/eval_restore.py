@@ -17,7 +17,7 @@ from diffplugin.plugins.train import evaluate, features, layout, paper, perceptu
 from diffplugin.plugins.train.common import Pixels
 from diffplugin.plugins.train.degradations import DEGRADATIONS, degrade
 from diffplugin.plugins.train.sources import check_sizes, open_source
-from diffplugin.runtime.cli.files import find_photos
+from diffplugin.runtime.cli.inputs import find_photos
 from diffplugin.runtime.photos.read import read_photo
 
 if TYPE_CHECKING:
@@ -137,10 +137,10 @@ def _known(task: str, where: str) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    found, faults = find_photos([str(folder)])
-    if faults or not found:
-        raise RequestError(f"{folder}: {faults[0] if faults else 'no photos'}")
-    return found
+    found = find_photos([str(folder)])
+    if found.faults or not found.photos:
+        raise RequestError(f"{folder}: {found.faults[0] if found.faults else 'no photos'}")
+    return [photo.path for photo in found.photos]
 
 
 def _square(pixels: Pixels, side: int | None) -> Pixels:

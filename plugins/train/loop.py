@@ -99,13 +99,10 @@ def accelerator(plan: Plan | None = None, logs: Path | None = None) -> Accelerat
     plan = plan or Plan(steps=1, peak=1.0, precision=None, trackers=())
     for tracker in plan.trackers:
         if importlib.util.find_spec(tracker) is None:
-            raise MissingDependency(
-                f"--report-to {tracker}: that package is not installed: pip install 'diffplugin[{_EXTRAS[tracker]}]'"
-            )
-    if plan.precision is not None and AcceleratorState._shared_state.get("_mixed_precision") not in (
-        None,
-        plan.precision,
-    ):
+            extra = _EXTRAS.get(tracker, tracker)
+            raise MissingDependency(f"--report-to {tracker}: not installed: pip install 'diffplugin[{extra}]'")
+    before = AcceleratorState._shared_state.get("_mixed_precision")
+    if plan.precision is not None and before not in (None, plan.precision):
         AcceleratorState._reset_state()  # another training of this process chose another precision
     try:
         return Accelerator(

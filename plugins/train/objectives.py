@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,9 +13,7 @@ from torch import nn
 from diffplugin.plugins.cards import PluginCard
 from diffplugin.plugins.networks.vae import Autoencoder
 from diffplugin.plugins.train import autoencoder, common, data, eq3, loop, memory, plugin, pool, variants
-
-if TYPE_CHECKING:
-    from diffplugin.plugins.train.tasks import Settings
+from diffplugin.plugins.train.settings import Settings
 
 
 def build(

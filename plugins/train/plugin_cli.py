@@ -181,7 +181,7 @@ def run_plugin(args: argparse.Namespace) -> None:
             degradation=args.degradation or args.task,
             shown=args.validation_pictures,
         ),
-        tasks.Settings(
+        settings.Settings(
             recipe=chosen,
             variant=args.variant,
             loss=args.loss,
@@ -201,12 +201,12 @@ def run_plugin(args: argparse.Namespace) -> None:
 
 def run_selector(args: argparse.Namespace) -> None:
     """``dp-train selector``."""
-    from diffplugin.plugins.train import selector_training
+    from diffplugin.plugins.train import selector_options, selector_training
 
     base, clip = local_model(args)
     names = ("train_batch_size", "learning_rate", "lr_scheduler", "negatives", "temperature", "images_per_task", "seed")
     given: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    preset = selector_training.PAPER if args.heads_only else {}
+    preset = selector_options.PAPER if args.heads_only else {}
     steps = 8000 if args.steps is None else args.steps
-    options = selector_training.Options(steps=steps, heads_only=args.heads_only, **(preset | given))
+    options = selector_options.Options(steps=steps, heads_only=args.heads_only, **(preset | given))
     selector_training.train(args.work, options, base=base, clip=clip, wanted=args.tasks)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +24,8 @@ from diffplugin.plugins.train.common import gaussian
 from diffplugin.plugins.train.loop import Plan
 from diffplugin.plugins.train.loop import fit as run
 from diffplugin.plugins.train.metrics import selection
+from diffplugin.plugins.train.selector_options import Options
 from diffplugin.plugins.train.wording import WORDS, Request
-
-if TYPE_CHECKING:
-    from diffplugin.plugins.train.selector_training import Options
 
 Encode = Callable[[list[str]], Tensor]
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"

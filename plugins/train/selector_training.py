@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,58 +16,11 @@ from diffplugin.export.checkpoints import Checkpoint, find
 from diffplugin.plugins import cards
 from diffplugin.plugins.train import common, corpus, data, layout, pool, selector
 from diffplugin.plugins.train.metrics import selection
+from diffplugin.plugins.train.selector_options import Options
 from diffplugin.plugins.train.wording import WORDS
 
 _BATCH = 16  # pictures that the encoders see at once
 VALIDATION_REQUESTS = 2000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The numbers of a selector's training.
-
-    Attributes:
-        heads_only: frozen text encoder and paper Eq. 6; else text encoder and heads together.
-        images_per_task: pictures of each task at most (the paper: 5,000).
-        removed: "visual" or "textual": that head is the identity and does not learn (paper table 6).
-    """
-
-    steps: int
-    heads_only: bool = False
-    train_batch_size: int = 64
-    learning_rate: float = 2e-3
-    lr_scheduler: str = "cosine"
-    negatives: int = 7
-    temperature: float = 0.07
-    images_per_task: int = 400
-    removed: str = ""
-    seed: int = 0
-
-    def check(self) -> None:
-        """Raises:
-        RequestError: a number out of its range; all of them at once.
-        """
-        least = {"steps": 1, "train_batch_size": 1, "negatives": 1, "images_per_task": 1}
-        faults = [
-            f"--{k.replace('_', '-')} is {getattr(self, k)}, expected {v} or more"
-            for k, v in least.items()
-            if getattr(self, k) < v
-        ]
-        faults += [
-            f"--{k.replace('_', '-')} is {getattr(self, k):g}, expected more than 0"
-            for k in ("learning_rate", "temperature")
-            if not getattr(self, k) > 0
-        ]
-        if faults:
-            raise RequestError("; ".join(faults))
-
-
-PAPER: dict[str, Any] = {
-    "train_batch_size": 8,
-    "learning_rate": 1e-5,
-    "lr_scheduler": "constant",
-    "images_per_task": 5000,
-}
 
 
 def pictures(work: Path, per_task: int) -> Iterator[common.Pixels]:

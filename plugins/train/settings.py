@@ -87,6 +87,24 @@ class Recipe:
         return max(self.num_train_epochs * -(-pairs // pictures), 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a plugin is trained beside its recipe.
+
+    ``variant``: "released", or an ablation (:data:`.variants.VARIANTS`), which is written as a plugin too where the
+    released layout can hold it. ``loss``: "latent" (Eq. 3, or the small recipe's), or "picture", to finish a plugin
+    (:func:`.plugin.picture_loss`). ``restart``: states made from other inputs are removed.
+    """
+
+    recipe: Recipe
+    variant: str = "released"
+    loss: str = "latent"
+    trackers: tuple[str, ...] = ("tensorboard",)
+    cache_latents: bool = False
+    restart: bool = False
+    dry_run: bool = False
+
+
 PAPER = Recipe(
     name="paper",
     eq3=True,

@@ -29,7 +29,7 @@ from diffplugin.plugins.train import (
     validation,
     variants,
 )
-from diffplugin.plugins.train.settings import Recipe, describe
+from diffplugin.plugins.train.settings import Recipe, Settings, describe
 from diffplugin.runtime.planning.memory import available_memory
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
 
@@ -37,24 +37,6 @@ SHOWN = 16  # test photos that a finished plugin is scored on; dp-eval takes all
 # numbers of a recipe that may change between a kill and the resumption
 _FREE = ("max_train_steps", "num_train_epochs", "dataloader_num_workers", "checkpointing_steps", "validation_steps")
 Log = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a plugin is trained beside its recipe.
-
-    ``variant``: "released", or an ablation (:data:`.variants.VARIANTS`), which is written as a plugin too where the
-    released layout can hold it. ``loss``: "latent" (Eq. 3, or the small recipe's), or "picture", to finish a plugin
-    (:func:`plugin.picture_loss`). ``restart``: states made from other inputs are removed.
-    """
-
-    recipe: Recipe
-    variant: str = "released"
-    loss: str = "latent"
-    trackers: tuple[str, ...] = ("tensorboard",)
-    cache_latents: bool = False
-    restart: bool = False
-    dry_run: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -156,11 +157,11 @@ def test_rates(schedule: str, rates: list[float]) -> None:
 
 def test_trackers_that_are_not_there_are_named(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
-    try:
-        import wandb  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("wandb") is None:
         with pytest.raises(MissingDependency, match=r"--report-to wandb: .*diffplugin\[wandb\]"):
             loop.fit(Given(), loop.Plan(steps=1, peak=1.0, trackers=("wandb",)), tmp_path / "w.pt", name="w")
+    with pytest.raises(MissingDependency, match="--report-to no_such_tracker"):
+        loop.fit(Given(), loop.Plan(steps=1, peak=1.0, trackers=("no_such_tracker",)), tmp_path / "n.pt", name="n")
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ import torch
 from diffplugin.export.tokenizer import build_tokenizer
 from diffplugin.plugins.train import corpus, layout, selector
 from diffplugin.plugins.train.metrics import selection
-from diffplugin.plugins.train.selector_training import Options, pick_threshold
+from diffplugin.plugins.train.selector_options import Options
+from diffplugin.plugins.train.selector_training import pick_threshold
 from diffplugin.plugins.train.wording import WORDS, Request, Wording
 
 TEXTS = [r.text for r in corpus.corpus(1500, 0)]
