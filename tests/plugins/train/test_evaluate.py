@@ -33,6 +33,7 @@ def test_row_is_measured_on_the_bundle(restorer: Restorer) -> None:
     bad = [degrade(c, task, evaluate.SEED + i) for i, c in enumerate(clean)]
     again = restorer.restore(bad[0], plugins=[task], steps=2, tile="off").array
     assert np.array_equal(made[0], again), "what the engines make"
+    assert row.made is not None and row.given is not None
     assert row.made.psnr == pytest.approx(np.mean([psnr(m, c) for m, c in zip(made, clean, strict=True)]))
     assert row.given.psnr == pytest.approx(np.mean([psnr(b, c) for b, c in zip(bad, clean, strict=True)]))
     assert sheet[0].shape == (192, 64, 3) and row.task in row.line()

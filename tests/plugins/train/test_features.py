@@ -29,8 +29,8 @@ class Inception(nn.Module):
     def forward(self, img: Tensor, return_features: bool = False, use_fp16: bool = False) -> Tensor:
         x = self.body((img.float() - 128) / 128)
         if return_features:
-            return x
-        return self.output(x).softmax(dim=1)
+            return x  # type: ignore[no-any-return]
+        return self.output(x).softmax(dim=1)  # type: ignore[no-any-return]
 
 
 class Layered(Inception):
@@ -42,7 +42,7 @@ class Layered(Inception):
 
 
 def script(network: nn.Module, path: Path) -> Path:
-    torch.jit.script(network).save(str(path))
+    torch.jit.script(network).save(str(path))  # type: ignore[no-untyped-call]
     return path
 
 
@@ -89,9 +89,9 @@ class Bad(nn.Module):
         if self.kind == "softmax":
             return (means[:, :2] / 50).softmax(dim=1)
         if self.kind == "logits":
-            return self.classes(means)
+            return self.classes(means)  # type: ignore[no-any-return]
         if self.kind == "maps":
-            return self.map(x)
+            return self.map(x)  # type: ignore[no-any-return]
         return torch.zeros(len(x), 5)
 
 

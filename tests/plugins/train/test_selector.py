@@ -98,7 +98,7 @@ def test_every_anchor_meets_one_positive_and_n_negatives(  # type: ignore[no-unt
         return torch.tensor([e.ids for e in tokenizer.encode_batch(texts)])
 
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(selector, "contrastive_loss", lambda s, t: (seen.append(s), s.sum())[1])
+    monkeypatch.setattr(selector, "contrastive_loss", lambda s, t: seen.append(s) or s.sum())  # type: ignore[func-returns-value]
     model = selector.fresh(selector.text_config(tokenizer.get_vocab(), 32))
     options = Options(steps=1, heads_only=True, train_batch_size=batch, negatives=negatives)
     shipped = ("derain", "dehaze", "face")
@@ -124,7 +124,7 @@ def test_a_removed_head_is_the_identity_and_stays_it(tokenizer, tmp_path: Path) 
 
 def test_threshold_is_the_middle_of_the_best_ones_and_0_where_it_does() -> None:
     wanted = np.array([[1, 0], [0, 1], [0, 0], [1, 1]] * 10, bool)
-    scores = np.where(wanted, 2.0, 1.0).astype(np.float32) + np.linspace(0, 0.1, 80).reshape(40, 2)
+    scores = (np.where(wanted, 2.0, 1.0) + np.linspace(0, 0.1, 80).reshape(40, 2)).astype(np.float32)
     assert selection(scores, wanted, 0.0)["ZTA"] == 0.25, "everything is selected at 0"
     theta = pick_threshold(scores, wanted)
     assert 1.1 < theta < 2.0 and selection(scores, wanted, theta)["ZTA"] == 1

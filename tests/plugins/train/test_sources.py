@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from diffplugin.plugins.train import sources
 RNG = np.random.default_rng(0)
 
 
-def picture(path: Path, size: tuple[int, int] = (40, 30), **more: object) -> Path:
+def picture(path: Path, size: tuple[int, int] = (40, 30), **more: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(RNG.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).save(path, **more)
     return path
@@ -117,7 +118,7 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     files = [[str(picture(tmp_path / f"{kind}{i}.png")) for i in range(3)] for kind in ("gt", "in")]
     made = datasets.Dataset.from_dict(dict(zip(sources.COLUMNS, files, strict=True)))
     asked: list[tuple[str, str]] = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: (asked.append((name, split)), made)[1])
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: asked.append((name, split)) or made)  # type: ignore[func-returns-value]
     found = sources.open_source("someone/rain:test")
     assert asked == [("someone/rain", "test")] and len(found) == 3
     truth, given = found.pair(2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from diffplugin.plugins.train import variants
 from diffplugin.plugins.train.plugin import Denoiser, scb_config
 from tests.plugins.train.toys import TOY
 
-SD = {  # Stable Diffusion 1.4's widths
+SD: dict[str, Any] = {  # Stable Diffusion 1.4's widths
     "block_out_channels": [320, 640, 1280, 1280],
     "attention_head_dim": 8,
     "cross_attention_dim": 768,
