@@ -24,7 +24,6 @@ def build_parser() -> argparse.ArgumentParser:
         prog="dp-bench",
         description="Measure this project beside its peers: speed, start, memory and fidelity in one run.",
     )
-    add_common_options(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     commands.add_parser("list", help="the contenders")
     for name, text in (("run", "measure"), ("prepare", "fill every contender's caches, measure nothing")):
@@ -60,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = commands.add_parser("compare", help="what changed between two results beyond noise")
     add.add_argument("before", type=path, metavar="BEFORE")
     add.add_argument("after", type=path, metavar="AFTER")
+    add_common_options(parser)
     return parser
 
 
@@ -90,6 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return COMMANDS[args.command](args)
 
     return execute("dp-bench", build_parser().parse_args, run, argv)
+
+
+def _log(args: argparse.Namespace) -> Callable[[str], None]:
+    """Where lines of progress go."""
+    return (lambda line: None) if args.quiet else say
 
 
 def _names(args: argparse.Namespace) -> tuple[str, ...]:
@@ -129,13 +134,13 @@ def _list(args: argparse.Namespace) -> int:
 
 def _prepare(args: argparse.Namespace) -> int:
     bench = _bench(args)
-    made = [measure.prepare(bench, name, say) for name in bench.contenders]
+    made = [measure.prepare(bench, name, _log(args)) for name in bench.contenders]
     return FAILED if all("error" in one for one in made) else DONE
 
 
 def _run(args: argparse.Namespace) -> int:
     trained = fidelity.read_fidelity(args.fidelity) if args.fidelity else None
-    result = measure.run(_bench(args), args.out, resume=args.resume, prepared=args.prepared, log=say)
+    result = measure.run(_bench(args), args.out, resume=args.resume, prepared=args.prepared, log=_log(args))
     if trained:
         _keep_fidelity(trained, args.out)
     return _render(result, args.out)
@@ -165,7 +170,7 @@ def _fidelity(args: argparse.Namespace) -> int:
         photos=args.photos,
         threads=args.threads,
         timeout=args.timeout,
-        log=say,
+        log=_log(args),
     )
     write_text(args.out / "fidelity.md", report.fidelity_markdown(result))
     say(f"{args.out / 'fidelity.md'}")

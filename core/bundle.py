@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from diffplugin.errors import BundleDamaged, BundleError, ForeignEngine
@@ -121,7 +121,7 @@ class Bundle:
             self.file(data.relative_to(self.path).as_posix())
         if path.suffix == ".onnx":
             try:
-                foreign = locations(path) - {data.name for data in beside}
+                foreign = _locations(path, *identity(path)) - {data.name for data in beside}
             except (OSError, ValueError) as error:
                 raise BundleDamaged(f"{path}: is no ONNX graph ({error}); export the bundle again") from None
             if foreign:
@@ -191,6 +191,12 @@ class Bundle:
             and (device is None or device in entry.devices)
             and entry.graph_sha256 == self.graph(entry.graph, entry.precision).sha256
         )
+
+
+@lru_cache(maxsize=256)
+def _locations(path: Path, *identity: int) -> frozenset[str]:
+    """:func:`locations`, read again only if the file has changed."""
+    return frozenset(locations(path))
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:

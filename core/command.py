@@ -78,11 +78,23 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """``--version``, ``-q``, ``-v`` and ``--print-completion``."""
+    """``--version``, ``-q``, ``-v`` and ``--print-completion``; call it when all subcommands are there, which take the
+    first three as well."""
+    _add_general(parser, default=False)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                _add_general(child, default=argparse.SUPPRESS)  # what was said before the subcommand stays
+
+
+def _add_general(parser: argparse.ArgumentParser, default: Any) -> None:
     group = parser.add_argument_group("general")
     group.add_argument("--version", action="version", version=f"diffplugin {__version__}")
-    group.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
-    group.add_argument("-v", "--verbose", action="store_true", help="say more: what is loaded, built and cached")
+    words = {"quiet": "say nothing but errors", "verbose": "say more: what is loaded, built and cached"}
+    for name, told in words.items():
+        group.add_argument(f"-{name[0]}", f"--{name}", action="store_true", default=default, help=told)
+    if default is argparse.SUPPRESS:
+        return
     group.add_argument(
         "--print-completion",
         action=_PrintCompletion,

@@ -1,10 +1,11 @@
-"""What this process's control group lets it use of processors and threads: the limits of containers and services.
+"""What this process's control group lets it use of processors, memory and threads: limits of containers and services.
 
 Version 1 and 2, https://docs.kernel.org/admin-guide/cgroup-v2.html.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -22,9 +23,8 @@ def folders(controller: str) -> Iterator[tuple[Path, bool]]:
         version_2 = not controllers
         if not version_2 and controller not in controllers.split(","):
             continue
-        root = ROOT if version_2 else ROOT / controllers
-        if not version_2 and not root.is_dir():  # cpu and cpuacct are one folder, and each a link to it
-            root = ROOT / controller
+        # cpu and cpuacct are one folder, and each a link to it
+        root = ROOT if version_2 else next((r for r in (ROOT / controllers, ROOT / controller) if r.is_dir()), ROOT)
         inner = PurePosixPath(place).relative_to("/") if place.startswith("/") else PurePosixPath()
         yield from ((root / part, version_2) for part in (inner, *inner.parents))
 
@@ -40,6 +40,18 @@ def cpu_quota() -> float | None:
         if len(numbers) == 2 and all(number.isdecimal() and int(number) for number in numbers):
             quotas.append(int(numbers[0]) / int(numbers[1]))
     return min(quotas, default=None)
+
+
+def spare_memory() -> int | None:
+    """Bytes that the group may still take, the least of all limits, page cache not counted as used; None: no limit."""
+    spare = []
+    for folder, version_2 in folders("memory"):
+        names = ("memory.max", "memory.current") if version_2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        limit, used = (_read(folder / name).strip() for name in names)
+        if limit.isdecimal() and used.isdecimal():
+            cache = re.search(r"^(?:total_)?inactive_file (\d+)", _read(folder / "memory.stat"), re.MULTILINE)
+            spare.append(max(0, int(limit) - int(used) + (int(cache[1]) if cache else 0)))
+    return min(spare, default=None)
 
 
 def spare_threads() -> int | None:

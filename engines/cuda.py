@@ -75,6 +75,7 @@ class CudaDriver:
         return values[0] if len(values) == 1 else tuple(values)
 
     def _failure(self, call: str, error: Any) -> EngineError:
+        self._cuda.cudaGetLastError()  # else the next library to ask in this thread takes it for its own
         name = str(getattr(error, "name", error))
         said, text = self._cuda.cudaGetErrorString(error)
         words = text.decode() if int(said) == 0 and isinstance(text, bytes) else "no description"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffplugin.engines.base import Engine, OnnxBuilder, check_names, check_precision, engine_threads, one_line
 from diffplugin.engines.onnxruntime_install import broken_reason
-from diffplugin.errors import EngineError, EngineNotLoaded, EngineUnavailable
+from diffplugin.errors import EngineError, EngineNotLoaded
 from diffplugin.spec import Array, GraphSpec
 
 if TYPE_CHECKING:
@@ -28,10 +28,8 @@ class OnnxRuntimeEngine(Engine):
 
     Args:
         weights_bytes: size of the graph's weights as float32.
-        provider: execution provider; the processor's unless told otherwise.
 
     Raises:
-        EngineUnavailable: the provider cannot be used; ONNX Runtime by itself would take another without a word.
         EngineNotLoaded: the file cannot be loaded.
         BundleDamaged: the file's tensors are not the contract's.
     """
@@ -46,33 +44,20 @@ class OnnxRuntimeEngine(Engine):
         threads: int,
         *,
         weights_bytes: int = 0,
-        provider: str = CPU,
         precision: str = "fp32",
     ) -> None:
         import onnxruntime as ort
 
         super().__init__(spec, precision)
-        here = ort.get_available_providers()
-        if provider not in here:
-            raise EngineUnavailable(
-                f"engine onnxruntime: this build has no {provider}, only {', '.join(here)}; "
-                "install the package of ONNX Runtime that brings it"
-            )
         try:
             self._session: Any = ort.InferenceSession(
                 path,
                 _options(ort, threads),
-                providers=[provider],
+                providers=[CPU],
                 disabled_optimizers=["NchwcTransformer"] if weights_bytes > _BLOCKED_UP_TO else None,
             )
         except Exception as error:  # the library raises a dozen kinds for one fact
             raise EngineNotLoaded(f"{path}: ONNX Runtime cannot load it ({one_line(error)})") from None
-        used = self._session.get_providers()
-        if used[0] != provider:
-            raise EngineUnavailable(
-                f"engine onnxruntime: {provider} cannot run here, ONNX Runtime fell back to {used[0]}; "
-                "check the driver, or use another engine"
-            )
         self._outputs = [t.name for t in spec.outputs]
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         check_names(spec, path, (i.name for i in inputs), (o.name for o in outputs))
@@ -139,9 +124,6 @@ class OnnxRuntimeBuilder(OnnxBuilder):
     name = "onnxruntime"
     concurrent = True
 
-    def __init__(self, provider: str = CPU) -> None:
-        self.provider = provider
-
     def unavailable_reason(self) -> str | None:
         return broken_reason()
 
@@ -151,7 +133,7 @@ class OnnxRuntimeBuilder(OnnxBuilder):
         return str(onnxruntime.__version__)
 
     def device(self) -> str:
-        return "cpu" if self.provider == CPU else self.provider
+        return "cpu"
 
     def precisions(self) -> tuple[str, ...]:
         return ("fp32",)
@@ -167,5 +149,4 @@ class OnnxRuntimeBuilder(OnnxBuilder):
                 path,
                 count,
                 weights_bytes=bundle.graph(key).weights_bytes,
-                provider=self.provider,
             )

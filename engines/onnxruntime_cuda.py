@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 NAME = "onnxruntime-cuda"
 VARIANTS = {"fp16": "cuda-fp16", "fp32": "cuda-fp32"}  # precision -> the bundle's graphs in this engine's form
+_SETTLING = 8  # runs until the arena needs no more
 _BATCH = 20  # timesteps that the SCB may take at once
 _SETTINGS = {
     "prefer_nhwc": "1",
@@ -198,7 +199,33 @@ class OnnxRuntimeCudaContext:
                 raise _failure(f"{self._engine.spec.graph}: ONNX Runtime failed", error) from None
 
     def capture_blocker(self, stream: int) -> str | None:
-        return self._engine.capture_blocker
+        """None once a run allocates nothing, which is tried: an allocation ends a capture.
+
+        The arena fits requests into what is free when they come. With all of it free at the start, a second run may fit
+        them otherwise than the first and need more; a run that needed nothing is repeated as it was for ever.
+        """
+        if self._engine.capture_blocker is not None:
+            return self._engine.capture_blocker
+        for _ in range(_SETTLING):
+            if self._records(stream):
+                return None
+            self.enqueue(stream)
+            self._engine.driver.synchronize(stream)
+        return f"{self._engine.spec.graph}: ONNX Runtime still allocates after {_SETTLING} runs"
+
+    def _records(self, stream: int) -> bool:
+        """Whether a run can be captured; it is thrown away."""
+        driver, recorded = self._engine.driver, True
+        driver.begin_capture(stream)
+        try:
+            self.enqueue(stream)
+        except EngineError:
+            recorded = False
+        try:
+            driver.destroy_graph(driver.end_capture(stream))
+        except EngineError:
+            recorded = False
+        return recorded
 
     def close(self) -> None:
         self._bind, self._io, self._session = {}, None, None

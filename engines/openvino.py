@@ -273,6 +273,11 @@ def _core() -> Any:
 
 
 @cached
+def _version() -> str:
+    return importlib.metadata.version("openvino")
+
+
+@cached
 def _facts(target: str) -> tuple[str, tuple[str, ...]]:
     """(name, capabilities) of a device as OpenVINO sees it."""
     core = _core()
@@ -318,7 +323,7 @@ class OpenVinoBuilder:
         )
 
     def version(self) -> str:
-        return importlib.metadata.version("openvino")
+        return _version()
 
     def device(self) -> str:
         """Compiled models hold code for the processor's instruction set: the capabilities name it."""

@@ -18,6 +18,7 @@ from diffplugin.runtime.execution.run import Observer, Run
 from diffplugin.runtime.execution.stage import restore_stage
 from diffplugin.runtime.options import OptionFields, RestoreOptions, complete_options
 from diffplugin.runtime.photos.mask import Mask, MaskSource, as_mask, compose
+from diffplugin.runtime.photos.photo import Deep
 from diffplugin.runtime.photos.pixels import (
     crop,
     from_tensor,
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
     from diffplugin.engines.base import EngineBuilder
 
-    PhotoLike = Photo | Image.Image | Pixels | str | os.PathLike[str] | bytes | IO[bytes]
+    PhotoLike = Photo | Image.Image | Pixels | Deep | str | os.PathLike[str] | bytes | bytearray | IO[bytes]
 
 Progress = Callable[[int, int, str], None]  # (UNet runs done, in all, the plugin at work)
 

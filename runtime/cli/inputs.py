@@ -107,7 +107,9 @@ def find_photos(words: Sequence[str], *, recursive: bool = False) -> Inputs:
     for word in words:
         path = _expand(word)
         count, unread = len(found.photos), _unsupported(found)
-        if word == str(STDIN):
+        if not word:
+            nothing = "an empty name, expected a photo"
+        elif word == str(STDIN):
             found.photos.append(Input(path=STDIN))
         elif os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for names that are too long
             _take_folder(Path(path), Path(path), found, recursive)
@@ -122,7 +124,7 @@ def find_photos(words: Sequence[str], *, recursive: bool = False) -> Inputs:
         else:
             found.photos.append(Input(path=Path(path)))
         if len(found.photos) == count and _unsupported(found) == unread:
-            found.faults.append(f"{printable(word)}: {nothing}")
+            found.faults.append(f"{printable(word) or repr(word)}: {nothing}")
     own = {photo.path for photo in found.photos if photo.root is None}
     once = {photo.path: photo for photo in reversed(found.photos)}
     order = dict.fromkeys(photo.path for photo in found.photos)

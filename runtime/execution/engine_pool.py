@@ -89,11 +89,6 @@ class EnginePool:
         _log.warning("%s; going on with %s %s", error, self.builder.name, self.precision)
         return True
 
-    def loaded(self) -> tuple[str, ...]:
-        """Keys of the engines in memory."""
-        with self._lock:
-            return tuple(self._engines)
-
     def close(self) -> None:
         """Give back all memory; the pool cannot be used again."""
         with self._lock:

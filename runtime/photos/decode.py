@@ -264,7 +264,7 @@ def _frozen(array: NDArray[Any]) -> Any:
     return copy
 
 
-def photo_from_array(array: Pixels, name: str, limit: int | None) -> Photo:
+def photo_from_array(array: Pixels | Deep, name: str, limit: int | None) -> Photo:
     """uint8 or uint16 [H, W] or [H, W, C], copied: 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha) channels.
 
     Raises:

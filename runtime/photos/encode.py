@@ -66,10 +66,10 @@ GIF = Format(
 def not_kept(photo: Photo, form: Format) -> tuple[str, ...]:
     """What a file of this format cannot hold of a photo, one phrase each."""
     details = photo.details
+    deep = form.deep and not (form is PNG and photo.frames)  # an animated PNG is written by Pillow, at 8
     lost = {
         "alpha: the picture stands over white": photo.alpha is not None and not form.alpha,
-        "16 bits a channel: 8 are written": photo.deep is not None
-        and (not form.deep or (form is PNG and photo.frames != ())),
+        "16 bits a channel: 8 are written": photo.deep is not None and not deep,
         "grey as a mode of its own": photo.mode == "L" and "L" not in form.modes and form is not GIF,
         "the palette: all colours are written": photo.mode == "P" and "P" not in form.modes,
         "all colours: a GIF holds 256": photo.mode != "P" and form is GIF,

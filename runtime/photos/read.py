@@ -39,7 +39,7 @@ from diffplugin.errors import DamagedImage, ImageError, RequestError, Unsupporte
 from diffplugin.runtime.photos.decode import Source, check_size, decode, photo_from_array
 from diffplugin.runtime.photos.kinds import first_words, looks_like_a_picture, reader_of, unread_kind
 from diffplugin.runtime.photos.mend import mended
-from diffplugin.runtime.photos.photo import MIN_SIDE, Photo, Pixels
+from diffplugin.runtime.photos.photo import MIN_SIDE, Deep, Photo, Pixels
 from diffplugin.runtime.photos.raw import raw_size, read_raw
 
 __all__ = ["MAX_PIXELS", "MIN_SIDE", "Photo", "Pixels", "photo_from", "pixel_limit", "printable", "read_photo"]
@@ -111,7 +111,9 @@ def read_header(path: str | os.PathLike[str], *, name: str | None = None) -> tup
         return image.format or "", image.size
 
 
-def photo_from(image: Photo | Image.Image | Pixels | str | os.PathLike[str] | bytes | IO[bytes]) -> Photo:
+def photo_from(
+    image: Photo | Image.Image | Pixels | Deep | str | os.PathLike[str] | bytes | bytearray | IO[bytes],
+) -> Photo:
     """A :class:`Photo` from what a Python caller has at hand.
 
     Args:

@@ -131,6 +131,17 @@ def test_types(monkeypatch: pytest.MonkeyPatch) -> None:
         path("~nosuch/a")
 
 
+def test_general_options_stand_before_and_behind_a_subcommand() -> None:
+    parser = Parser(prog="dp-test")
+    commands = parser.add_subparsers(dest="command", parser_class=Parser)
+    commands.add_parser("run").add_argument("--out")
+    add_common_options(parser)
+    for words in (["-q", "run"], ["run", "-q"], ["run", "--quiet", "--out", "x"], ["-q", "run", "-v"]):
+        args = parser.parse_args(words)
+        assert args.quiet and args.verbose == ("-v" in words), words
+    assert not parser.parse_args(["run"]).quiet
+
+
 def _main(name: str) -> Any:
     pytest.importorskip("torch", reason="most commands need the extra [export]")
     module = next(one.module for one in COMMANDS if one.name == name)

@@ -41,7 +41,7 @@ def watch(tmp_path: Path, name: str, *words: str, **environment: str) -> Seen:
         folder.mkdir(exist_ok=True)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("ORT_", "XDG_", "DIFFPLUGIN_", "CI", "GITHUB_"))}
     env |= {"HOME": str(home), "DIFFPLUGIN_CACHE": str(cache), "TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"}
-    code = f"import sys; from diffplugin.command import {name}; sys.exit({name}())"
+    code = f"import sys; from diffplugin.entry import {name}; sys.exit({name}())"
     command = [STRACE, "-f", "-qq", "-y", "-s", "200", "-e", f"trace={_CALLS}", "-o", str(log)]
     traced = [*command, sys.executable, "-c", code, *words]
     done = subprocess.run(traced, capture_output=True, text=True, cwd=tmp_path, env=env | environment, check=False)
@@ -51,7 +51,9 @@ def watch(tmp_path: Path, name: str, *words: str, **environment: str) -> Seen:
     calls = [line.split(maxsplit=1)[1].strip() for line in log.read_text(errors="replace").splitlines()]
     assert len(calls) > 100, "strace saw nothing"
     calls = [call for call in calls if not re.search(r"= -1 (?:ENOENT|EEXIST|ENOTDIR)", call)]
-    return Seen([call for call in calls if re.match(r"socket|connect|send|bind", call)], _written(calls, tmp_path))
+    talking = [call for call in calls if re.match(r"socket|connect|send|bind", call)]
+    # PyTorch asks for the user's name, and the C library first its own daemon, through a socket in the file system
+    return Seen([call for call in talking if "AF_UNIX" not in call], _written(calls, tmp_path))
 
 
 def _written(calls: list[str], folder: Path) -> set[Path]:

@@ -107,27 +107,6 @@ def test_threads(tiny: Any) -> None:
         load(tiny, threads=0)
 
 
-def test_an_unknown_provider_is_refused(tiny: Any) -> None:
-    gpu = OnnxRuntimeBuilder("CUDAExecutionProvider")
-    assert gpu.device() == "CUDAExecutionProvider"
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        with pytest.raises(EngineUnavailable, match=r"has no CUDAExecutionProvider, only .*CPUExecutionProvider"):
-            load(tiny, gpu)
-
-
-def test_a_silent_fallback_is_detected(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    # what onnxruntime-gpu does without a driver: the provider is listed, cannot load, and the CPU takes its place
-    true = ort.InferenceSession
-    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    monkeypatch.setattr(
-        ort,
-        "InferenceSession",
-        lambda *args, **options: true(*args, **options | {"providers": ["CPUExecutionProvider"]}),
-    )
-    with pytest.raises(EngineUnavailable, match=r"CUDAExecutionProvider cannot run here, .* fell back to CPUExec"):
-        load(tiny, OnnxRuntimeBuilder("CUDAExecutionProvider"))
-
-
 @pytest.mark.parametrize("content", [b"", b"no graph", None])
 def test_an_unreadable_graph_is_one_line(tiny: Any, content: bytes | None) -> None:
     path = tiny.bundle.path / "onnx" / "unet.onnx"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,11 +25,11 @@ from diffplugin.engines.openvino import OpenVinoBuilder, OpenVinoEngine
 from diffplugin.errors import BundleDamaged, EngineError, EngineUnavailable, RequestError, ShapeMismatch
 from diffplugin.manifest import EngineEntry, fingerprint
 from diffplugin.shapes import Range
+from tests.lesser import openvino_below, run_tests
 
 Make = Callable[..., Any]
 Worst = Callable[[Any, Any], float]
 NATIVE = OpenVinoBuilder().precisions()
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def load(tiny: Any, **options: Any) -> OpenVinoEngine:
@@ -183,24 +181,21 @@ LESSER = (  # what a processor decides in this file
     "test_bf16_is_refused_where_it_would_be_float32",
     "test_equal_to_numpy_at_any_size",
     "test_the_builder_names_its_machine",
-    "test_int8_runs_the_quantised_graph_and_is_close",
 )
+INT8 = "test_int8_runs_the_quantised_graph_and_is_close"
 
 
-@pytest.mark.parametrize("ceiling", ["AVX2", pytest.param("AVX512_CORE_VNNI", marks=pytest.mark.slow)])
-def test_a_lesser_processor(ceiling: str, tmp_path: Path) -> None:
-    """The tests above on a processor without bf16 and without or with AVX-512: none may be skipped.
-
-    OpenVINO has two ceilings: of what it reports and decides, and of the kernels of the oneDNN inside it.
-    """
-    ceilings = {"OV_CPU_MAX_ISA": ceiling, "ONEDNN_MAX_CPU_ISA": ceiling}
-    environment = {**os.environ, **ceilings, "DIFFPLUGIN_CACHE": str(tmp_path)}
-    tests = [f"{__file__}::{name}" for name in LESSER]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *tests],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0 and " passed" in done.stdout and "skipped" not in done.stdout, done.stdout[-3000:]
+@pytest.mark.parametrize(
+    ("ceiling", "names"),
+    [
+        ("AVX2", LESSER),
+        pytest.param("AVX2", (INT8,), marks=pytest.mark.slow),
+        pytest.param("AVX512_CORE_VNNI", (*LESSER, INT8), marks=pytest.mark.slow),
+    ],
+)
+def test_a_lesser_processor(ceiling: str, names: tuple[str, ...], tmp_path: Path) -> None:
+    """The tests above on a processor without bf16, and without or with AVX-512."""
+    run_tests(openvino_below(ceiling), __file__, *names, cache=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -470,3 +465,37 @@ def test_precisions_are_what_the_device_says(
     assert builder.precisions() == precisions and builder.hint("fp16") == builder.hint("int8") == "f16"
     assert builder.missing_variant(tiny.bundle, "fp16") is None and builder.variant("fp16") == "fp32"
     assert "has no int8 graphs" in str(builder.missing_variant(tiny.bundle, "int8"))
+
+
+_CLOSED = """
+import gc, re, sys
+import numpy as np
+from pathlib import Path
+import diffplugin
+
+def threads():
+    return int(re.search(r"Threads:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+def private():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+
+photo = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+facts = []
+for _ in range(2):
+    with diffplugin.load(engine="openvino", precision="fp32", threads=2) as restorer:
+        restorer.restore(photo, plugins=["derain"])
+        living = threads(), private()
+    gc.collect()
+    facts += [living, (threads(), private())]
+print(*(number for pair in facts for number in pair))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_closing_gives_threads_and_memory_back() -> None:
+    done = subprocess.run([sys.executable, "-c", _CLOSED], capture_output=True, text=True, check=True)
+    numbers = [int(number) for number in done.stdout.split()]
+    (living, used), (left, kept), (again, _), (left_again, kept_again) = zip(numbers[::2], numbers[1::2], strict=True)
+    print(f"threads {living} -> {left}, {again} -> {left_again}; MiB {used} -> {kept} -> {kept_again}")
+    assert left_again <= left < 10 < living
+    assert kept < 0.5 * used and kept_again < kept + 16

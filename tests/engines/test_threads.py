@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,14 @@ def test_threads_that_cannot_be_started_are_named(monkeypatch: pytest.MonkeyPatc
         engine_threads(8)
     monkeypatch.setattr(base, "spare_threads", lambda: None)
     started = iter(range(4))
-    start = base.threading.Thread.start
+    start = threading.Thread.start
 
     def limited(thread: Any) -> None:
         if next(started, None) is None:
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    monkeypatch.setattr(base.threading.Thread, "start", limited)
+    monkeypatch.setattr(threading.Thread, "start", limited)
     with pytest.raises(EngineError, match="threads is 8, but only 4 more can be started"):
         engine_threads(8)
 

@@ -50,7 +50,7 @@ def test_tensorrt_needs_its_library_and_a_gpu(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "out")
-    assert cli.main(["--engine", "onnxruntime", "--gpus", "sm_89", "--weight-streaming", "--out", out]) == 1
+    assert cli.main(["--engine", "onnxruntime", "--gpus", "sm_89", "--weight-streaming", "--out", out]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     said = "engine onnxruntime: --gpus, --weight-streaming is for TensorRT engines; leave it out, or use --engine"
     assert line == f"dp-export: {said} tensorrt-rtx"

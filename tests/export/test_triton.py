@@ -107,7 +107,7 @@ def test_the_loop_makes_the_picture_of_dp_infer(
 ) -> None:
     with diffplugin.load(engine="onnxruntime", precision="fp32") as restorer:
         expected = restorer.restore(photo, **words)
-        used = {model_name("embedded", key) for key in restorer._pool.loaded()}
+        used = {model_name("embedded", key) for key in restorer._pool._engines}
     request = asked(photo, **inputs)
     assert server.fault(request) is None
     with server.python_model(LOOP) as model:

@@ -16,6 +16,8 @@ from PIL import Image
 pytest.importorskip("torch", reason="needs the extra [bench]")
 pytest.importorskip("skimage", reason="needs the extra [bench]")
 
+import torch
+
 from diffplugin.bench.gpu_acceptance import card, full_width, parts
 from diffplugin.bench.gpu_acceptance.job import DevicePeak, Job, interleaved, photograph
 from diffplugin.bundle import Bundle, default_bundle, write_manifest
@@ -179,7 +181,7 @@ def test_operations_of_the_networks() -> None:
 
 
 def test_without_a_gpu_the_card_is_skipped(job: Job) -> None:
-    if card.torch.cuda.is_available():
+    if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     assert "no GPU" in card.ceilings(job)["skipped"] and "no GPU" in card.networks(job)["skipped"]
     assert "no sources" in card.native(job)["skipped"]

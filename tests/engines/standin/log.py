@@ -16,7 +16,7 @@ class Part:
     """Calls from one mark to the next.
 
     Attributes:
-        plain, captured: lines by kind, outside and inside a capture: "kernel", "lib", "memcpy H2D", "MALLOC" …
+        plain, captured: lines by kind, outside of captures and inside the last one: "kernel", "lib", "memcpy H2D", …
         transposes: kernels that move a map from one layout to another.
         devices: numbers of the devices that kernels and allocations were on.
     """
@@ -52,6 +52,8 @@ class Log:
             kind = " ".join(words[:2]) if words[0] in ("memcpy", "MEMCPYSYNC") else words[0]
             if kind in ("ENDCAPTURE", "BROKENCAPTURE"):
                 inside = False
+            if kind == "BEGINCAPTURE":
+                made.captured.clear()
             (made.captured if inside else made.plain)[kind] += 1
             inside = inside or kind == "BEGINCAPTURE"
             made.transposes += kind == "kernel" and bool(_TRANSPOSE.search(line))

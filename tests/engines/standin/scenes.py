@@ -125,6 +125,18 @@ def photo(bundle: str, precision: Precision = "fp16", device: str = "auto") -> A
     }
 
 
+def settling(bundle: str) -> Any:
+    """A size at which the arena fits a second run of the SCB otherwise than the first, and allocates again."""
+    with diffplugin.load(bundle, engine=ENGINE, precision="fp16") as made:
+        assert made.device is not None
+        log, parts = Log(), []
+        for i in range(3):
+            made.restore(_photo(40, 40), plugins=["derain"], steps=3, seed=i)
+            parts.append(_told(log.part()))
+        stages = [(p.replays, p.plain_reason) for p in made.device._stages.values()]
+    return {"stages": stages, "parts": parts}
+
+
 def around(bundle: str) -> Any:
     """What a request calls outside the captured graph: the plugin's tokens, once they have been made before."""
     with diffplugin.load(bundle, engine=ENGINE, precision="fp16") as made:
@@ -220,7 +232,7 @@ def refused(bundle: str, device: str = "") -> Any:
 
 
 _SCENES: dict[str, Callable[..., Any]] = {
-    scene.__name__: scene for scene in (graphs, full_width, photo, around, eviction, threads, memory, refused)
+    scene.__name__: scene for scene in (graphs, full_width, photo, settling, around, eviction, threads, memory, refused)
 }
 
 if __name__ == "__main__":

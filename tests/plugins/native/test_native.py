@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,7 +19,7 @@ def test_builds_without_warnings_and_meets_its_references(tmp_path: Path) -> Non
     gpus = "80;120"  # the oldest and the newest; CMakeLists.txt has them all
     steps = (
         ["cmake", "-S", str(ROOT), "-B", str(tmp_path), f"-DDIFFPLUGIN_GPUS={gpus}"],
-        ["cmake", "--build", str(tmp_path)],
+        ["cmake", "--build", str(tmp_path), "--parallel", str(os.cpu_count() or 1)],
         ["ctest", "--test-dir", str(tmp_path), "--output-on-failure", "--no-tests=error"],
     )
     for step in steps:

@@ -156,6 +156,7 @@ def test_size_tile_and_output_size(infer: Callable[..., Run]) -> None:
         (["photo.png", "rain", "--nonsense"], 2, "--nonsense"),
         (["gone.png", "rain"], 1, "gone.png: no such file"),
         (["*.tif", "rain"], 1, "no photo matches"),
+        (["", "rain"], 1, "'': an empty name"),
         (["photo.png", "rain", "-o", "out.xyz"], 1, ".xyz"),
         (["photo.png", "rain", "-o", "no/such/out.png"], 1, "does not exist"),
         (["photo.png", "rain", "-o", "photo.png/"], 2, "photo.png/ is a file"),

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from diffplugin import control_groups
 from diffplugin.runtime.planning import memory
 from diffplugin.runtime.planning.memory import UNET_BYTES, VAE_BYTES, available_memory, footprint, kept_bytes
 from diffplugin.spec import ModelDims
@@ -57,7 +58,9 @@ def test_arrays_as_large_as_the_picture_count_once_however_it_is_cut() -> None:
 
 
 def _files(monkeypatch: pytest.MonkeyPatch, files: Mapping[str, str]) -> None:
-    monkeypatch.setattr(memory, "_read", lambda path: files.get(path, ""))
+    for module in (memory, control_groups):
+        monkeypatch.setattr(module, "_read", lambda path: files.get(str(path), ""))
+    monkeypatch.setattr(control_groups.Path, "is_dir", lambda path: True)
 
 
 MACHINE = "MemTotal:  100 kB\nMemAvailable:    2000 kB\n"
@@ -76,6 +79,16 @@ MACHINE = "MemTotal:  100 kB\nMemAvailable:    2000 kB\n"
                 "/sys/fs/cgroup/a/b/memory.stat": "anon 5\ninactive_file 100\n",
             },
             500,
+        ),
+        (  # a limit of a group between
+            {
+                "/proc/self/cgroup": "0::/a/b/c\n",
+                "/sys/fs/cgroup/a/memory.max": "700\n",
+                "/sys/fs/cgroup/a/memory.current": "500\n",
+                "/sys/fs/cgroup/a/b/memory.max": "900\n",
+                "/sys/fs/cgroup/a/b/memory.current": "500\n",
+            },
+            200,
         ),
         (
             {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from diffplugin.errors import RequestError
 from diffplugin.runtime.sampling.start_noise import normal
+from tests.lesser import plain_kernels, run_tests
 
 # torch.randn(21) for seed 42: one whole block of sixteen and a tail, which is drawn anew over the last sixteen.
 SEED_42_OF_21 = """
@@ -65,6 +67,12 @@ def test_equals_torch(seed: int, shape: tuple[int, ...]) -> None:
     error = np.abs(got - expected)
     worst = int(error.argmax()) if error.size else 0
     assert (error <= limit).all(), f"number {worst} of {got.size} is off by {error.flat[worst]:.2e}, limit {limit:.1e}"
+
+
+def test_a_lesser_processor(tmp_path: Path) -> None:
+    """NumPy's numbers are the same without AVX-512 and AVX2; PyTorch's plain kernels round otherwise."""
+    with_torch = ("test_equals_torch",) if importlib.util.find_spec("torch") else ()
+    run_tests(plain_kernels(), __file__, "test_frozen_latents_are_bit_equal", *with_torch, cache=tmp_path)
 
 
 def test_equals_the_release(oracle: Path) -> None:

@@ -28,6 +28,7 @@ class _Error(int):
 # call -> (kinds of its arguments, kinds of its results, which stand first in C); missing: it takes and gives nothing
 _CALLS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "cudaGetDeviceCount": ((), (c_int,)),
+    "cudaGetLastError": ((), ()),
     "cudaSetDevice": ((c_int,), ()),
     "cudaDriverGetVersion": ((), (c_int,)),
     "cudaRuntimeGetVersion": ((), (c_int,)),
