@@ -125,7 +125,8 @@ def serve(settings: Settings) -> int:
     from diffplugin.runtime.serve.service import Service
     from diffplugin.runtime.serve.store import JobStore
 
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # errors are logged once, by the application
+    for name in ("uvicorn", "python_multipart"):  # errors are logged once, by the application
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     listener = listen(settings.host, settings.port)
     with listener, JobStore(settings.state) as store:
         service = Service(settings, Models.load(settings), store, Metrics())
