@@ -94,6 +94,7 @@ def test_estimate_is_pytorchs_own_count_at_stable_diffusions_widths(
     assert found == pytest.approx(want, rel=0.2), f"{found / memory.GIB:.2f} GiB, counted {want / memory.GIB:.2f}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_estimate_of_a_toy(checkpointing: bool) -> None:
     """Activations far outweigh the weights here."""
