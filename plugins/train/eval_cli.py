@@ -106,17 +106,11 @@ def _add_ablation(commands: argparse._SubParsersAction[Parser], common: Parser) 
 
 
 def _run(args: argparse.Namespace) -> int:
+    # what is missing is named before a folder is made
+    from diffplugin.plugins.train import ablation, eval_restore
+
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.command == "restore":
-        from diffplugin.plugins.train import eval_restore
-
-        eval_restore.run(args)
-    elif args.command == "ablation":
-        from diffplugin.plugins.train import ablation
-
-        ablation.run(args)
-    else:
-        _selector(args)
+    {"restore": eval_restore.run, "ablation": ablation.run, "selector": _selector}[args.command](args)
     return DONE
 
 
