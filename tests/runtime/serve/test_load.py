@@ -54,7 +54,8 @@ def test_two_hundred_requests_of_sixteen_clients(launch: Callable[..., Process],
 
         for client in (bare, lambda i: post(server.client, photos[i])):
             client(0)
-        alone, served, answers = 0.0, 0.0, {}
+        alone, served = 0.0, 0.0
+        answers: dict[int, httpx.Response] = {}
         each = REQUESTS // ROUNDS
         for number in range(ROUNDS):
             began = time.perf_counter()
