@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from diffplugin.runtime.cli import kinds
+from diffplugin.runtime.photos.write import output_suffixes
 
 if TYPE_CHECKING:
     from tests.runtime.cli.conftest import Run
@@ -107,7 +108,7 @@ def test_an_extra_that_would_read_a_kind_is_named(
     infer: Infer, name: str, kind: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kinds, "find_spec", lambda package: None)  # as if none were installed
-    formats = tuple(suffix for suffix in kinds.output_suffixes() if suffix not in (".heic", ".heif"))
+    formats = tuple(suffix for suffix in output_suffixes() if suffix not in (".heic", ".heif"))
     monkeypatch.setattr(kinds, "output_suffixes", lambda: formats)
     Path("in").mkdir()
     Path("in", name).write_bytes(b"x")
