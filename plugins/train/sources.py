@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -107,8 +108,8 @@ class Hub:
     def pair(self, index: int) -> tuple[Image.Image, Image.Image]:
         try:
             row = self._rows[int(index)]
-            truth, given = (row[column].convert("RGB") for column in self._columns)
-        except (OSError, ValueError, AttributeError) as error:
+            truth, given = (_decoded(row[column]) for column in self._columns)
+        except (OSError, ValueError, TypeError) as error:
             raise ImageError(f"{self._name} row {index}: not a readable pair of pictures ({error})") from None
         where = f"{self._name} row {index}"
         return sized(f"{where} {self._columns[0]}", truth, self._columns[1], given)
@@ -122,9 +123,6 @@ class Hub:
     def key(self) -> str:
         text = f"{self._name} {self._columns} {getattr(self._rows, '_fingerprint', len(self._rows))}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def part(self, indices: Sequence[int]) -> Hub:
-        return Hub(self._rows.select(list(indices)), self._columns, self._name)
 
 
 def open_source(place: str | Path, root: Path | None = None) -> Files | Hub:
@@ -195,7 +193,6 @@ def _folders(path: Path) -> Files:
 
 def _hub(name: str) -> Hub:
     try:
-        from datasets import Image as Picture
         from datasets import load_dataset
     except ImportError:
         raise MissingDependency(
@@ -208,8 +205,6 @@ def _hub(name: str) -> Hub:
         raise RequestError(f"{name}: not a data set of the hub ({str(error).splitlines()[0]})") from None
     if missing := [column for column in COLUMNS if column not in rows.column_names]:
         raise RequestError(f"{name}: no column {', '.join(missing)} (there: {', '.join(rows.column_names)})")
-    for column in COLUMNS:
-        rows = rows.cast_column(column, Picture())
     return Hub(rows, COLUMNS, name)
 
 
@@ -253,6 +248,23 @@ def sized(truth: str, one: Image.Image, given: str, other: Image.Image) -> tuple
 def _differ(truth: str, one: tuple[int, int], given: str, other: tuple[int, int]) -> str:
     sizes = " and ".join(f"{width}x{height}" for width, height in (one, other))
     return f"{truth}, {given}: {sizes} pixels; a pair must be of one size"
+
+
+def _decoded(value: Any) -> Image.Image:
+    """A cell of a data set: a picture, a file's path, or its bytes as ``{"bytes": ..., "path": ...}``.
+
+    Raises:
+        TypeError: none of these.
+        OSError: no readable picture.
+    """
+    if isinstance(value, Image.Image):
+        return value.convert("RGB")
+    if isinstance(value, dict):
+        value = io.BytesIO(value["bytes"]) if value.get("bytes") else value.get("path")
+    if isinstance(value, str | io.BytesIO):
+        with Image.open(value) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    raise TypeError(f"a cell holds {type(value).__name__}, expected a picture")
 
 
 def _read(path: Path) -> Image.Image:

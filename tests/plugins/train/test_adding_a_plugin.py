@@ -86,7 +86,7 @@ def test_faults_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for arguments, message in (
         (["plugin", "colourise"], "no shipped card"),
         (["base", "--stage", "autoencoder"], "run `dp-train photos"),
-        (["base", "--stage", "pool"], "no weights"),
+        (["base", "--stage", "pool"], "base/vae: missing"),
         (["selector"], "missing"),
     ):
         assert train_cli.main([*arguments, "--work", str(tmp_path)]) in (1, 2), arguments

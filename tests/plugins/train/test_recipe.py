@@ -135,5 +135,5 @@ def test_recipe_takes_a_part_of_every_stage_and_finishes_deblurring(work: Path) 
 
 @pytest.mark.parametrize("scale", ["0", "-1", "nan", "2"])
 def test_a_part_is_a_part(work: Path, scale: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["recipe", "--work", str(work), "--scale", scale]) == 1
+    assert cli.main(["recipe", "--work", str(work), "--scale", scale]) == 2
     assert f"--scale is {scale}, expected more than 0 and at most 1" in capsys.readouterr().err
