@@ -1,1 +1,3 @@
-"""Many machines, by engines that others maintain: Ray Data for folders and object stores, Ray Serve for the API."""
+"""Scale-out on engines of others: folders through Ray Data, the server's API through Ray Serve."""
+
+__all__: list[str] = []  # its modules are imported by name: one of them is an application that needs Ray
