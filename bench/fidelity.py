@@ -63,7 +63,7 @@ def measure(
             {"source": str(scratch / f"{plugin}-{name}.png"), "plugin": plugin, "target": str(targets[plugin, name])}
             for plugin, name in cases
         ]
-        job = {
+        trial = {
             "kind": "restore",
             "contender": contender,
             "model": model.spec,
@@ -71,7 +71,7 @@ def measure(
             "threads": threads,
             "pictures": pictures,
         }
-        made = worker(job, timeout)
+        made = worker(trial, timeout)
         if "error" in made:
             if contender == reference:
                 raise RequestError(f"the reference {reference!r} cannot run: {made['error']}")

@@ -70,20 +70,20 @@ class Bench:
         }
 
 
-def worker(job: Mapping[str, Any], timeout: float, module: str = "diffplugin.bench.worker") -> Record:
-    """Run one job in a process of its own; its result, or ``{"error": ...}`` without the machine's folders.
+def worker(trial: Mapping[str, Any], timeout: float, module: str = "diffplugin.bench.worker") -> Record:
+    """Run one trial in a process of its own; its result, or ``{"error": ...}`` without the machine's folders.
 
     Args:
-        module: what takes the job; its last line on stdout is the result.
+        module: what takes the trial; its last line on stdout is the result.
     """
-    result = _worker(job, timeout, module)
+    result = _worker(trial, timeout, module)
     if "error" in result:
         result["error"] = re.sub(r"(?<![\w.])/(?:[^\s:/]+/)+([^\s:/]+)", r"\1", result["error"])
     return result
 
 
-def _worker(job: Mapping[str, Any], timeout: float, module: str) -> Record:
-    whole = dict(job) | {"began": time.monotonic()}
+def _worker(trial: Mapping[str, Any], timeout: float, module: str) -> Record:
+    whole = dict(trial) | {"began": time.monotonic()}
     command = [sys.executable, "-m", module, json.dumps(whole)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
@@ -112,15 +112,15 @@ def slug(name: str) -> str:
 def prepare(bench: Bench, name: str, log: Log) -> Record:
     """Plain exports and compiled models of one contender, so that what is measured is a second start."""
     contender = CONTENDERS[name]
-    job = {"contender": name, "model": bench.model.spec, "threads": bench.threads}
+    trial = {"contender": name, "model": bench.model.spec, "threads": bench.threads}
     plugin = bench.conditions()["plugin"]
     if contender.peer:
         for key in ("clip_vision", f"tpb/{plugin}", "vae_encoder", f"scb/{plugin}", "unet", "vae_decoder"):
-            made = worker(job | {"kind": "export", "key": key}, bench.timeout)
+            made = worker(trial | {"kind": "export", "key": key}, bench.timeout)
             if "error" in made:
                 return made
     size = (bench.work.width, bench.work.height)
-    made = worker(job | {"kind": "prepare", "size": size, "plugin": plugin}, bench.timeout)
+    made = worker(trial | {"kind": "prepare", "size": size, "plugin": plugin}, bench.timeout)
     log(f"{name}: " + made.get("error", f"prepared, first start {made.get('prepare_s', 0):.1f} s"))
     return made
 
@@ -173,7 +173,7 @@ def _sample(bench: Bench, name: str, round_: int, inputs: Sequence[Path], out: P
         for source, target in zip(inputs, targets, strict=True)
     ]
     probes = None if round_ else "write" if name == bench.reference else "read"
-    job = {
+    trial = {
         "kind": "measure",
         "contender": name,
         "model": bench.model.spec,
@@ -186,7 +186,7 @@ def _sample(bench: Bench, name: str, round_: int, inputs: Sequence[Path], out: P
         "probes": probes,
     }
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    sample = worker(job, bench.timeout) | {"load_before": load}
+    sample = worker(trial, bench.timeout) | {"load_before": load}
     reference = bench.reference
     if round_ == 0 and reference and "error" not in sample:
         references = [scratch / f"{slug(reference)}-{i}.png" for i in range(len(inputs))]

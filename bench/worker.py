@@ -1,4 +1,4 @@
-"""One contender in a process of its own: ``python -m diffplugin.bench.worker JOB`` with a job as JSON.
+"""One contender in a process of its own: ``python -m diffplugin.bench.worker TRIAL`` with a trial as JSON.
 
 The last line on stdout is the result as JSON; ``{"error": ...}`` where the contender cannot run. A process per sample
 gives every contender the whole memory, and honest cold numbers.
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from diffplugin.runtime.restoration import Restoration
     from diffplugin.runtime.restorer import Restorer
 
-Job = Mapping[str, Any]
+Trial = Mapping[str, Any]
 Result = dict[str, Any]
 
 
-def _opened(job: Job) -> Restorer:
+def _opened(trial: Trial) -> Restorer:
     from diffplugin.bench.contenders import open_restorer
 
-    return open_restorer(*_named(job), job.get("threads"))
+    return open_restorer(*_named(trial), trial.get("threads"))
 
 
-def _named(job: Job) -> tuple[Contender, Model]:
+def _named(trial: Trial) -> tuple[Contender, Model]:
     from diffplugin.bench.contenders import get_contender
     from diffplugin.bench.models import parse_model
 
-    return get_contender(job["contender"]), parse_model(job["model"])
+    return get_contender(trial["contender"]), parse_model(trial["model"])
 
 
 def _steps(restorer: Restorer, steps: int) -> int:
@@ -42,10 +42,10 @@ def _steps(restorer: Restorer, steps: int) -> int:
     return min(steps, restorer.quality.steps or steps)
 
 
-def measure(job: Job) -> Result:
-    """Cold start, then the pictures of the job, timed after a warm-up.
+def measure(trial: Trial) -> Result:
+    """Cold start, then the pictures of the trial, timed after a warm-up.
 
-    Job:
+    Trial:
         contender, model, steps, threads: who, and what.
         pictures: [{source, plugin, target}]; restored in this order, timed together.
         size: (width, height) of the pictures, for the warm-up.
@@ -57,30 +57,30 @@ def measure(job: Job) -> Result:
     from diffplugin.errors import Cancelled
 
     anonymous = AnonymousPeak()
-    restorer = _opened(job)
-    result: Result = {"load_s": time.monotonic() - job["began"]}
+    restorer = _opened(trial)
+    result: Result = {"load_s": time.monotonic() - trial["began"]}
     first_step: list[float] = []
 
     def progress(done: int, total: int, plugin: str) -> None:
         if done and not first_step:
-            first_step.append(time.monotonic() - job["began"])
+            first_step.append(time.monotonic() - trial["began"])
 
     def stop() -> bool:
-        return bool(first_step) and not job.get("first")
+        return bool(first_step) and not trial.get("first")
 
     with restorer:
-        steps = _steps(restorer, job["steps"])
-        first = job["pictures"][0]
+        steps = _steps(restorer, trial["steps"])
+        first = trial["pictures"][0]
         try:
             restorer.restore(first["source"], plugins=[first["plugin"]], steps=steps, progress=progress, cancelled=stop)
-            if job.get("first"):
-                result["first_picture_s"] = time.monotonic() - job["began"]
+            if trial.get("first"):
+                result["first_picture_s"] = time.monotonic() - trial["began"]
         except Cancelled:
             pass
         result["first_step_s"] = first_step[0]
-        width, height = job["size"]
+        width, height = trial["size"]
         restorer.prepare((width, height), plugins=[first["plugin"]])
-        probe = _Probe(restorer, steps, first["plugin"]) if job.get("probes") == "write" else None
+        probe = _Probe(restorer, steps, first["plugin"]) if trial.get("probes") == "write" else None
         stages: dict[str, float] = {}
 
         def timed(picture: Mapping[str, Any]) -> tuple[Restoration, float]:
@@ -89,12 +89,12 @@ def measure(job: Job) -> Result:
             return result, time.perf_counter() - began
 
         with Sample() as sample, ThreadPoolExecutor(restorer.concurrency) as pool:
-            done = list(pool.map(timed, job["pictures"]))
+            done = list(pool.map(timed, trial["pictures"]))
         made, walls = [result for result, _ in done], [seconds for _, seconds in done]
         for one in made:
             for stage, seconds in one.timings.items():
                 stages[stage] = stages.get(stage, 0.0) + seconds
-        for picture, one in zip(job["pictures"], made, strict=True):
+        for picture, one in zip(trial["pictures"], made, strict=True):
             if picture.get("target"):
                 one.image.save(picture["target"])
         result |= {
@@ -109,9 +109,9 @@ def measure(job: Job) -> Result:
             "anonymous_bytes": anonymous.bytes(),
         }
         if probe is not None:
-            probe.write(Path(job["probe"]))
-        elif job.get("probes") == "read" and Path(job["probe"]).is_file():
-            result["unet_error"] = _unet_errors(restorer, Path(job["probe"]))
+            probe.write(Path(trial["probe"]))
+        elif trial.get("probes") == "read" and Path(trial["probe"]).is_file():
+            result["unet_error"] = _unet_errors(restorer, Path(trial["probe"]))
     return result
 
 
@@ -164,12 +164,12 @@ def _unet_errors(restorer: Restorer, file: Path) -> dict[str, float]:
     return errors
 
 
-def restore(job: Job) -> Result:
-    """Pictures only, for fidelity. Job: as :func:`measure`, without the cold start."""
+def restore(trial: Trial) -> Result:
+    """Pictures only, for fidelity. Trial: as :func:`measure`, without the cold start."""
     walls = []
-    with _opened(job) as restorer:
-        steps = _steps(restorer, job["steps"])
-        for picture in job["pictures"]:
+    with _opened(trial) as restorer:
+        steps = _steps(restorer, trial["steps"])
+        for picture in trial["pictures"]:
             began = time.perf_counter()
             made = restorer.restore(picture["source"], plugins=[picture["plugin"]], steps=steps)
             walls.append(time.perf_counter() - began)
@@ -177,29 +177,29 @@ def restore(job: Job) -> Result:
     return {"walls_s": walls, "steps": steps}
 
 
-def export(job: Job) -> Result:
-    """One graph's plain export, for a peer that needs it. Job: contender, model, key."""
+def export(trial: Trial) -> Result:
+    """One graph's plain export, for a peer that needs it. Trial: contender, model, key."""
     from diffplugin.bench.contenders import peer_builder
     from diffplugin.bundle import open_bundle
 
-    contender, model = _named(job)
-    peer_builder(contender, model).export(open_bundle(model.bundle), job["key"])
+    contender, model = _named(trial)
+    peer_builder(contender, model).export(open_bundle(model.bundle), trial["key"])
     return {}
 
 
-def prepare(job: Job) -> Result:
-    """Load every engine and run it once: compiled models go into their caches. Job: as :func:`measure`."""
+def prepare(trial: Trial) -> Result:
+    """Load every engine and run it once: compiled models go into their caches. Trial: as :func:`measure`."""
     from diffplugin.bench.watch import AnonymousPeak, memory
 
     anonymous = AnonymousPeak()
-    with _opened(job) as restorer:
-        width, height = job["size"]
-        restorer.prepare((width, height), plugins=[job["plugin"]])
-    seconds = time.monotonic() - job["began"]
+    with _opened(trial) as restorer:
+        width, height = trial["size"]
+        restorer.prepare((width, height), plugins=[trial["plugin"]])
+    seconds = time.monotonic() - trial["began"]
     return {"prepare_s": seconds, "peak_bytes": memory()["peak"], "anonymous_bytes": anonymous.bytes()}
 
 
-KINDS: dict[str, Callable[[Job], Result]] = {
+KINDS: dict[str, Callable[[Trial], Result]] = {
     "measure": measure,
     "restore": restore,
     "export": export,
@@ -207,8 +207,8 @@ KINDS: dict[str, Callable[[Job], Result]] = {
 }
 
 
-def answer(argv: list[str], run: Callable[[Job], Result]) -> int:
-    """Run the job of a command line and print its result, or the reason why there is none."""
+def answer(argv: list[str], run: Callable[[Trial], Result]) -> int:
+    """Run the trial of a command line and print its result, or the reason why there is none."""
     try:
         result = run(json.loads(argv[1]))
     except Exception as error:  # a peer's library raises what it likes; the report says what
@@ -222,4 +222,4 @@ def answer(argv: list[str], run: Callable[[Job], Result]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(answer(sys.argv, lambda job: KINDS[job["kind"]](job)))
+    sys.exit(answer(sys.argv, lambda trial: KINDS[trial["kind"]](trial)))

@@ -13,8 +13,8 @@ from typing import Any
 
 from diffplugin.bench.environment import environment
 from diffplugin.bench.gpu_acceptance.card_row import card_row
-from diffplugin.bench.gpu_acceptance.job import CARD, EMBEDDED, FULL, ORACLE, PREPARED, SCRATCH, Job
 from diffplugin.bench.gpu_acceptance.report import failures, markdown
+from diffplugin.bench.gpu_acceptance.trial import CARD, EMBEDDED, FULL, ORACLE, PREPARED, SCRATCH, Trial
 from diffplugin.bench.measure import worker
 from diffplugin.bench.work import parse_work
 from diffplugin.engines.choice import get_builder
@@ -80,20 +80,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         found = _environment(args.engine)
-        jobs = list(_jobs(args))
+        trials = list(_jobs(args))
     except DiffPluginError as error:
         print(f"gpu_acceptance: {error}", file=sys.stderr)
         return 2 if isinstance(error, RequestError) else 1
     head = {
         "format": FORMAT,
         "environment": found,
-        "conditions": {name: getattr(jobs[0], name) for name in ("engine", "precision", "width", "height", "steps")}
+        "conditions": {name: getattr(trials[0], name) for name in ("engine", "precision", "width", "height", "steps")}
         | {"rounds": args.rounds},
     }
     try:
         (args.out / SCRATCH).mkdir(parents=True, exist_ok=True)
         (args.out / SCRATCH / ".gitignore").write_text("*\n", encoding="utf-8")
-        result = run(jobs, head, args.out, _in_a_process, args.timeout, args.budget if args.prepared else None)
+        result = run(trials, head, args.out, _in_a_process, args.timeout, args.budget if args.prepared else None)
     except OSError as error:
         print(f"gpu_acceptance: {error.filename or args.out}: {error.strerror or error}", file=sys.stderr)
         return 1
@@ -126,7 +126,7 @@ def _environment(engine: str) -> dict[str, Any]:
     return found
 
 
-def _jobs(args: argparse.Namespace) -> Iterator[Job]:
+def _jobs(args: argparse.Namespace) -> Iterator[Trial]:
     """Every part in the order in which they run.
 
     Raises:
@@ -147,7 +147,7 @@ def _jobs(args: argparse.Namespace) -> Iterator[Job]:
         for part in PARTS[model.partition(":")[0]]:
             if part in PEERS and args.no_peers:
                 continue
-            yield Job(
+            yield Trial(
                 part=part,
                 model=model,
                 engine=args.engine,
@@ -160,7 +160,7 @@ def _jobs(args: argparse.Namespace) -> Iterator[Job]:
             )
 
 
-def _prepared_jobs(args: argparse.Namespace) -> Iterator[Job]:
+def _prepared_jobs(args: argparse.Namespace) -> Iterator[Trial]:
     """As :func:`_jobs`, of a prepared folder, whose size and steps they have."""
     try:
         told = json.loads((args.prepared / PREPARED).read_text(encoding="utf-8"))
@@ -174,7 +174,7 @@ def _prepared_jobs(args: argparse.Namespace) -> Iterator[Job]:
     for model, part, precision in PREPARED_PARTS:
         if model == CARD and part == "networks" and args.no_peers:
             continue
-        yield Job(
+        yield Trial(
             part=part,
             model=model,
             engine=args.engine,
@@ -188,12 +188,12 @@ def _prepared_jobs(args: argparse.Namespace) -> Iterator[Job]:
         )
 
 
-def _in_a_process(job: dict[str, Any], timeout: float) -> dict[str, Any]:
-    return worker(job, timeout, WORKER)
+def _in_a_process(trial: dict[str, Any], timeout: float) -> dict[str, Any]:
+    return worker(trial, timeout, WORKER)
 
 
 def run(
-    jobs: Sequence[Job], head: dict[str, Any], out: Path, execute: Run, timeout: float, budget: float | None = None
+    trials: Sequence[Trial], head: dict[str, Any], out: Path, execute: Run, timeout: float, budget: float | None = None
 ) -> dict[str, Any]:
     """Run the parts; the result is on disk, whole, after each of them.
 
@@ -203,24 +203,26 @@ def run(
     """
     parts: list[dict[str, Any]] = []
     result = head | {"parts": parts}
-    ready = {job.kind: bool(job.prepared) for job in jobs}
+    ready = {trial.kind: bool(trial.prepared) for trial in trials}
     began = time.monotonic()
-    for job in jobs:
+    for trial in trials:
         left = timeout if budget is None else min(timeout, budget - (time.monotonic() - began))
         if budget is not None and left < MIN_SECONDS:
             made: dict[str, Any] = {"error": f"no time left of {budget:g} s"}
-        elif job.part != "build" and not ready[job.kind]:
+        elif trial.part != "build" and not ready[trial.kind]:
             made = {"error": "its engines were not built"}
         else:
-            print(f"{job.kind}, {job.part}: …", flush=True)
-            made = execute(job.to_json(), left)
-        if job.part in ("build", "draw"):
-            ready[job.kind] = "error" not in made
-        parts.append({"part": job.part, "model": job.kind, "engine": job.engine, "precision": job.precision} | made)
-        print(f"{job.kind}, {job.part}: {_told(made)}", flush=True)
+            print(f"{trial.kind}, {trial.part}: …", flush=True)
+            made = execute(trial.to_json(), left)
+        if trial.part in ("build", "draw"):
+            ready[trial.kind] = "error" not in made
+        parts.append(
+            {"part": trial.part, "model": trial.kind, "engine": trial.engine, "precision": trial.precision} | made
+        )
+        print(f"{trial.kind}, {trial.part}: {_told(made)}", flush=True)
         write_text(out / RESULTS, json.dumps(result, indent=1) + "\n")
         write_text(out / REPORT, markdown(result))
-        if job.prepared:
+        if trial.prepared:
             write_text(out / ROW, card_row(result))
     return result
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from diffplugin.bench.gpu_acceptance.full_width import DIMS
-from diffplugin.bench.gpu_acceptance.job import NATIVE, Job
+from diffplugin.bench.gpu_acceptance.trial import NATIVE, Trial
 
 Result = dict[str, Any]
 _SIDE = 8192  # of the matrices whose product shows the ceiling of arithmetic
@@ -46,7 +46,7 @@ def _milliseconds(run: Callable[[], object], repeats: int) -> dict[str, float]:
     return {"median": statistics.median(found), "least": min(found), "most": max(found)}
 
 
-def ceilings(job: Job) -> Result:
+def ceilings(trial: Trial) -> Result:
     """TFLOP/s of a large float16 product, GB/s of a large copy, and the least time a step can take."""
     if skipped := _skip():
         return skipped
@@ -56,7 +56,7 @@ def ceilings(job: Job) -> Result:
     target = torch.empty_like(source)
     copy = _milliseconds(lambda: target.copy_(source), 10)
     flops = 2 * _SIDE**3 / product["median"] * 1e3
-    networks = {name: operations(name, job) for name in ("vae_encoder", "scb", "unet", "vae_decoder")}
+    networks = {name: operations(name, trial) for name in ("vae_encoder", "scb", "unet", "vae_decoder")}
     floor = {name: count / flops * 1e3 for name, count in networks.items()}
     return {
         "tflops": flops / 1e12,
@@ -64,7 +64,7 @@ def ceilings(job: Job) -> Result:
         "operations": networks,
         "floor_ms": floor,
         "floor_step_ms": floor["unet"],
-        "floor_loop_ms": _loop(floor, job.steps),
+        "floor_loop_ms": _loop(floor, trial.steps),
     }
 
 
@@ -92,8 +92,8 @@ def _network(name: str) -> nn.Module:
     return makers[name]().eval()
 
 
-def _inputs(name: str, job: Job, device: str, dtype: torch.dtype) -> list[Tensor]:
-    h, w = job.height // DIMS.factor, job.width // DIMS.factor
+def _inputs(name: str, trial: Trial, device: str, dtype: torch.dtype) -> list[Tensor]:
+    h, w = trial.height // DIMS.factor, trial.width // DIMS.factor
 
     def normal(*shape: int) -> Tensor:
         drawn = torch.randn(*shape, device=device, dtype=dtype)
@@ -101,26 +101,26 @@ def _inputs(name: str, job: Job, device: str, dtype: torch.dtype) -> list[Tensor
 
     latent, tokens = (1, DIMS.latent_channels, h, w), (1, DIMS.tokens, DIMS.token_width)
     shapes: dict[str, list[tuple[int, ...]]] = {
-        "vae_encoder": [(1, 3, job.height, job.width)],
+        "vae_encoder": [(1, 3, trial.height, trial.width)],
         "vae_decoder": [latent],
-        "scb": [(job.steps, DIMS.time_features), tokens, latent],
+        "scb": [(trial.steps, DIMS.time_features), tokens, latent],
         "unet": [latent, (1, DIMS.time_features), tokens, *[(1, DIMS.residual_channels, h, w)] * 3],
     }
     return [normal(*shape) for shape in shapes[name]]
 
 
-def operations(name: str, job: Job) -> int:
+def operations(name: str, trial: Trial) -> int:
     """Floating-point operations of one run of a network, counted without running it."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
         network = _network(name)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network(*_inputs(name, job, "meta", torch.float32))
+        network(*_inputs(name, trial, "meta", torch.float32))
     return int(counter.get_total_flops())
 
 
-def networks(job: Job) -> Result:
+def networks(trial: Trial) -> Result:
     """Milliseconds of each network in float16, channels last, in three ways; and of a step and a photo's loop."""
     if skipped := _skip():
         return skipped
@@ -131,7 +131,7 @@ def networks(job: Job) -> Result:
         torch.manual_seed(0)
         with torch.device("cuda"):
             network = _network(name).to(torch.float16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        inputs = _inputs(name, job, "cuda", torch.float16)
+        inputs = _inputs(name, trial, "cuda", torch.float16)
         with torch.inference_mode():
             for way, run in _ways(network, inputs).items():
                 try:
@@ -146,7 +146,7 @@ def networks(job: Job) -> Result:
         "torch": torch.__version__,
         "ways_ms": found,
         "step_ms": {way: rows["unet"]["median"] for way, rows in found.items() if "unet" in rows},
-        "loop_ms": {way: _loop(rows, job.steps) for way, rows in medians.items()},
+        "loop_ms": {way: _loop(rows, trial.steps) for way, rows in medians.items()},
         "faults": faults,
     }
 
@@ -172,17 +172,17 @@ def _captured(network: Any, inputs: list[Tensor]) -> Callable[[], object]:
     return graph.replay
 
 
-def native(job: Job) -> Result:
+def native(trial: Trial) -> Result:
     """The native kernels against double precision, compiled here."""
     from diffplugin.bench.gpu_acceptance.parts import check
 
-    folder = Path(job.prepared) / NATIVE
+    folder = Path(trial.prepared) / NATIVE
     if not (folder / "native_gpu.cu").is_file():
         return {"skipped": "no sources of the native kernels; prepare them with bench.gpu_acceptance.prepare"}
     compiler = shutil.which("nvcc") or next(map(str, Path("/usr/local").glob("cuda*/bin/nvcc")), None)
     if compiler is None:
         return {"skipped": "no nvcc here"}
-    program = job.scratch / "native_gpu"
+    program = trial.scratch / "native_gpu"
     command = [compiler, "-std=c++17", "-O2", "-arch=native", "-I", str(folder), "-o", str(program)]
     began = time.monotonic()
     made = subprocess.run(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from statistics import median
 from typing import Any
 
-from diffplugin.bench.gpu_acceptance.job import CARD, FULL, ORACLE
+from diffplugin.bench.gpu_acceptance.trial import CARD, FULL, ORACLE
 from diffplugin.bench.report import table
 
 Record = Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""The parts that run this project's engines: a :class:`Job` in, JSON out; ``checks`` are pass or fail."""
+"""The parts that run this project's engines: a :class:`Trial` in, JSON out; ``checks`` are pass or fail."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from diffplugin.bench.gpu_acceptance.job import (
+from diffplugin.bench.gpu_acceptance.trial import (
     EMBEDDED,
     EXPECTED,
     GOLDEN,
     ORACLE,
     SEED,
     DevicePeak,
-    Job,
+    Trial,
     free_memory,
     interleaved,
     open_restorer,
@@ -45,24 +45,24 @@ def check(name: str, ok: bool, found: str) -> Result:
     return {"name": name, "ok": bool(ok), "found": found}
 
 
-def build(job: Job) -> Result:
+def build(trial: Trial) -> Result:
     """Export the model and build its engines for this GPU; what the builder reported of each."""
     from diffplugin.engines.base import BuildOptions
     from diffplugin.export.exporter import export_bundle
     from diffplugin.export.prebuild import parse_size
 
-    checkpoint, cards = _checkpoint(job)
-    size = parse_size("{}x{}".format(*(GOLDEN_SIZE if job.kind == ORACLE else (job.height, job.width))))
+    checkpoint, cards = _checkpoint(trial)
+    size = parse_size("{}x{}".format(*(GOLDEN_SIZE if trial.kind == ORACLE else (trial.height, trial.width))))
     lines: list[str] = []
     began = time.monotonic()
     export_bundle(
-        checkpoint, job.bundle, name=job.kind, cards=cards, engine=job.engine, precision=job.precision,
+        checkpoint, trial.bundle, name=trial.kind, cards=cards, engine=trial.engine, precision=trial.precision,
         sizes=[size], validate=False, options=BuildOptions(log=lines.append), log=lines.append,
     )  # fmt: skip
     result: Result = {"seconds": time.monotonic() - began, "log": lines[-40:]}
     from diffplugin.bundle import open_bundle
 
-    manifest = open_bundle(job.bundle).manifest
+    manifest = open_bundle(trial.bundle).manifest
     result["engines"] = [
         {
             "graph": entry.graph,
@@ -76,51 +76,51 @@ def build(job: Job) -> Result:
     return result
 
 
-def draw(job: Job) -> Result:
+def draw(trial: Trial) -> Result:
     """Weights of the prepared full-width bundle."""
     from diffplugin.bench.gpu_acceptance import full_width
 
     began = time.monotonic()
-    return {"bytes": full_width.draw(job.bundle), "seconds": time.monotonic() - began}
+    return {"bytes": full_width.draw(trial.bundle), "seconds": time.monotonic() - began}
 
 
-def start(job: Job) -> Result:
+def start(trial: Trial) -> Result:
     """From the start of a process to its first picture; the first time after the build, whatever is cached later."""
-    with open_restorer(job) as restorer:
+    with open_restorer(trial) as restorer:
         plugin = next(iter(restorer.cards))
-        load_s = job.since()
-        restorer.restore(photograph(job, plugin), plugins=[plugin], seed=SEED, steps=job.steps)
-        return {"load_s": load_s, "first_picture_s": job.since()}
+        load_s = trial.since()
+        restorer.restore(photograph(trial, plugin), plugins=[plugin], seed=SEED, steps=trial.steps)
+        return {"load_s": load_s, "first_picture_s": trial.since()}
 
 
-def _checkpoint(job: Job) -> tuple[Checkpoint, Path | None]:
+def _checkpoint(trial: Trial) -> tuple[Checkpoint, Path | None]:
     """(checkpoint, folder of its cards)."""
     from diffplugin.bench.goldens import unpack
     from diffplugin.export.checkpoints import find
 
-    if job.kind == ORACLE:
-        root = job.oracle / "checkpoint"
+    if trial.kind == ORACLE:
+        root = trial.oracle / "checkpoint"
         if not root.is_dir():
-            unpack(job.oracle)
+            unpack(trial.oracle)
         return find(root / "stable-diffusion", root / "clip", root / "pre-trained"), None
-    if job.kind == EMBEDDED:
+    if trial.kind == EMBEDDED:
         from diffplugin.export.checkpoints import embedded_checkpoint
 
         checkpoint, cards, _ = embedded_checkpoint([])
         return checkpoint, cards
-    root = Path(job.model.partition(":")[2])
+    root = Path(trial.model.partition(":")[2])
     return find(root / "base", root / "clip", root / "pre-trained"), root / "pre-trained"
 
 
-def goldens(job: Job) -> Result:
+def goldens(trial: Trial) -> Result:
     """What the released scripts computed: every tensor from the host's loop, the picture from the device's too."""
     from diffplugin.bench.goldens import distance
     from diffplugin.export.parity import PICTURE_BUDGET, TENSOR_BUDGET
 
-    tensor_budget, picture_budget = TENSOR_BUDGET[job.precision], PICTURE_BUDGET[job.precision]
-    with open_restorer(job) as restorer:
-        seen = distance(restorer, job.oracle, GOLDEN)
-        whole = distance(restorer, job.oracle, GOLDEN, tensors=False)
+    tensor_budget, picture_budget = TENSOR_BUDGET[trial.precision], PICTURE_BUDGET[trial.precision]
+    with open_restorer(trial) as restorer:
+        seen = distance(restorer, trial.oracle, GOLDEN)
+        whole = distance(restorer, trial.oracle, GOLDEN, tensors=False)
         loop = "device" if restorer.device is not None else "host"
     worst = max(seen.errors, key=lambda name: seen.errors[name])
     checks = [
@@ -131,22 +131,22 @@ def goldens(job: Job) -> Result:
     return {"errors": dict(seen.errors), "picture_db": whole.picture_db, "checks": checks}
 
 
-def replay(job: Job) -> Result:
+def replay(trial: Trial) -> Result:
     """Launches of captured graphs against plain enqueues of the same requests, bit for bit."""
-    with open_restorer(job) as restorer:
+    with open_restorer(trial) as restorer:
         plugins = list(restorer.cards)
         if restorer.device is None:
-            return {"skipped": f"engine {job.engine} runs graph by graph from the host: there is nothing to capture"}
+            return {"skipped": f"engine {trial.engine} runs graph by graph from the host: there is nothing to capture"}
         restorer.device.compared = []
         for turn in range(2):  # the first request of a shape runs plainly
             for i, plugin in enumerate(plugins):
                 for sampler in ("unipc", "ddim"):
-                    photo = photograph(job, plugin, i + turn)
-                    restorer.restore(photo, plugins=[plugin], seed=turn, sampler=sampler, steps=job.steps)
+                    photo = photograph(trial, plugin, i + turn)
+                    restorer.restore(photo, plugins=[plugin], seed=turn, sampler=sampler, steps=trial.steps)
         compared = restorer.device.compared
     different = [one for one in compared if one.different]
     largest = max((one.largest for one in different), default=0.0)
-    bound = UNORDERED.get(job.engine, {}).get(job.precision)
+    bound = UNORDERED.get(trial.engine, {}).get(trial.precision)
     told = f"{len(different)} of {len(compared)} differ, by {largest:g} at most"
     like = (
         check("replay is plain, bit for bit", not different, told)
@@ -161,79 +161,79 @@ def replay(job: Job) -> Result:
     }
 
 
-def fidelity(job: Job) -> Result:
+def fidelity(trial: Trial) -> Result:
     """The picture against the one that ONNX Runtime makes of the same bundle on the processor in float32."""
     import diffplugin
     from diffplugin.export.measures import psnr
     from diffplugin.export.parity import PICTURE_BUDGET
 
-    steps = job.steps if job.kind == EMBEDDED else min(job.steps, STEPS_OF_FULL)
+    steps = trial.steps if trial.kind == EMBEDDED else min(trial.steps, STEPS_OF_FULL)
     found = {}
-    with open_restorer(job) as restorer, contextlib.ExitStack() as stack:
+    with open_restorer(trial) as restorer, contextlib.ExitStack() as stack:
         exact = None
-        if not job.prepared:
-            exact = stack.enter_context(diffplugin.load(job.bundle, engine="onnxruntime", precision="fp32"))
+        if not trial.prepared:
+            exact = stack.enter_context(diffplugin.load(trial.bundle, engine="onnxruntime", precision="fp32"))
         for i, plugin in enumerate(restorer.cards):
-            photo = photograph(job, plugin, i if job.prepared else 0)
+            photo = photograph(trial, plugin, i if trial.prepared else 0)
             made = restorer.restore(photo, plugins=[plugin], steps=steps).array
             if exact is not None:
                 expected = exact.restore(photo, plugins=[plugin], steps=steps).array
             else:
-                with Image.open(Path(job.prepared) / EXPECTED / f"{plugin}.png") as image:
+                with Image.open(Path(trial.prepared) / EXPECTED / f"{plugin}.png") as image:
                     expected = np.asarray(image.convert("RGB"))
             found[plugin] = psnr(made, expected)
-    budget = PICTURE_BUDGET[job.precision]
+    budget = PICTURE_BUDGET[trial.precision]
     told = ", ".join(f"{plugin} {db:.1f}" for plugin, db in found.items())
     return {"psnr_db": found, "checks": [check("picture", min(found.values()) >= budget, f"{told} >= {budget:g} dB")]}
 
 
-def measure(job: Job) -> Result:
+def measure(trial: Trial) -> Result:
     """Cold start, then the loop's ways in turn, then every graph alone; the picture is left for the peers."""
     from diffplugin.bench.watch import memory
 
-    peak = DevicePeak(free_memory(job))
-    with peak, open_restorer(job) as restorer:
+    peak = DevicePeak(free_memory(trial))
+    with peak, open_restorer(trial) as restorer:
         plugin = next(iter(restorer.cards))
-        photo = photograph(job, plugin)
+        photo = photograph(trial, plugin)
 
         def once() -> float:
             began = time.perf_counter()
-            made[:] = [restorer.restore(photo, plugins=[plugin], seed=SEED, steps=job.steps)]
+            made[:] = [restorer.restore(photo, plugins=[plugin], seed=SEED, steps=trial.steps)]
             return time.perf_counter() - began
 
         made: list[Restoration] = []
-        load_s, first = job.since(), once()
-        first_picture_s, second = job.since(), once()
-        Image.fromarray(made[0].array).save(job.picture)
+        load_s, first = trial.since(), once()
+        first_picture_s, second = trial.since(), once()
+        Image.fromarray(made[0].array).save(trial.picture)
         ways = _ways(restorer, once)
-        taken = interleaved(ways, job.rounds)
+        taken = interleaved(ways, trial.rounds)
         result: Result = {
             "load_s": load_s,
             "first_picture_s": first_picture_s,
             "first_restore_s": first,
             "second_restore_s": second,
             "picture_s": taken,
-            "steps": job.steps,
+            "steps": trial.steps,
         }
-        result |= _stages(job, restorer, photo, plugin)
+        result |= _stages(trial, restorer, photo, plugin)
         if restorer.device is not None:
-            result |= _loop_seconds(job, restorer, photo, plugin)
+            result |= _loop_seconds(trial, restorer, photo, plugin)
     return result | {"device_bytes": peak.bytes, "host_bytes": memory()["peak"]}
 
 
-def _loop_seconds(job: Job, restorer: Restorer, photo: Any, plugin: str) -> Result:
+def _loop_seconds(trial: Trial, restorer: Restorer, photo: Any, plugin: str) -> Result:
     """Seconds of the captured loop alone, from upload to download, and of a step in it: what more steps add."""
     found: dict[int, list[float]] = {}
-    half = max(1, job.steps // 2)
-    for steps in {job.steps, half}:
-        for turn in range(job.rounds + 2):  # the first runs plainly, the second is the first launch
+    half = max(1, trial.steps // 2)
+    for steps in {trial.steps, half}:
+        for turn in range(trial.rounds + 2):  # the first runs plainly, the second is the first launch
             made = restorer.restore(photo, plugins=[plugin], seed=SEED, steps=steps)
             if turn >= 2 and "device" in made.timings:
                 found.setdefault(steps, []).append(made.timings["device"])
     medians = {steps: float(np.median(seconds)) for steps, seconds in found.items()}
-    told: Result = {"loop_s": found.get(job.steps, [])}
+    told: Result = {"loop_s": found.get(trial.steps, [])}
     if len(medians) == 2:
-        told["step_in_loop_s"] = (medians[job.steps] - medians[half]) / (job.steps - half)
+        told["step_in_loop_s"] = (medians[trial.steps] - medians[half]) / (trial.steps - half)
     return told
 
 
@@ -257,14 +257,14 @@ def _ways(restorer: Restorer, once: Callable[[], float]) -> dict[str, Callable[[
     }
 
 
-def _stages(job: Job, restorer: Restorer, photo: Any, plugin: str) -> Result:
+def _stages(trial: Trial, restorer: Restorer, photo: Any, plugin: str) -> Result:
     """Seconds of every graph's runs within one picture, each waited for."""
     device = restorer.device
     if device is None:
-        made = restorer.restore(photo, plugins=[plugin], seed=SEED, steps=job.steps)
+        made = restorer.restore(photo, plugins=[plugin], seed=SEED, steps=trial.steps)
         return {"stages_s": dict(made.timings)}
-    key, request = _request(restorer, photo, plugin, job.steps)
-    rounds = [device.seconds(key, request) for _ in range(job.rounds + 1)][1:]  # the first one warms up
+    key, request = _request(restorer, photo, plugin, trial.steps)
+    rounds = [device.seconds(key, request) for _ in range(trial.rounds + 1)][1:]  # the first one warms up
     runs = {graph: np.median([one[graph] for one in rounds], axis=0).tolist() for graph in rounds[0]}
     return {"stages_s": {graph: sum(seconds) for graph, seconds in runs.items()}, "runs_s": runs}
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffplugin.bench.gpu_acceptance.job import SEED, DevicePeak, Job, interleaved, photograph
+from diffplugin.bench.gpu_acceptance.trial import SEED, DevicePeak, Trial, interleaved, photograph
 from diffplugin.bench.peers import TimeTable
 from diffplugin.bench.peers_torch import plain_module
 from diffplugin.bundle import Bundle, open_bundle
@@ -122,13 +122,13 @@ def where() -> tuple[str, Callable[[], int] | None]:
     return "cpu", None
 
 
-def measure(job: Job, *, compiled: bool) -> dict[str, Any]:
+def measure(trial: Trial, *, compiled: bool) -> dict[str, Any]:
     """As ``parts.measure``, and how far the picture is from the one that ours left. On a processor: float32."""
     device, free = where()
-    model = job.measured()
+    model = trial.measured()
     bundle = open_bundle(model.bundle)
     plugin = bundle.manifest.plugins[0]
-    photo = photograph(job, plugin)
+    photo = photograph(trial, plugin)
     made: list[Any] = []
     with DevicePeak(free) as peak:
         checkpoint = model.checkpoint()
@@ -136,17 +136,17 @@ def measure(job: Job, *, compiled: bool) -> dict[str, Any]:
 
         def once() -> float:
             began = time.perf_counter()
-            made[:] = [pipeline.restore(photo, job.steps)]
+            made[:] = [pipeline.restore(photo, trial.steps)]
             return time.perf_counter() - began
 
-        load_s, first = job.since(), once()
-        first_picture_s, second = job.since(), once()
-        taken = interleaved({"loop": once}, job.rounds)
+        load_s, first = trial.since(), once()
+        first_picture_s, second = trial.since(), once()
+        taken = interleaved({"loop": once}, trial.rounds)
         stages: Stages = {}
-        pipeline.restore(photo, job.steps, stages=stages)
+        pipeline.restore(photo, trial.steps, stages=stages)
     ours = None
-    if job.picture.is_file():
-        with Image.open(job.picture) as image:
+    if trial.picture.is_file():
+        with Image.open(trial.picture) as image:
             ours = psnr(made[0], np.asarray(image.convert("RGB")))
     return {
         "device": device,
@@ -157,7 +157,7 @@ def measure(job: Job, *, compiled: bool) -> dict[str, Any]:
         "second_restore_s": second,
         "picture_s": taken,
         "stages_s": stages,
-        "steps": job.steps,
+        "steps": trial.steps,
         "device_bytes": peak.bytes,
         "psnr_to_ours_db": ours,
     }

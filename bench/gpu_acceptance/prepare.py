@@ -24,7 +24,7 @@ from PIL import Image
 
 from diffplugin.bench.goldens import unpack
 from diffplugin.bench.gpu_acceptance import full_width
-from diffplugin.bench.gpu_acceptance.job import (
+from diffplugin.bench.gpu_acceptance.trial import (
     EMBEDDED,
     EXPECTED,
     FULL,
@@ -34,7 +34,7 @@ from diffplugin.bench.gpu_acceptance.job import (
     ORACLE,
     PHOTOS,
     PREPARED,
-    Job,
+    Trial,
 )
 from diffplugin.bench.work import parse_work
 from diffplugin.bundle import list_files, open_bundle, write_manifest
@@ -59,15 +59,15 @@ def prepare(out: Path, *, width: int, height: int, steps: int, log: Log = print)
     if out.exists():
         raise RequestError(f"{out}: is there already; name a new folder")
     out.mkdir(parents=True)
-    job = Job(
+    trial = Trial(
         part="", model=EMBEDDED, engine=NAME, precision="fp16", out=str(out), width=width, height=height, steps=steps,
         rounds=1,
     )  # fmt: skip
     _goldens(out, log)
-    _embedded(out, job, log)
+    _embedded(out, trial, log)
     log("full widths without weights")
     full_width.write_bundle(out / FULL, log)
-    _photographs(replace(job, model=FULL), [full_width.PLUGIN], out)
+    _photographs(replace(trial, model=FULL), [full_width.PLUGIN], out)
     (out / NATIVE).mkdir()
     for file in (
         *(ROOT / "plugins" / "native" / name for name in _NATIVE),
@@ -95,32 +95,32 @@ def _goldens(out: Path, log: Log) -> None:
     shutil.rmtree(whole)
 
 
-def _embedded(out: Path, job: Job, log: Log) -> None:
+def _embedded(out: Path, trial: Trial, log: Log) -> None:
     """The embedded model's bundle, degraded photographs, and the pictures that float32 makes of them."""
     import diffplugin
     from diffplugin.export.checkpoints import embedded_checkpoint
 
     checkpoint, cards, _ = embedded_checkpoint([])
     _export(checkpoint, out / EMBEDDED, EMBEDDED, cards, ("fp16",), log)
-    photos = _photographs(job, list(open_bundle(out / EMBEDDED).cards()), out)
+    photos = _photographs(trial, list(open_bundle(out / EMBEDDED).cards()), out)
     (out / EXPECTED).mkdir()
     with diffplugin.load(engine="onnxruntime", precision="fp32") as restorer:
         for plugin, (photo, _) in photos.items():
             log(f"what float32 makes of {plugin}")
-            made = restorer.restore(photo, plugins=[plugin], steps=job.steps)
+            made = restorer.restore(photo, plugins=[plugin], steps=trial.steps)
             Image.fromarray(made.array).save(out / EXPECTED / f"{plugin}.png")
 
 
-def _photographs(job: Job, plugins: Sequence[str], out: Path) -> dict[str, tuple[Path, Path]]:
+def _photographs(trial: Trial, plugins: Sequence[str], out: Path) -> dict[str, tuple[Path, Path]]:
     """Two degraded photographs for each plugin, as files."""
-    from diffplugin.bench.gpu_acceptance.job import photograph
+    from diffplugin.bench.gpu_acceptance.trial import photograph
 
     made = {}
     (out / PHOTOS).mkdir(exist_ok=True)
     for i, plugin in enumerate(plugins):
         files = tuple(out / PHOTOS / f"{plugin}-{number}.png" for number in (i, i + 1))
         for number, file in enumerate(files):
-            Image.fromarray(photograph(job, plugin, i + number)).save(file)
+            Image.fromarray(photograph(trial, plugin, i + number)).save(file)
         made[plugin] = (files[0], files[1])
     return made
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from diffplugin.bench.gpu_acceptance.card_row import card_row, find_part
-from diffplugin.bench.gpu_acceptance.job import CARD
+from diffplugin.bench.gpu_acceptance.trial import CARD
 from diffplugin.bench.report import in_order, table
 from diffplugin.bench.stats import spread
 

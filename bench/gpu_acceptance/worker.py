@@ -1,4 +1,4 @@
-"""One part in a process of its own: ``python -m diffplugin.bench.gpu_acceptance.worker JOB`` with a job as JSON."""
+"""One part in a process of its own: ``python -m diffplugin.bench.gpu_acceptance.worker TRIAL`` with a trial as JSON."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from functools import partial
 from typing import Any
 
 from diffplugin.bench.gpu_acceptance import parts
-from diffplugin.bench.gpu_acceptance.job import Job
+from diffplugin.bench.gpu_acceptance.trial import Trial
 from diffplugin.bench.worker import answer
 
 Result = dict[str, Any]
 
 
-def _peer(job: Job, *, compiled: bool) -> Result:
+def _peer(trial: Trial, *, compiled: bool) -> Result:
     from diffplugin.bench.gpu_acceptance import peer
 
-    return peer.measure(job, compiled=compiled)
+    return peer.measure(trial, compiled=compiled)
 
 
-def _card(name: str, job: Job) -> Result:
+def _card(name: str, trial: Trial) -> Result:
     from diffplugin.bench.gpu_acceptance import card
 
-    made: Result = getattr(card, name)(job)
+    made: Result = getattr(card, name)(trial)
     return made
 
 
-PARTS: dict[str, Callable[[Job], Result]] = {
+PARTS: dict[str, Callable[[Trial], Result]] = {
     "build": parts.build,
     "goldens": parts.goldens,
     "cold start": parts.start,
     "replay": parts.replay,
     "fidelity": parts.fidelity,
     "measure": parts.measure,
-    "pytorch eager": lambda job: _peer(job, compiled=False),
-    "torch.compile": lambda job: _peer(job, compiled=True),
+    "pytorch eager": lambda trial: _peer(trial, compiled=False),
+    "torch.compile": lambda trial: _peer(trial, compiled=True),
     "draw": parts.draw,
     **{name: partial(_card, name) for name in ("ceilings", "native", "networks")},
 }
 
 if __name__ == "__main__":
-    sys.exit(answer(sys.argv, lambda job: PARTS[job["part"]](Job(**job))))
+    sys.exit(answer(sys.argv, lambda trial: PARTS[trial["part"]](Trial(**trial))))

@@ -14,8 +14,8 @@ pytest.importorskip("torch", reason="needs the extra [bench]")
 pytest.importorskip("skimage", reason="needs the extra [bench]")
 
 from diffplugin.bench.gpu_acceptance import __main__ as acceptance
-from diffplugin.bench.gpu_acceptance.job import Job
 from diffplugin.bench.gpu_acceptance.report import failures, markdown, rows
+from diffplugin.bench.gpu_acceptance.trial import Trial
 from diffplugin.bundle import default_bundle
 from diffplugin.engines.choice import get_builder
 from diffplugin.errors import RequestError
@@ -53,8 +53,8 @@ HEAD: dict[str, Any] = {
 }
 
 
-def jobs(*parts: tuple[str, str], out: Path) -> list[Job]:
-    one = Job(part="", model="", engine="x", precision="fp16", out=str(out), width=64, height=64, steps=2, rounds=3)
+def trials(*parts: tuple[str, str], out: Path) -> list[Trial]:
+    one = Trial(part="", model="", engine="x", precision="fp16", out=str(out), width=64, height=64, steps=2, rounds=3)
     return [replace(one, model=model, part=part) for model, part in parts]
 
 
@@ -62,12 +62,12 @@ def run(out: Path, answers: dict[str, dict[str, Any]], *parts: tuple[str, str]) 
     """The coordinator over parts that answer so; (result, what was run)."""
     ran: list[str] = []
 
-    def execute(job: dict[str, Any], timeout: float) -> dict[str, Any]:
-        ran.append(f"{job['model']} {job['part']}")
+    def execute(trial: dict[str, Any], timeout: float) -> dict[str, Any]:
+        ran.append(f"{trial['model']} {trial['part']}")
         assert (out / acceptance.RESULTS).is_file() or len(ran) == 1, "the parts before are not on disk"
-        return answers[job["part"]]
+        return answers[trial["part"]]
 
-    result = acceptance.run(jobs(*parts, out=out), HEAD, out, execute, 1.0)
+    result = acceptance.run(trials(*parts, out=out), HEAD, out, execute, 1.0)
     assert json.loads((out / acceptance.RESULTS).read_text()) == result
     assert (out / acceptance.REPORT).read_text() == markdown(result)
     return result, ran
@@ -155,12 +155,12 @@ def _rehearse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> di
 
 def test_parts_run_in_processes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    (job,) = jobs(("embedded", "cold start"), out=tmp_path)
-    job = replace(job, engine="onnxruntime", precision="fp32", steps=1)
-    failed = acceptance._in_a_process(job.to_json(), 120)
+    (trial,) = trials(("embedded", "cold start"), out=tmp_path)
+    trial = replace(trial, engine="onnxruntime", precision="fp32", steps=1)
+    failed = acceptance._in_a_process(trial.to_json(), 120)
     assert "no manifest.json" in failed["error"] and str(tmp_path) not in failed["error"]
-    shutil.copytree(default_bundle(), job.bundle)
-    made = acceptance._in_a_process(job.to_json(), 120)
+    shutil.copytree(default_bundle(), trial.bundle)
+    made = acceptance._in_a_process(trial.to_json(), 120)
     assert 0 < made["load_s"] < made["first_picture_s"], made
 
 
@@ -214,28 +214,28 @@ def test_a_prepared_run_stops_with_its_budget_and_has_a_row(tmp_path: Path) -> N
         },
         "native": {"checks": [{"name": "native", "ok": True, "found": "14 cases"}]},
     }  # fmt: skip
-    one = Job(
+    one = Trial(
         part="", model="", engine="onnxruntime-cuda", precision="fp16", out=str(tmp_path), width=512, height=512,
         steps=20, rounds=3, prepared=str(tmp_path),
     )  # fmt: skip
-    jobs = [replace(one, model=m, part=p, precision=c) for m, p, c in acceptance.PREPARED_PARTS]
+    trials = [replace(one, model=m, part=p, precision=c) for m, p, c in acceptance.PREPARED_PARTS]
     gpu = {"name": "A card", "capability": "sm_90", "memory": 80 * 2**30, "driver": "13.0", "runtime": "13.0"}
     head = HEAD | {"environment": HEAD["environment"] | {"gpu": gpu}}
     given: list[float] = []
 
-    def execute(job: dict[str, Any], timeout: float) -> dict[str, Any]:
+    def execute(trial: dict[str, Any], timeout: float) -> dict[str, Any]:
         given.append(timeout)
-        return answers[job["part"]]
+        return answers[trial["part"]]
 
-    result = acceptance.run(jobs, head, tmp_path, execute, 3600, budget=600)
-    assert failures(result) == [] and max(given) <= 600 and len(given) == len(jobs)
+    result = acceptance.run(trials, head, tmp_path, execute, 3600, budget=600)
+    assert failures(result) == [] and max(given) <= 600 and len(given) == len(trials)
     row = (tmp_path / acceptance.ROW).read_text()
     for cell in ("A card", "110.0", "3.50", "300.0 / 12.00", "130.0 / 4.50", "27.8 / 1.02", "25%", "fp32 80.0"):
         assert cell in row, (cell, row)
     report = (tmp_path / acceptance.REPORT).read_text()
     assert row.strip() in report and "800 TFLOP/s" in report and "Not run: eager, one CUDA graph, unet" in report
-    late = acceptance.run(jobs, head, tmp_path, execute, 3600, budget=5)
-    assert all("no time left of 5 s" in line for line in failures(late)) and len(failures(late)) == len(jobs)
+    late = acceptance.run(trials, head, tmp_path, execute, 3600, budget=5)
+    assert all("no time left of 5 s" in line for line in failures(late)) and len(failures(late)) == len(trials)
 
 
 @pytest.mark.parametrize(

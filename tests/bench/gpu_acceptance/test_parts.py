@@ -19,7 +19,7 @@ pytest.importorskip("skimage", reason="needs the extra [bench]")
 import torch
 
 from diffplugin.bench.gpu_acceptance import card, full_width, parts
-from diffplugin.bench.gpu_acceptance.job import DevicePeak, Job, interleaved, photograph
+from diffplugin.bench.gpu_acceptance.trial import DevicePeak, Trial, interleaved, photograph
 from diffplugin.bundle import Bundle, default_bundle, write_manifest
 from diffplugin.engines import choice
 from diffplugin.errors import RequestError
@@ -28,8 +28,8 @@ from tests.engines.fake_driver import FakeDriver
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
-    return Job(
+def trial(tmp_path: Path) -> Trial:
+    return Trial(
         part="", model="embedded", engine="onnxruntime", precision="fp32", out=str(tmp_path),
         width=96, height=64, steps=3, rounds=2,
     )  # fmt: skip
@@ -45,27 +45,27 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
 
 
 @pytest.fixture
-def on_gpu(job: Job, gpu: FakeDriver, device_bundle: Bundle) -> Job:
-    made = replace(job, engine=fake_gpu.NAME)
+def on_gpu(trial: Trial, gpu: FakeDriver, device_bundle: Bundle) -> Trial:
+    made = replace(trial, engine=fake_gpu.NAME)
     shutil.copytree(device_bundle.path, made.bundle)
     write_manifest(made.bundle, device_bundle.manifest)
     return made
 
 
-def test_replay_is_compared_bit_for_bit(on_gpu: Job) -> None:
+def test_replay_is_compared_bit_for_bit(on_gpu: Trial) -> None:
     result = parts.replay(on_gpu)
     assert result["replays"] >= 6 and result["different"] == 0
     assert [c["ok"] for c in result["checks"]] == [True, True]
 
 
-def test_a_graph_that_does_nothing_is_found(on_gpu: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_that_does_nothing_is_found(on_gpu: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a stale graph looks like: the picture of the request before."""
     monkeypatch.setattr(FakeDriver, "launch", lambda self, executable, stream: None)
     result = parts.replay(on_gpu)
     assert result["different"] > 0 and [c["ok"] for c in result["checks"]] == [True, False]
 
 
-def test_unordered_sums_have_a_bound(on_gpu: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unordered_sums_have_a_bound(on_gpu: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a library's sums have no order a replay may be near, but not elsewhere."""
     launch = FakeDriver.launch
     monkeypatch.setitem(parts.UNORDERED, fake_gpu.NAME, {"fp32": 1e-3})
@@ -76,7 +76,7 @@ def test_unordered_sums_have_a_bound(on_gpu: Job, monkeypatch: pytest.MonkeyPatc
     assert launch is not FakeDriver.launch
 
 
-def test_every_way_is_measured_on_a_device(on_gpu: Job) -> None:
+def test_every_way_is_measured_on_a_device(on_gpu: Trial) -> None:
     result = parts.measure(on_gpu)
     assert {way: len(seconds) for way, seconds in result["picture_s"].items()} == {"graph": 2, "enqueues": 2, "host": 2}
     assert {graph: len(runs) for graph, runs in result["runs_s"].items()} == {
@@ -90,32 +90,32 @@ def test_every_way_is_measured_on_a_device(on_gpu: Job) -> None:
     assert parts.fidelity(on_gpu)["checks"][0]["ok"]
 
 
-def test_an_engine_of_the_processor_has_one_way_and_nothing_to_replay(job: Job) -> None:
-    shutil.copytree(default_bundle(), job.bundle)
-    result = parts.measure(job)
+def test_an_engine_of_the_processor_has_one_way_and_nothing_to_replay(trial: Trial) -> None:
+    shutil.copytree(default_bundle(), trial.bundle)
+    result = parts.measure(trial)
     assert set(result["picture_s"]) == {"host"} and result["device_bytes"] is None
     assert result["stages_s"]["unet"] > 0
-    assert "nothing to capture" in parts.replay(job)["skipped"]
+    assert "nothing to capture" in parts.replay(trial)["skipped"]
 
 
-def test_pictures_that_are_too_far_fail_the_check(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(default_bundle(), job.bundle)
+def test_pictures_that_are_too_far_fail_the_check(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(default_bundle(), trial.bundle)
     from diffplugin.export import parity
 
     monkeypatch.setitem(parity.PICTURE_BUDGET, "fp32", 99.5)  # more than any picture has
-    (check,) = parts.fidelity(job)["checks"]
+    (check,) = parts.fidelity(trial)["checks"]
     assert not check["ok"] and "99.5" in check["found"]
 
 
 @pytest.mark.parametrize("plugin", ["derain", "lowlight"])
-def test_the_peer_computes_the_same_picture(job: Job, plugin: str) -> None:
+def test_the_peer_computes_the_same_picture(trial: Trial, plugin: str) -> None:
     """In float32 on the processor: both starts, UniPC, the whole loop."""
     import diffplugin
     from diffplugin.bench.gpu_acceptance.peer import TorchPipeline
     from diffplugin.bundle import open_bundle
     from diffplugin.export.measures import psnr
 
-    photo = photograph(job, plugin)
+    photo = photograph(trial, plugin)
     from diffplugin.export.checkpoints import embedded_checkpoint
 
     checkpoint, _, _ = embedded_checkpoint([])
@@ -128,10 +128,10 @@ def test_the_peer_computes_the_same_picture(job: Job, plugin: str) -> None:
     assert set(stages) == {"vision", "tpb", "vae_encoder", "scb", "unet", "vae_decoder"}
 
 
-def test_the_full_model_needs_no_bundle_of_its_own(job: Job, tmp_path: Path) -> None:
-    model = replace(job, model=f"full:{tmp_path}").measured()
-    assert model.root == tmp_path and model.bundle.is_relative_to(job.out)
-    assert replace(job, model="embedded").measured().root is None
+def test_the_full_model_needs_no_bundle_of_its_own(trial: Trial, tmp_path: Path) -> None:
+    model = replace(trial, model=f"full:{tmp_path}").measured()
+    assert model.root == tmp_path and model.bundle.is_relative_to(trial.out)
+    assert replace(trial, model="embedded").measured().root is None
 
 
 def test_ways_run_in_turn() -> None:
@@ -163,9 +163,9 @@ def test_the_peak_is_the_most_that_was_taken() -> None:
     assert none.bytes is None
 
 
-def test_photographs_are_the_same_every_time(job: Job) -> None:
-    assert np.array_equal(photograph(job, "derain", 1), photograph(job, "derain", 1))
-    assert photograph(job, "derain").shape == (64, 96, 3)
+def test_photographs_are_the_same_every_time(trial: Trial) -> None:
+    assert np.array_equal(photograph(trial, "derain", 1), photograph(trial, "derain", 1))
+    assert photograph(trial, "derain").shape == (64, 96, 3)
 
 
 # The card
@@ -173,18 +173,20 @@ def test_photographs_are_the_same_every_time(job: Job) -> None:
 
 def test_operations_of_the_networks() -> None:
     """Counted, not run: Stable Diffusion 1.4's UNet at 64x64 latents, unguided, is 0.82 TFLOP."""
-    job = Job(part="", model="card", engine="x", precision="fp16", out="", width=512, height=512, steps=20, rounds=1)
-    found = {name: card.operations(name, job) / 1e12 for name in ("unet", "vae_encoder")}
+    trial = Trial(
+        part="", model="card", engine="x", precision="fp16", out="", width=512, height=512, steps=20, rounds=1
+    )
+    found = {name: card.operations(name, trial) / 1e12 for name in ("unet", "vae_encoder")}
     assert abs(found["unet"] - 0.818) < 0.005 and abs(found["vae_encoder"] - 1.117) < 0.005, found
     whole = card._loop({"unet": 1.0, "scb": 2.0, "vae_encoder": 3.0, "vae_decoder": 4.0}, 20)
     assert whole == 29
 
 
-def test_without_a_gpu_the_card_is_skipped(job: Job) -> None:
+def test_without_a_gpu_the_card_is_skipped(trial: Trial) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    assert "no GPU" in card.ceilings(job)["skipped"] and "no GPU" in card.networks(job)["skipped"]
-    assert "no sources" in card.native(job)["skipped"]
+    assert "no GPU" in card.ceilings(trial)["skipped"] and "no GPU" in card.networks(trial)["skipped"]
+    assert "no sources" in card.native(trial)["skipped"]
 
 
 # Full widths without weights

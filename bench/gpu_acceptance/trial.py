@@ -30,7 +30,7 @@ SEED = 42
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Trial:
     """One part.
 
     Attributes:
@@ -87,7 +87,7 @@ class Job:
         return Path(self.prepared) / GOLDENS if self.prepared else self.scratch / "oracle"
 
     def measured(self) -> Model:
-        """The model with this job's bundle; "oracle" is not measured."""
+        """The model with this trial's bundle; "oracle" is not measured."""
         root = Path(self.model.partition(":")[2]) if self.kind == FULL else None
         return Model(spec=self.model, bundle=self.bundle, artefacts=self.scratch / "peers", root=root)
 
@@ -96,34 +96,34 @@ class Job:
         return time.monotonic() - self.began
 
 
-def photograph(job: Job, plugin: str, number: int = 0) -> Pixels:
+def photograph(trial: Trial, plugin: str, number: int = 0) -> Pixels:
     """A photograph degraded for ``plugin``, uint8 [H,W,3]; the same one every time.
 
     Raises:
         MissingDependency: scikit-image is not installed.
     """
-    if job.prepared:
-        with Image.open(Path(job.prepared) / PHOTOS / f"{plugin}-{number}.png") as image:
+    if trial.prepared:
+        with Image.open(Path(trial.prepared) / PHOTOS / f"{plugin}-{number}.png") as image:
             return np.asarray(image.convert("RGB"))
     from diffplugin.bench.work import clean_photos, degraded, fitted
 
     photos = [photo for _, photo in clean_photos()]
-    return degraded(fitted(photos[number % len(photos)], job.width, job.height), plugin, 7000 + number)
+    return degraded(fitted(photos[number % len(photos)], trial.width, trial.height), plugin, 7000 + number)
 
 
-def open_restorer(job: Job) -> Restorer:
-    """The job's bundle on its engine."""
+def open_restorer(trial: Trial) -> Restorer:
+    """The trial's bundle on its engine."""
     import diffplugin
 
-    return diffplugin.load(job.bundle, engine=cast(Any, job.engine), precision=cast(Any, job.precision))
+    return diffplugin.load(trial.bundle, engine=cast(Any, trial.engine), precision=cast(Any, trial.precision))
 
 
-def free_memory(job: Job) -> Callable[[], int] | None:
+def free_memory(trial: Trial) -> Callable[[], int] | None:
     """Bytes of device memory that are free; None where the engine runs on the processor."""
     from diffplugin.engines.choice import get_builder
     from diffplugin.engines.device import DeviceBuilder
 
-    builder = get_builder(job.engine)
+    builder = get_builder(trial.engine)
     if not isinstance(builder, DeviceBuilder):
         return None
     driver = builder.driver()
