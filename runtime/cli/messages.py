@@ -1,4 +1,4 @@
-"""What ``dp-infer`` says: lines for people, and the progress bar."""
+"""Messages of ``dp-infer``: lines for people, and the progress bar."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GIB = 2**30
 
 
 def loaded_line(restorer: Restorer, why: str = "") -> str:
-    """``embedded: onnxruntime fp32 (…)``, why this bundle, and what the quality does where it is not the exact one."""
+    """``embedded: onnxruntime fp32 (…)``, why this bundle, and a description of the quality unless it is exact."""
     line = f"{restorer.bundle.manifest.name}: {restorer.engine} {restorer.precision} ({restorer.reason})"
     line += f"; {why}" if why else ""
     quality = restorer.quality
@@ -34,7 +34,7 @@ def selection_line(selection: Selection) -> str:
 
 
 def example_lines(cards: Iterable[PluginCard], *, copies: bool = False) -> list[str]:
-    """What a user whose request selected nothing may ask for."""
+    """Example requests for a user whose request selected nothing."""
     lines = [f"nothing selected, {'copied as it is' if copies else 'nothing written'}; requests that are understood:"]
     return lines + [f'  {plugin + ":":<12} "{example}"' for plugin, example in example_requests(cards)]
 
@@ -96,7 +96,7 @@ def done_line(made: Restoration, target: object, seconds: float) -> str:
 
 
 class ProgressBar:
-    """One line that is drawn again and again, on a terminal only."""
+    """One line that is redrawn, on a terminal only."""
 
     def __init__(self, stream: TextIO, *, width: int = 24, hidden: bool = False) -> None:
         self._stream, self._width = stream, width
@@ -105,7 +105,7 @@ class ProgressBar:
         self._length = 0
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        """``runtime.restorer.Progress``: UNet runs done, in all, the plugin at work."""
+        """``runtime.restorer.Progress``: UNet runs done, UNet runs in total, the current plugin."""
         if not self._shown:
             return
         if done == 0:
@@ -119,7 +119,7 @@ class ProgressBar:
         self._length = len(line)
 
     def clear(self) -> None:
-        """Wipe the line, so that other text may follow."""
+        """Erase the line, so that other text may follow."""
         if self._shown and self._length:
             self._stream.write("\r" + " " * self._length + "\r")
             self._stream.flush()

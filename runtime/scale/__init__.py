@@ -1,1 +1,1 @@
-"""Many machines, by engines that others maintain: Ray Data for folders and object stores, Ray Serve for the API."""
+"""Several machines: Ray Data for folders and object stores, Ray Serve for the API."""
