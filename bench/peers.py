@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,9 +58,9 @@ def plain_inputs(spec: GraphSpec, inputs: Mapping[str, Array], times: TimeTable)
     return [times(inputs["time"]) if t.name == "time" else np.ascontiguousarray(inputs[t.name]) for t in spec.inputs]
 
 
-def plain_outputs(spec: GraphSpec) -> list[str]:
-    """Outputs of :func:`~diffplugin.bench.peers_torch.plain_module`: the released UNet has one."""
-    return ["eps"] if spec.graph == "unet" else [t.name for t in spec.outputs]
+def plain_spec(spec: GraphSpec) -> GraphSpec:
+    """The contract of :func:`~diffplugin.bench.peers_torch.plain_module`: the released UNet has one output."""
+    return replace(spec, outputs=spec.outputs[:1]) if spec.graph == "unet" else spec
 
 
 def plain_axes(name: str, axes: tuple[int | str, ...]) -> tuple[int | str, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffplugin.bench.peers import PeerBuilder, TimeTable, plain_inputs, plain_outputs
+from diffplugin.bench.peers import PeerBuilder, TimeTable, plain_inputs, plain_spec
 from diffplugin.engines.base import Engine, thread_count
 from diffplugin.export.graphs import module_for
 from diffplugin.export.onnx import example_inputs
@@ -73,7 +73,7 @@ class TorchPeer(Engine):
     name = "pytorch"
 
     def __init__(self, spec: GraphSpec, module: nn.Module, times: TimeTable, precision: str, *, compiled: bool) -> None:
-        super().__init__(spec, precision)
+        super().__init__(plain_spec(spec), precision)
         self._times = times
         self._half = precision == "bf16"
         if self._half:
@@ -93,7 +93,7 @@ class TorchPeer(Engine):
         with torch.no_grad():  # freezing does not take inference mode
             made = self._module(*tensors)
         made = made if isinstance(made, tuple) else (made,)
-        names = plain_outputs(self.spec)
+        names = [t.name for t in self.spec.outputs]
         return {name: out.float().contiguous().numpy() for name, out in zip(names, made, strict=True)}
 
     def _release(self) -> None:

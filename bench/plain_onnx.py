@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffplugin.bench.peers import PeerBuilder, TimeTable, plain_inputs, plain_outputs
+from diffplugin.bench.peers import PeerBuilder, TimeTable, plain_inputs, plain_spec
 from diffplugin.engines.base import Engine, thread_count
 from diffplugin.errors import EngineError
 from diffplugin.spec import Array, GraphSpec
@@ -28,7 +28,7 @@ class PlainEngine(Engine):
     def __init__(self, spec: GraphSpec, file: Path, times: TimeTable, threads: int) -> None:
         import onnxruntime as ort
 
-        super().__init__(spec, "fp32")
+        super().__init__(plain_spec(spec), "fp32")
         self._times = times
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -38,7 +38,7 @@ class PlainEngine(Engine):
     def _run(self, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         arrays = plain_inputs(self.spec, inputs, self._times)
         made = self._session.run(None, dict(zip(self._names, arrays, strict=True)))
-        return dict(zip(plain_outputs(self.spec), made, strict=True))
+        return dict(zip([t.name for t in self.spec.outputs], made, strict=True))
 
     def _release(self) -> None:
         self._session = None

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffplugin.bench.peers import PeerBuilder, TimeTable, plain_axes, plain_inputs, plain_outputs, require
+from diffplugin.bench.peers import PeerBuilder, TimeTable, plain_axes, plain_inputs, plain_spec, require
 from diffplugin.engines.base import Engine, thread_count
 from diffplugin.files import unfinished
 from diffplugin.spec import Array, GraphSpec
@@ -27,7 +27,7 @@ class PlainEngine(Engine):
     name = "openvino plain"
 
     def __init__(self, spec: GraphSpec, file: Path, times: TimeTable, precision: str, properties: dict[str, Any]):
-        super().__init__(spec, precision)
+        super().__init__(plain_spec(spec), precision)
         self._file, self._times, self._properties = file, times, properties
         self._shapes: list[tuple[int, ...]] = []
         self._request: Any = None
@@ -44,7 +44,7 @@ class PlainEngine(Engine):
             self._request, self._shapes = None, shapes
             self._request = core.compile_model(model, "CPU", self._properties).create_infer_request()
         self._request.infer(dict(enumerate(arrays)), share_inputs=True)
-        names = plain_outputs(self.spec)
+        names = [t.name for t in self.spec.outputs]
         return {name: self._request.get_output_tensor(i).data.copy() for i, name in enumerate(names)}
 
     def _release(self) -> None:

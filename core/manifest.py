@@ -86,6 +86,7 @@ class Manifest:
         graphs: by key ("unet", "tpb/deblur").
         plugins: ids in registry order.
         selector: the bundle can choose plugins from words.
+        selector_threshold: score above which a plugin is chosen (theta of arXiv:2403.00644, Eq. 5; the paper's is 0).
         tokenizer: file of the tokenizer.
         licences: notes on the weights.
         parity: errors measured at export.
@@ -105,6 +106,7 @@ class Manifest:
     graphs: Mapping[str, GraphEntry]
     plugins: tuple[str, ...]
     selector: bool
+    selector_threshold: float = 0.0
     tokenizer: str = "tokenizer.json"
     licences: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)

@@ -306,8 +306,8 @@ class OpenVinoBuilder:
         try:
             version = importlib.import_module("openvino").__version__
             if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < _OLDEST:
-                needed = ".".join(map(str, _OLDEST))
-                return f"openvino {version} lacks operators, {needed} has them; pip install -U 'diffplugin[openvino]'"
+                found, needed = version.partition("-")[0], ".".join(map(str, _OLDEST))
+                return f"openvino {found} lacks operators, {needed} has them; pip install -U 'diffplugin[openvino]'"
             _facts(_CPU)
         except ImportError as error:
             return f"the package openvino cannot be imported ({error}); pip install 'diffplugin[openvino]'"

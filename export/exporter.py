@@ -21,10 +21,12 @@ from diffplugin.export.checkpoints import Checkpoint, check_checkpoint
 from diffplugin.export.cuda import EmulatedCuda, export_cuda
 from diffplugin.export.fp16.emulate import EmulatedFp16
 from diffplugin.export.fp16.variant import export_fp16
+from diffplugin.export.gate import compare_engines
 from diffplugin.export.graphs import graph_keys, module_for
 from diffplugin.export.onnx import export_graph
 from diffplugin.export.parity import PICTURE_BUDGET, TENSOR_BUDGET, check, compare_graphs, compare_picture
 from diffplugin.export.prebuild import Log, Sizes, build_engines, checked_sizes, choose_builder
+from diffplugin.export.purpose import Kept, compare_purposes
 from diffplugin.export.quantize import (
     SIDE,
     calibration_inputs,
@@ -57,8 +59,9 @@ def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
 
 
 def _cards(checkpoint: Checkpoint, folder: Path | None) -> dict[str, PluginCard]:
-    """Cards of the checkpoint's plugins, in registry order; every plugin needs one."""
-    known = registry(folder) if folder is not None else registry()
+    """Cards of the checkpoint's plugins, in registry order: of ``folder``, else beside the weights, else shipped."""
+    beside = dict.fromkeys(place.parent for place in checkpoint.plugins.values())
+    known = registry(*beside, *(() if folder is None else (folder,)))
     lacking = [plugin for plugin in checkpoint.plugins if plugin not in known]
     if lacking:
         raise CheckpointError(
@@ -129,6 +132,7 @@ def _manifest(
         graphs=graphs,
         plugins=tuple(cards),
         selector="selector" in graphs,
+        selector_threshold=checkpoint.selector_threshold(),
         licences={plugin: card.licence for plugin, card in cards.items() if card.licence},
     )
 
@@ -166,6 +170,7 @@ def _validate(
         picture = (float("nan"), PICTURE_BUDGET[precision])
     log(f"whole picture      {picture[0]:.1f} dB against the reference (at least {picture[1]:g})")
     check(comparisons, picture)
+    purposes = _purposes(bundle, builder, precision, log)
     return {
         "engine": builder.name,
         "precision": precision,
@@ -176,7 +181,19 @@ def _validate(
         },
         "picture_psnr_budget_db": picture[1],
         "picture_psnr_db": round(picture[0]),
+        "kept_db": {kept.plugin: [round(kept.clean_db), round(kept.degraded_db)] for kept in purposes},
     }
+
+
+def _purposes(bundle: Bundle, builder: EngineBuilder, precision: str, log: Log) -> list[Kept]:
+    """A clean and a degraded photo through every plugin; one that destroys either is named."""
+    from diffplugin.runtime.restorer import Restorer
+
+    with Restorer(bundle, builder, precision=precision) as restorer:
+        found = compare_purposes(restorer, bundle.manifest.plugins)
+    for kept in found:
+        log(kept.describe())
+    return found
 
 
 def export_bundle(
@@ -202,12 +219,13 @@ def export_bundle(
         sizes: (width, height) in pixels that engines are built for, one engine per pair and graph; none: 512 x 512.
         options: how engines are built.
         calibration: pictures for int8, best degraded as the plugins expect; none: synthetic ones.
-        validate: compare every graph and one picture with the reference.
+        validate: compare every graph, one picture and every engine that can run on this machine with the reference, and
+            put a clean and a degraded photo through every plugin.
         log: called with one line of progress.
 
     Raises:
         CheckpointError: the checkpoint does not fit.
-        ParityError: a graph exceeds its error budget; nothing is written then.
+        ParityError: a graph or an engine exceeds its error budget; nothing is written then.
         BundleError: ``out`` cannot be written.
         EngineUnavailable: the engine cannot run on this machine.
     """
@@ -239,5 +257,9 @@ def export_bundle(
         if validate:
             manifest = replace(manifest, parity=_validate(bundle, checkpoint, proof, wanted, log))
         engines = build_engines(bundle, builder, wanted, sizes, options, log)
-        write_manifest(folder, replace(manifest, engines=engines, files=list_files(folder)))
+        manifest = replace(manifest, engines=engines)
+        if validate and engines:
+            gate = compare_engines(Bundle(folder, manifest), checkpoint, builder, wanted, sizes, log)
+            manifest = replace(manifest, parity={**manifest.parity, "engines": gate})
+        write_manifest(folder, replace(manifest, files=list_files(folder)))
     return out

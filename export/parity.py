@@ -112,9 +112,10 @@ def compare_graphs(
     *,
     precision: str,
     vocabulary: int,
+    latent: tuple[int, int] = (LATENT_SIDE, LATENT_SIDE),
 ) -> Iterator[Comparison]:
-    """Each graph of the bundle, one at a time in memory, in the order of a restoration."""
-    chain = Chain(bundle.manifest, vocabulary)
+    """Each graph of the bundle, one at a time in memory, in the order of a restoration; ``latent``: sides (h, w)."""
+    chain = Chain(bundle.manifest, vocabulary, *latent)
     for key in in_order(bundle.keys(precision)):
         inputs = chain.inputs(bundle.spec(key))
         expected = _run_once(reference, bundle, key, "fp32", inputs)
@@ -154,6 +155,14 @@ def compare_picture(
         with Restorer(bundle, engines, precision=wanted) as restorer:
             made.append(np.asarray(restorer.restore(picture, plugins=[plugin]).image))
     return psnr(made[1], made[0]), PICTURE_BUDGET[precision]
+
+
+def check_graphs(comparisons: Iterable[Comparison]) -> None:
+    """Raises:
+    ParityError: naming every graph over its budget.
+    """
+    if faults := [comparison.describe() for comparison in comparisons if not comparison.within]:
+        raise ParityError(f"the export does not match the reference: {'; '.join(faults)}")
 
 
 def check(comparisons: list[Comparison], picture: tuple[float, float]) -> None:

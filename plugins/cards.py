@@ -181,7 +181,8 @@ def shipped_cards() -> dict[str, PluginCard]:
 
 
 def registry(*folders: str | Path) -> dict[str, PluginCard]:
-    """Shipped cards, replaced or extended by those in ``folders`` (``<id>/card.toml`` or ``cards/<id>.toml``).
+    """Shipped cards, replaced or extended by those in ``folders``: ``<id>/card.toml``, beside a plugin's weights,
+    ``pre-trained/<id>/card.toml``, or ``cards/<id>.toml``.
 
     A card that replaces a shipped one keeps the shipped place; new ones follow by ``order``, then id. Where two
     folders hold the same id, the later folder wins.
@@ -209,7 +210,8 @@ def registry(*folders: str | Path) -> dict[str, PluginCard]:
 
 def card_files(folder: Path) -> list[tuple[Path, str]]:
     """(file, id that it must carry) of every card in a folder of plugins, sorted."""
-    nested = [(file, file.parent.name) for file in sorted(folder.glob("*/card.toml"))]
+    places = ("pre-trained/*/card.toml", "*/card.toml")
+    nested = [(file, file.parent.name) for place in places for file in sorted(folder.glob(place))]
     flat = [(file, file.stem) for file in sorted(folder.glob("cards/*.toml")) if file.name != "compounds.toml"]
     return flat + nested
 

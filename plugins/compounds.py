@@ -106,10 +106,21 @@ def read_tables(files: Iterable[Path]) -> dict[str, Compound]:
 def compounds_in(prompt: str, table: Table) -> list[str]:
     """Names of the compound tasks that ``prompt`` asks for, in the table's order.
 
-    A phrase matches whole words in any case; hyphens count as spaces and ``*`` stands for up to three words.
+    A phrase matches whole words in any case; hyphens count as spaces and ``*`` stands for up to three words. It counts
+    where it is what is asked for, not where it is mentioned: after a verb that asks for it ("remove all of the bad
+    weather behind my house"), or where the request holds nothing else but words that carry no meaning of their own
+    ("a rainy night, please"). Otherwise the selector alone decides.
     """
     words = _plain(prompt).split()
-    return [name for name, entry in table.items() if any(_matches(phrase, words) for phrase in entry.phrases)]
+    found = {name: [span for p in entry.phrases for span in _spans(p, words)] for name, entry in table.items()}
+    covered = {k for spans in found.values() for start, end, _ in spans for k in range(start, end)}
+    rest = (part for k, word in enumerate(words) if k not in covered for part in _WORD.findall(word))
+    nothing_else = all(part in _FILLERS for part in rest)
+    return [
+        name
+        for name, spans in found.items()
+        if spans and (nothing_else or any(_asked_for(words, start, verb) for start, _, verb in spans))
+    ]
 
 
 def expand(prompt: str, table: Table, installed: Iterable[str]) -> list[str]:
@@ -123,27 +134,74 @@ def _plain(text: str) -> str:
     return " ".join(re.sub(r"[-‐‑–_]", " ", text).casefold().split())
 
 
-def _matches(phrase: str, words: Sequence[str]) -> bool:
-    """Whether ``words`` contain the phrase.
-
-    Bit i of ``ends`` says that what was read of the phrase so far may end before word i: a few operations on one
-    number per word of the phrase, whatever the phrase is.
-    """
+def _spans(phrase: str, words: Sequence[str]) -> list[tuple[int, int, bool]]:
+    """Where ``words`` contain the phrase: (first word, word after the last, the phrase itself begins with a verb that
+    asks). Each beginning goes with the nearest end."""
     parts = _plain(phrase).strip("* ").split()
+    if not parts:  # only gaps
+        return [(0, 0, False)]
+    ends = _ends(parts, words)
+    if not ends:
+        return []
+    verb = any(tuple(parts[: len(v)]) == v for v in _VERBS)
+    count = len(words)
+    backwards = _ends(parts[::-1], words[::-1], reverse=True)
+    starts = [k for k in range(count) if backwards >> (count - k) & 1]
+    found, after = [], [k for k in range(count + 1) if ends >> k & 1]
+    for start in starts:
+        while after and after[0] <= start:
+            after.pop(0)
+        if after:
+            found.append((start, after[0], verb))
+    return found
+
+
+def _ends(parts: Sequence[str], words: Sequence[str], *, reverse: bool = False) -> int:
+    """Where ``parts`` end in ``words``: bit i for "before word i"; 0: nowhere. ``reverse``: both are given backwards.
+
+    Bit i says that what was read of the phrase so far may end before word i: a few operations on one number per word
+    of the phrase, whatever the phrase is.
+    """
     every = (1 << len(words)) - 1
     ends = every
+    places: dict[str, int] = {}  # word -> where it stands, a bit each
+    for k, word in enumerate(words):
+        places[word] = places.get(word, 0) | 1 << k
     for i, part in enumerate(parts):
         if part == "*":
             for _ in range(_MAX_GAP):
                 ends |= ends << 1
         else:
             first, last = i == 0, i == len(parts) - 1
-            here = sum(1 << k for k, word in enumerate(words) if _fits(part, word, first=first, last=last))
+            if reverse:
+                first, last = last, first
+            here = sum(bits for word, bits in places.items() if _fits(part, word, first=first, last=last))
             ends = (ends & here) << 1
         ends &= every | 1 << len(words)
         if not ends:
+            return 0
+    return ends
+
+
+def _asked_for(words: Sequence[str], start: int, verb: bool) -> bool:
+    """The phrase at ``start`` is the object of a verb that asks, or begins with one; and nobody said not to."""
+    if verb:
+        return not _denied(words, start)
+    for skipped in range(_MAX_DETERMINERS + 1):
+        end = start - skipped
+        if end < 1 or any(word not in _DETERMINERS for word in words[end:start]):
             return False
-    return True
+        for one in _VERBS:
+            begin = end - len(one)
+            if begin >= 0 and tuple(re.sub(r"^\W+", "", word) for word in words[begin:end]) == one:
+                return not _denied(words, begin)
+    return False
+
+
+def _denied(words: Sequence[str], start: int) -> bool:
+    """The word before says not to: "do not remove", "don't fix"."""
+    before = words[start - 1].replace("\u2019", "'") if start else ""
+    return before in ("not", "never", "dont", "no") or before.endswith("n't")
 
 
 def _fits(part: str, word: str, *, first: bool, last: bool) -> bool:
@@ -155,3 +213,28 @@ def _fits(part: str, word: str, *, first: bool, last: bool) -> bool:
     before = "(?<!\\w)" if first else "^"
     after = "(?!\\w)" if last else "$"
     return re.search(f"{before}{re.escape(part)}{after}", word) is not None
+
+
+_WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)?")
+_MAX_DETERMINERS = 4
+_VERBS = tuple(
+    tuple(verb.split())
+    for verb in (
+        *("remove", "fix", "clear", "clean", "restore", "repair", "correct", "undo", "improve", "enhance", "rescue"),
+        *("save", "reduce", "lessen", "cure", "heal", "mend", "erase", "delete", "eliminate", "banish", "lift", "cut"),
+        *("drop", "lose", "kill", "retouch", "redo", "recover", "revive", "get rid of", "take away", "take out"),
+        *("clean up", "clear up", "sort out", "deal with", "do something about", "help with", "no more", "without"),
+        "against",
+    )
+)
+_DETERMINERS = frozenset(
+    ("all", "of", "the", "this", "that", "these", "those", "any", "my", "our", "some", "from", "out", "a", "an")
+)
+_FILLERS = _DETERMINERS.union(
+    (word for verb in _VERBS for word in verb),
+    ("your", "his", "her", "their", "and", "or", "in", "on", "at", "to", "for", "by", "it", "is", "was", "are", "be"),
+    ("i", "we", "you", "me", "us", "please", "pls", "kindly", "thanks", "thank", "hi", "hey", "hello", "can", "could"),
+    ("would", "will", "should", "want", "need", "like", "just", "so", "very", "too", "bit", "little", "off", "here"),
+    ("there", "photo", "photos", "picture", "pictures", "pic", "pics", "image", "images", "shot", "shots", "snap"),
+    ("photograph", "one", "old", "new", "taken", "took", "make", "look", "better", "good", "right", "again"),
+)

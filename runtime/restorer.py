@@ -305,7 +305,8 @@ class Restorer:
             return plan, selection, self._encoders.tokens(photo, selection.chosen, clock)
         known, prompt = list(self.cards), options.prompt or ""
         tokens = self._encoders.tokens(photo, known, clock)
-        selection = select(self._encoders.scores(prompt, tokens, known, clock), known, prompt, self._compounds)
+        scores = self._encoders.scores(prompt, tokens, known, clock)
+        selection = select(scores, known, prompt, self._compounds, self.bundle.manifest.selector_threshold)
         if not self._encoders.fits_context(prompt):
             late = f"; only the first {self.dims.context - 2} word pieces of the request were read"
             selection = replace(selection, reason=selection.reason + late)

@@ -14,9 +14,13 @@ import pdoc
 
 import diffplugin
 
-# Not part of what others build on: measurement, training, networks.
+# Not part of what others build on: measurement, training, networks; an application that needs Ray.
 EXCLUDED = tuple(
-    f"!diffplugin.{room}" for room in ("bench", "plugins.native", "plugins.networks", "plugins.train", r".*__main__")
+    f"!diffplugin.{room}"
+    for room in (
+        *("bench", "plugins.native", "plugins.networks", "plugins.train", "runtime.scale.ray_serve"),
+        r".*__main__",
+    )
 )
 
 

@@ -110,7 +110,7 @@ EXTRAS = {
     "engines.tensorrt": {"tensorrt", "tensorrt-rtx"},
     "plugins.networks": {"export"},
     "plugins.native": {"export"},
-    "plugins.train": {"train"},
+    "plugins.train": {"train", "datasets", "measures"},
     "runtime.serve": {"serve"},
     "runtime.scale": {"scale"},
     "bundle": {"hub"},

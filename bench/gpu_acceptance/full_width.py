@@ -52,6 +52,7 @@ _PRECISION = "fp16"
 _SHAPES = "weights.json"  # file of weights -> [place, values, standard deviation or constant]
 _ALIGNED = 4096  # bytes, so that weights can be mapped
 _BLOCK = 2**22  # drawn values that are repeated
+_FILLED = 2**16  # values up to which a weight is written to while it is traced
 _SMALL = 16  # values up to which a weight stays in the graph
 
 
@@ -77,9 +78,10 @@ def _networks() -> Iterator[tuple[str, nn.Module]]:
         with torch.device("meta"):
             module = make().eval()
         module = module.to_empty(device="cpu")  # memory that nobody touches
-        for value in (*module.parameters(), *module.buffers()):
-            if value.numel() <= _SMALL or not value.is_floating_point():
-                value.data.zero_()
+        # one value each: the exporter makes one weight of small ones that are equal, as untouched memory may be
+        for number, value in enumerate((*module.parameters(), *module.buffers()), 1):
+            if value.numel() <= _FILLED and value.is_floating_point():
+                value.data.fill_(number * 1e-4)
         yield key, module
 
 

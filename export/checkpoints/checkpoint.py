@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from diffplugin.runtime.sampling.time_features import time_settings
 from diffplugin.spec import ModelDims
 
 SELECTOR_FOLDER, SELECTOR_FILE = "plugin_selector", "PromptTunner.pt"  # the release's own spelling
+THRESHOLD_FILE = "selector.json"  # ours, beside the heads
 BASE_PARTS = ("unet", "vae", "text_encoder")
 # diffusers renamed the attention of the autoencoder; SD 1.4's own files have the old names
 _OLD_VAE = tuple(
@@ -280,6 +282,20 @@ class Checkpoint:
 
     def scb(self, plugin: str) -> SpatialComplementBranch:
         return self.load(f"scb/{plugin}")  # type: ignore[no-any-return]
+
+    def selector_threshold(self) -> float:
+        """Score above which a plugin is selected, chosen when the heads were trained; the release has none: 0.
+
+        Raises:
+            CheckpointError: the file is unreadable, or holds no such number.
+        """
+        note = self.selector and self.selector.with_name(THRESHOLD_FILE)
+        if note is None or not exists(note):
+            return 0.0
+        value = read_json(note).get("threshold", 0.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise CheckpointError(f"{note}: threshold is {value!r}, expected a number")
+        return float(value)
 
     def selector_heads(self) -> SelectorHeads:
         return self.load("selector")  # type: ignore[no-any-return]

@@ -1,8 +1,7 @@
-"""What all trainings share: photo crops, checkpoints that survive a kill, and a learning-rate schedule."""
+"""What all trainings share: photo crops, and checkpoints that survive a kill."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,14 +51,6 @@ def to_tensor(pixels: Pixels | NDArray[np.float32]) -> Tensor:
 def gaussian(shape: Sequence[int], rng: np.random.Generator) -> Tensor:
     """Standard normal noise, float32, from NumPy: the same on every device."""
     return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))
-
-
-def rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
-    """Linear warm-up, then a cosine to 2 % of the peak."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = min((step - warmup) / max(steps - warmup, 1), 1.0)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -140,3 +140,19 @@ def held_out(kind: str, count: int | None, seed: int, words: Words = WORDS) -> l
         found = [request for its_kind, request in written("held_out") if its_kind == kind]
     rng = np.random.default_rng((seed, KINDS.index(kind)))
     return [found[i] for i in rng.permutation(len(found))[:count]]
+
+
+def combinations(count: int, seed: int, words: Words = WORDS, most: int = 4) -> list[Request]:
+    """Held-out requests for two to ``most`` different tasks each, joined: the paper's "Multi-task*" (table 5), whose
+    120,000 samples combine the texts of single tasks."""
+    rng = np.random.default_rng((seed, len(KINDS)))
+    tasks = [task for task, wording in words.items() if wording.held]
+    found = []
+    for _ in range(count):
+        size = int(rng.integers(2, min(most, len(tasks)) + 1))
+        chosen = [str(t) for t in rng.choice(tasks, size, replace=False)]
+        text = _pick(words[chosen[0]].held, rng)
+        for task in chosen[1:]:
+            text = _pick(JOIN, rng).format(text, _pick(words[task].held, rng))
+        found.append(Request(text, tuple(chosen)))
+    return found

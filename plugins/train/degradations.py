@@ -184,6 +184,48 @@ def face(image: Picture, rng: np.random.Generator) -> Picture:
     return _picture(np.asarray(restored, dtype=np.float32) / 255)
 
 
+def released_face(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """The degradation that the released training applies to every row of its face data, whose input is the truth.
+
+    A 41 x 41 Gaussian, round or oval (sigma 0.1 to 10 pixels), down by a factor of 0.8 to 8, white noise of deviation
+    0 to 20 of 255, JPEG of quality 60 to 100, and back to size, both times bilinear without antialiasing
+    (GFP-GAN, arXiv:2101.04061 Eq. 8, with the ranges of the Diff-Plugin release). [H, W, 3].
+    """
+    height, width = pixels.shape[:2]
+    image = _blur(_picture(pixels / np.float32(255)), _gaussian_kernel(41, rng))
+    scale = rng.uniform(0.8, 8)
+    small: Picture = _bilinear(image, max(int(height // scale), 1), max(int(width // scale), 1))
+    small = _picture(small + rng.normal(0, rng.uniform(0, 20) / 255, small.shape))
+    buffer = io.BytesIO()
+    quality = int(rng.uniform(60, 100))
+    Image.fromarray((small * 255).round().astype(np.uint8)).save(buffer, "JPEG", quality=quality)
+    decoded = _picture(np.asarray(Image.open(buffer)) / np.float32(255))
+    return np.asarray((_picture(_bilinear(decoded, height, width)) * 255).round(), dtype=np.uint8)
+
+
+def _gaussian_kernel(side: int, rng: np.random.Generator) -> Picture:
+    """Of unit sum; round half of the time, else oval and turned."""
+    one, other, angle = rng.uniform(0.1, 10), rng.uniform(0.1, 10), rng.uniform(-np.pi, np.pi)
+    if rng.random() < 0.5:
+        other = one
+    y, x = np.mgrid[-(side // 2) : side // 2 + 1, -(side // 2) : side // 2 + 1].astype(np.float64)
+    along, across = x * np.cos(angle) + y * np.sin(angle), -x * np.sin(angle) + y * np.cos(angle)
+    kernel = np.exp(-0.5 * ((along / one) ** 2 + (across / other) ** 2))
+    return np.asarray(kernel / kernel.sum(), dtype=np.float32)
+
+
+def _bilinear(image: Picture, height: int, width: int) -> Picture:
+    """[H, W, 3] at another size: linear between the two nearest pixels, whatever the factor."""
+    for axis, size in ((0, height), (1, width)):
+        length = image.shape[axis]
+        at = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
+        low = np.floor(at).astype(int)
+        high = np.minimum(low + 1, length - 1)
+        share = (at - low).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        image = _picture(image.take(low, axis) * (1 - share) + image.take(high, axis) * share)
+    return image
+
+
 DEGRADATIONS: dict[str, Degradation] = {
     "derain": rain,
     "desnow": snow,

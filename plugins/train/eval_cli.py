@@ -1,138 +1,142 @@
-"""``dp-eval``: tables, contact sheets and plots of a bundle on held-out photos and held-out wording."""
+"""``dp-eval``: tables, contact sheets and plots of bundles on held-out photos, on your own, and on held-out wording."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from diffplugin.errors import DiffPluginError, RequestError
-
-if TYPE_CHECKING:
-    from diffplugin.runtime.restorer import Restorer
-
-COLUMNS = 6  # of a contact sheet
+from diffplugin.command import DONE, Parser, add_common_options, execute, path, positive
+from diffplugin.errors import RequestError
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dp-eval", description=__doc__)
+def _parser() -> Parser:
+    parser = Parser(prog="dp-eval", description=__doc__)
+    add_common_options(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--work", type=Path, required=True, metavar="DIR", help="folder of dp-train with the photos")
-    common.add_argument("--bundle", type=Path, metavar="DIR", help="from dp-export (default: the embedded model)")
-    common.add_argument("--engine", default="auto", metavar="NAME", help="default: auto")
-    common.add_argument("--engine-precision", default="fp32", metavar="NAME", help="default: fp32")
-    common.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
-    common.add_argument("--out", type=Path, required=True, metavar="DIR", help="tables, sheets and plots go here")
-    restore = commands.add_parser("restore", parents=[common], help="PSNR, SSIM, GMSD, FID and KID of each plugin")
-    restore.add_argument("--tasks", nargs="+", metavar="TASK", help="default: all of the bundle")
-    restore.add_argument("--steps", type=int, nargs="+", metavar="N", help="beside each card's default, for example 20")
-    restore.add_argument("--size", type=int, default=256, metavar="N", help="side of the test crops (default: 256)")
-    restore.add_argument("--photos", type=int, metavar="N", help="at most so many (default: all)")
-    restore.add_argument("--features", type=Path, metavar="FILE", help="Inception as TorchScript, for FID and KID")
-    selector = commands.add_parser("selector", parents=[common], help="ZTA, CP, OP, OR, CF1, OF1 and mAP")
+    common = Parser(add_help=False)
+    common.add_argument("--work", type=path, metavar="DIR", help="folder of dp-train with its test photos")
+    common.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all)")
+    common.add_argument("--out", type=path, required=True, metavar="DIR", help="tables, sheets and plots go here")
+    engine = Parser(add_help=False)
+    engine.add_argument("--engine", default="auto", metavar="NAME", help="default: auto")
+    engine.add_argument("--engine-precision", default="fp32", metavar="NAME", help="default: fp32")
+    _add_restore(commands, [common, engine])
+    selector = commands.add_parser("selector", parents=[common, engine], help="ZTA, CP, OP, OR, CF1, OF1 and mAP")
+    selector.add_argument("--bundle", type=path, metavar="DIR", help="from dp-export (default: the embedded model)")
     selector.add_argument("--requests", type=int, metavar="N", help="of each kind, at most (default: all)")
+    selector.add_argument(
+        "--combinations",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also N combinations of requests for several tasks; the paper's Multi-task* has 120000",
+    )
+    _add_ablation(commands, common)
     return parser
 
 
-def _restore(args: argparse.Namespace, restorer: Restorer) -> None:
-    import numpy as np
-    from PIL import Image
+def _add_restore(commands: argparse._SubParsersAction[Parser], parents: list[Parser]) -> None:
+    restore = commands.add_parser(
+        "restore", parents=parents, help="PSNR, SSIM, GMSD, FID, KID and more; the paper's table 1"
+    )
+    restore.add_argument(
+        "--bundle",
+        type=path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="repeatable: several side by side (default: the embedded model)",
+    )
+    restore.add_argument("--tasks", nargs="+", metavar="TASK", help="default: all of the bundles")
+    restore.add_argument(
+        "--steps", type=positive, nargs="+", metavar="N", help="beside each card's default, such as 20"
+    )
+    restore.add_argument(
+        "--pairs",
+        action="append",
+        default=[],
+        metavar="[TASK=]CSV|DIR|HUB-ID",
+        help="pairs with ground truth, for all tasks or for one; repeatable",
+    )
+    restore.add_argument("--root", type=path, metavar="DIR", help="where a CSV's relative paths start")
+    restore.add_argument(
+        "--photos", action="append", default=[], metavar="[TASK=]DIR", help="photos without ground truth; repeatable"
+    )
+    restore.add_argument(
+        "--reference", type=path, metavar="DIR", help="clean photos that FID and KID of --photos compare with"
+    )
+    restore.add_argument(
+        "--size",
+        type=positive,
+        metavar="N",
+        help="side of squares (default: 256 for the test photos, else as they are; the paper: 512)",
+    )
+    restore.add_argument("--count", type=positive, metavar="N", help="at most so many photos of a task (default: all)")
+    restore.add_argument(
+        "--features",
+        type=path,
+        metavar="FILE|DIR",
+        help="for FID and KID: inception-2015-12-05.pt, or a CLIP folder (the released evaluation: ViT-B/32)",
+    )
+    restore.add_argument(
+        "--measures",
+        nargs="+",
+        default=[],
+        metavar="NAME[=WEIGHTS]",
+        help="of pyiqa: lpips, dists with ground truth; niqe, musiq, clipiqa without",
+    )
 
-    from diffplugin.plugins.train import evaluate, layout, metrics
 
-    tasks = args.tasks or list(restorer.cards)
-    if unknown := [task for task in tasks if task not in restorer.cards]:
-        raise RequestError(f"{', '.join(unknown)}: not in the bundle (there: {', '.join(restorer.cards)})")
-    clean = evaluate.test_photos(args.work, args.size, args.photos)
-    if not clean:
-        raise RequestError(f"{args.work}: no test photos of {args.size} pixels; run dp-train photos first")
-    named = evaluate.credits(args.work, args.size, args.photos)
-    shown = [i for i, credit in enumerate(named) if credit] or list(range(len(clean)))
-    shown = shown[:: max(len(shown) // COLUMNS, 1)][:COLUMNS]
-    layout.write_lines(args.out / "sheets.md", "".join(f"- {named[i] or 'not to be shown'}\n" for i in shown))
-    rows, lines, sets = [], [evaluate.HEAD], []
-    for task in tasks:
-        for steps in (None, *(args.steps or ())):
-            sheet: list[Any] = []
-            made: list[Any] = []
-            rows.append(evaluate.restoration(restorer, task, clean, steps=steps, sheet=sheet, made=made))
-            lines.append(rows[-1].line())
-            print(lines[-1], flush=True)
-            picture = Image.fromarray(np.concatenate([sheet[i] for i in shown], axis=1))
-            picture.save(args.out / f"{task}-{rows[-1].steps}-{args.size}.jpg", quality=85)
-            if args.features:
-                found = metrics.fid_kid(clean, made, args.features)
-                sets.append({"task": task, "steps": rows[-1].steps} | found)
-                print(f"{task}: FID {found['fid']:.2f}, KID x 100 {found['kid']:.3f}", flush=True)
-    _write(args.out, "restore", "\n".join(lines), {"rows": evaluate.as_json(rows), "sets": sets})
-    _plot_restore(args.out / "restore.svg", rows)
+def _add_ablation(commands: argparse._SubParsersAction[Parser], common: Parser) -> None:
+    from diffplugin.plugins.train.ablation_tables import TABLES
+
+    parser = commands.add_parser("ablation", parents=[common], help="the paper's tables 3, 4 and 6, and more")
+    parser.add_argument("table", choices=tuple(TABLES), help="; ".join(f"{k}: {v}" for k, v in TABLES.items()))
+    parser.add_argument("--base", type=path, metavar="DIR", help="diffusers folder (default: the embedded checkpoint)")
+    parser.add_argument("--clip", type=path, metavar="DIR", help="CLIP folder (default: the embedded checkpoint)")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: desnow (and dehaze in design)")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="some rows of the table (default: all)")
+    parser.add_argument("--train-steps", type=positive, metavar="N", help="steps of each training")
+    parser.add_argument("--count", type=positive, default=16, metavar="N", help="test photos (default: 16)")
+    parser.add_argument("--features", type=path, metavar="FILE|DIR", help="for FID and KID, as for restore")
+    parser.add_argument("--sizes", type=positive, nargs="+", metavar="N", help="photos to learn from (dataset-size)")
+    parser.add_argument(
+        "--plugins", type=path, metavar="DIR", help="plugins that the selector is trained for (selector)"
+    )
 
 
-def _selector(args: argparse.Namespace, restorer: Restorer) -> None:
-    from diffplugin.plugins.train import evaluate
+def _run(args: argparse.Namespace) -> int:
+    # what is missing is named before a folder is made
+    from diffplugin.plugins.train import ablation, eval_restore
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    {"restore": eval_restore.run, "ablation": ablation.run, "selector": _selector}[args.command](args)
+    return DONE
+
+
+def _selector(args: argparse.Namespace) -> None:
+    import diffplugin
+    from diffplugin.plugins.train import evaluate, plots, selection_scores
+    from diffplugin.plugins.train.paper import TABLE_5
 
     if args.requests is not None and args.requests < 1:
         raise RequestError(f"--requests is {args.requests}, expected 1 or more")
-    found = evaluate.selections(restorer, evaluate.test_photos(args.work, 224), count=args.requests)
-    table = evaluate.selection_table(found)
+    if args.combinations < 0:
+        raise RequestError(f"--combinations is {args.combinations}, expected 0 or more")
+    if args.work is None:
+        raise RequestError("dp-eval selector needs --work with the test photos of dp-train photos")
+    photos = evaluate.test_photos(args.work, 224)
+    with diffplugin.load(args.bundle, args.engine, args.engine_precision, args.threads) as restorer:
+        found = selection_scores.selections(restorer, photos, count=args.requests, combinations=args.combinations)
+    table = selection_scores.selection_table(found)
     print(table)
-    _write(args.out, "selector", table, found)
-    _plot_selector(args.out / "selector.svg", found, evaluate.PAPER)
-
-
-def _write(out: Path, name: str, table: str, values: Any) -> None:
-    from diffplugin.plugins.train import layout
-
-    layout.write_lines(out / f"{name}.md", table + "\n")
-    layout.write_lines(out / f"{name}.json", json.dumps(values, indent=1) + "\n")
-
-
-def _plot_restore(path: Path, rows: Sequence[Any]) -> None:
-    names = [f"{row.task}, {row.steps}" for row in rows]
-    bars = {"input": [r.given.psnr for r in rows], "baseline": [r.baseline.psnr for r in rows]}
-    _bars(path, names, bars | {"restored": [r.made.psnr for r in rows]}, "PSNR, dB")
-
-
-def _plot_selector(path: Path, found: dict[str, dict[str, float]], paper: dict[str, dict[str, float]]) -> None:
-    kinds = list(found)
-    theirs = [paper.get(kind, {}).get("ZTA", 0.0) for kind in kinds]
-    _bars(path, kinds, {"this model": [found[kind]["ZTA"] for kind in kinds], "paper": theirs}, "ZTA")
-
-
-def _bars(path: Path, names: Sequence[str], series: dict[str, list[float]], label: str) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(max(6, 0.9 * len(names)), 4), layout="constrained")
-    width = 0.8 / len(series)
-    for k, (name, values) in enumerate(series.items()):
-        axes.bar([i + (k - len(series) / 2 + 0.5) * width for i in range(len(names))], values, width, label=name)
-    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    axes.set_ylabel(label)
-    axes.legend()
-    figure.savefig(path)
-    plt.close(figure)
+    plots.write_table(args.out, "selector", table, found)
+    plots.selection(args.out / "selector.svg", found, TABLE_5)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``dp-eval``; 0, or 1 after one line that says what was wrong."""
-    args = _parser().parse_args(argv)
-    try:
-        import diffplugin
-
-        args.out.mkdir(parents=True, exist_ok=True)
-        with diffplugin.load(args.bundle, args.engine, args.engine_precision, args.threads) as restorer:
-            (_restore if args.command == "restore" else _selector)(args, restorer)
-    except DiffPluginError as error:
-        print(f"dp-eval: {error}", file=sys.stderr)
-        return 1
-    return 0
+    """Run ``dp-eval``; returns the exit code (:mod:`diffplugin.command`)."""
+    return execute("dp-eval", _parser().parse_args, _run, argv)
 
 
 if __name__ == "__main__":

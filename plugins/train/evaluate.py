@@ -1,35 +1,30 @@
-"""Held-out results through the exported engines: restoration on photos that no training saw, and selection."""
+"""Restoration through the exported engines, measured: photos that no training saw, the user's pairs and photos."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diffplugin.errors import RequestError
 from diffplugin.export.measures import gmsd, psnr, ssim
 from diffplugin.plugins.train import photos
 from diffplugin.plugins.train.baselines import BASELINES
 from diffplugin.plugins.train.common import Pixels, centre, load_photos
-from diffplugin.plugins.train.corpus import KINDS, held_out, wording_of
 from diffplugin.plugins.train.degradations import degrade
-from diffplugin.plugins.train.metrics import selection
-from diffplugin.plugins.train.wording import WORDS
+from diffplugin.plugins.train.metrics import fid_kid
 
 if TYPE_CHECKING:
+    from diffplugin.plugins.train.features import Extractor
+    from diffplugin.plugins.train.perceptual import Measure
     from diffplugin.runtime.restorer import Restorer
 
 SEED = 7000  # degradation of picture i: SEED + i; noise seed of the runtime: its default
-# the paper's table 5, beside which ours stands (arXiv:2403.00644)
-PAPER: dict[str, dict[str, float]] = {
-    "single": {"ZTA": 0.998, "OP": 0.998, "OF1": 0.998, "mAP": 0.998},
-    "multi": {"ZTA": 0.979, "CP": 0.988, "OP": 0.988, "OR": 0.927, "CF1": 0.956, "OF1": 0.956, "mAP": 0.933},
-    "mixed": {"ZTA": 0.779, "CP": 0.814, "OP": 0.808, "OR": 0.941, "CF1": 0.872, "OF1": 0.870, "mAP": 0.775},
-}
 SHOWABLE = ("public", "cc0", "cc-by-1", "cc-by-2", "cc-by-3", "cc-by-4")  # no share-alike, nothing unnamed
 SKIMAGE = {
     "astronaut": "NASA, public domain",
@@ -50,37 +45,61 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table. ``better``: pictures whose PSNR rose; ``gate``: beats its input and the baseline."""
+    """One line of the table.
+
+    Attributes:
+        bundle: name of the bundle.
+        side: of the pictures, where all are squares of one side; 0: of many sizes.
+        given, made, baseline: scores of inputs, restored pictures and a trivial filter's; None: there is no truth.
+        better: pictures whose PSNR rose.
+        sets: FID and KID x 100 of the restored pictures against the reference; empty: no features were given.
+        more: further measures, name -> (inputs, restored).
+    """
 
     task: str
     start: str
     steps: int
     side: int
     photos: int
-    given: Scores
-    made: Scores
-    baseline: Scores
+    given: Scores | None
+    made: Scores | None
+    baseline: Scores | None
     baseline_name: str
     better: int
+    bundle: str = ""
+    sets: Mapping[str, float] = field(default_factory=dict)
+    more: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
-    def gate(self) -> bool:
+    def gate(self) -> bool | None:
+        """Beats its input and the baseline; None: there is no truth to tell."""
+        if self.made is None or self.given is None or self.baseline is None:
+            return None
         return self.made.psnr > max(self.given.psnr, self.baseline.psnr)
 
     def line(self) -> str:
-        a, b = self.given, self.made
+        """As a line of :data:`HEAD`."""
+        a, b, c = self.given, self.made, self.baseline
+        known = a is not None and b is not None and c is not None
+        truth = (
+            f"{a.psnr:.2f} → {b.psnr:.2f} | {a.ssim:.3f} → {b.ssim:.3f} | {a.gmsd:.3f} → {b.gmsd:.3f} | "
+            f"{self.better}/{self.photos} | {self.baseline_name}: {c.psnr:.2f} dB, {c.ssim:.3f} | "
+            f"{'' if self.gate else 'experimental'}"
+            if known and a and b and c
+            else "– | – | – | – | – | "
+        )
+        more = "; ".join(f"{name} {was:.3f} → {now:.3f}" for name, (was, now) in self.more.items())
+        sets = f"{self.sets['fid']:.2f} / {self.sets['kid']:.3f}" if self.sets else "–"
+        side = self.side or "as they are"
         return (
-            f"| {self.task} | {self.start} | {self.steps} | {self.side} | {self.photos} | "
-            f"{a.psnr:.2f} → {b.psnr:.2f} | "
-            f"{a.ssim:.3f} → {b.ssim:.3f} | {a.gmsd:.3f} → {b.gmsd:.3f} | {self.better}/{self.photos} | "
-            f"{self.baseline_name}: {self.baseline.psnr:.2f} dB, {self.baseline.ssim:.3f} | "
-            f"{'' if self.gate else 'experimental'} |"
+            f"| {self.bundle} | {self.task} | {self.start} | {self.steps} | {side} | {self.photos} | {truth} | "
+            f"{sets} | {more or '–'} |"
         )
 
 
 HEAD = (
-    "| task | start | steps | side | photos | PSNR, dB | SSIM | GMSD (less is better) | better | baseline | gate |\n"
-    "|---|---|---|---|---|---|---|---|---|---|---|"
+    "| bundle | task | start | steps | side | photos | PSNR, dB | SSIM | GMSD (less is better) | better | baseline "
+    "| gate | FID / KID x 100 | more |\n|" + "---|" * 14
 )
 
 
@@ -115,6 +134,100 @@ def scores(pictures: Sequence[Pixels], truth: Sequence[Pixels]) -> Scores:
     return Scores(**{m.__name__: float(np.mean([m(a, b) for a, b in pairs])) for m in (psnr, ssim, gmsd)})
 
 
+@dataclass
+class _Collected:
+    """What is kept of pictures that come one by one: numbers, not the pictures."""
+
+    values: dict[str, list[Scores]] = field(default_factory=dict)
+    more: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    features: dict[str, list[NDArray[np.float64]]] = field(default_factory=dict)
+    sides: set[tuple[int, ...]] = field(default_factory=set)
+    count: int = 0
+
+    def mean(self, name: str) -> Scores | None:
+        found = self.values.get(name)
+        return Scores(**{k: float(np.mean([asdict(s)[k] for s in found])) for k in asdict(found[0])}) if found else None
+
+
+def measure(
+    restorer: Restorer,
+    task: str,
+    pairs: Iterable[tuple[Pixels, Pixels | None]],
+    *,
+    steps: int | None = None,
+    bundle: str = "",
+    extract: Extractor | None = None,
+    reference: Iterable[Pixels] | None = None,
+    measures: Mapping[str, Measure] | None = None,
+    sheet: list[NDArray[np.uint8]] | None = None,
+    sheet_of: Container[int] | None = None,
+    made: list[Pixels] | None = None,
+    tile: str = "auto",
+) -> Row:
+    """Restore inputs through the engines and compare, picture by picture.
+
+    Args:
+        pairs: (input, ground truth or None) [H, W, 3]; the truths, where there are any, are what FID and KID compare
+            with.
+        steps: None: the card's default.
+        extract: what gives feature vectors; None: no FID and KID.
+        reference: pictures that FID and KID compare with, where there is no truth.
+        measures: further ones, by name.
+        sheet: collects columns of input, restored and ground truth; ``sheet_of``: of these photos alone.
+        made: collects the restored pictures.
+
+    Raises:
+        RequestError: no pictures.
+    """
+    card = restorer.cards[task]
+    name, simple = BASELINES.get(task, ("the input", lambda p: p))
+    kept = _Collected()
+    for bad, clean in pairs:
+        good = restorer.restore(bad, plugins=[task], steps=steps, tile=tile).array  # type: ignore[arg-type]
+        kept.count += 1
+        kept.sides.add(bad.shape[:2])
+        if clean is not None:
+            for kind, pixels in (("given", bad), ("made", good), ("baseline", simple(bad))):
+                kept.values.setdefault(kind, []).append(scores([pixels], [clean]))
+        for key, value in (measures or {}).items():
+            if clean is not None or not value.needs_truth:
+                kept.more.setdefault(key, []).append((value(bad, clean), value(good, clean)))
+        if extract is not None:
+            kept.features.setdefault("made", []).append(extract(good))
+            if clean is not None and reference is None:
+                kept.features.setdefault("real", []).append(extract(clean))
+        if sheet is not None and (sheet_of is None or kept.count - 1 in sheet_of):
+            sheet.append(np.concatenate([p for p in (bad, good, clean) if p is not None], axis=0))
+        if made is not None:
+            made.append(good)
+    if not kept.count:
+        raise RequestError(f"{task}: no pictures to measure on")
+    if extract is not None and reference is not None:
+        kept.features["real"] = [extract(p) for p in reference]
+    side = next(iter(kept.sides))
+    return Row(
+        bundle=bundle,
+        task=task,
+        start=card.start,
+        steps=steps or card.steps_first,
+        side=side[0] if len(kept.sides) == 1 and side[0] == side[1] else 0,
+        photos=kept.count,
+        given=kept.mean("given"),
+        made=kept.mean("made"),
+        baseline=kept.mean("baseline"),
+        baseline_name=name,
+        better=sum(m.psnr > g.psnr for m, g in zip(*(kept.values.get(k, ()) for k in ("made", "given")), strict=True)),
+        sets=_sets(kept.features),
+        more={key: tuple(np.mean(v, axis=0).tolist()) for key, v in kept.more.items()},
+    )
+
+
+def _sets(features: Mapping[str, list[NDArray[np.float64]]]) -> dict[str, float]:
+    if not {"real", "made"} <= features.keys():
+        return {}
+    return fid_kid(np.stack(features["real"]), np.stack(features["made"]))
+
+
 def restoration(
     restorer: Restorer,
     task: str,
@@ -123,75 +236,12 @@ def restoration(
     steps: int | None = None,
     sheet: list[NDArray[np.uint8]] | None = None,
     made: list[Pixels] | None = None,
+    **more: Any,
 ) -> Row:
-    """Degrade ``clean`` (equal sizes), restore through the engines, compare; ``steps`` None: the card's default.
-
-    ``sheet`` collects columns of input, restored and ground truth; ``made`` the restored pictures.
-    """
-    card = restorer.cards[task]
-    bad = [degrade(p, task, SEED + i) for i, p in enumerate(clean)]
-    good = [restorer.restore(p, plugins=[task], steps=steps, tile="off").array for p in bad]
-    name, simple = BASELINES.get(task, ("the input", lambda p: p))
-    if sheet is not None:
-        sheet += [np.concatenate(column, axis=0) for column in zip(bad, good, clean, strict=True)]
-    if made is not None:
-        made += good
-    return Row(
-        task=task,
-        start=card.start,
-        steps=steps or card.steps_first,
-        side=clean[0].shape[0],
-        photos=len(clean),
-        given=scores(bad, clean),
-        made=scores(good, clean),
-        baseline=scores([simple(p) for p in bad], clean),
-        baseline_name=name,
-        better=sum(psnr(g, c) > psnr(b, c) for g, b, c in zip(good, bad, clean, strict=True)),
-    )
-
-
-def selections(
-    restorer: Restorer, photos: Sequence[Pixels], *, count: int | None = None, seed: int = 1
-) -> dict[str, dict[str, float]]:
-    """The metrics of selection by kind of request, held-out wording, against degraded pictures; threshold 0.
-
-    A request for a task without a plugin in the bundle counts as right when nothing is selected for it.
-    """
-    tasks = list(restorer.cards)
-    words = {**WORDS, **{task: wording_of(card) for task, card in restorer.cards.items() if task not in WORDS}}
-    rng, found = np.random.default_rng(seed), {}
-    for kind in KINDS:
-        requests = held_out(kind, count, seed, words)
-        rows = []
-        for request in requests:
-            picture = photos[int(rng.integers(len(photos)))]
-            seen = degrade(picture, str(rng.choice(tasks)), int(rng.integers(2**31)))
-            _, chosen = restorer.plan(seen, request.text)
-            rows.append([chosen.scores[task] for task in tasks])
-        wanted = np.array([[task in request.tasks for task in tasks] for request in requests])
-        found[kind] = selection(np.array(rows, np.float32), wanted) | {"requests": float(len(requests))}
-    return found
-
-
-def selection_table(found: dict[str, dict[str, float]]) -> str:
-    """Ours beside the paper's table 5, in Markdown."""
-    names = ("ZTA", "CP", "OP", "OR", "CF1", "OF1", "mAP")
-    titles = {
-        "single": "one task",
-        "multi": "two tasks",
-        "mixed": "one task and an irrelevant wish",
-        "none": "irrelevant",
-    }
-    lines = [
-        "| requests | number | " + " | ".join(f"{n} (paper)" for n in names) + " |",
-        "|---" * (len(names) + 2) + "|",
-    ]
-    for kind, values in found.items():
-        cells = [f"{values[n]:.3f} ({PAPER.get(kind, {}).get(n, '–')})" for n in names]
-        if kind == "none":  # nothing is wanted: only the zero-tolerance accuracy means anything
-            cells[1:] = ["–"] * (len(names) - 1)
-        lines.append(f"| {titles[kind]} | {values['requests']:.0f} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    """:func:`measure` of pictures degraded for the task."""
+    bad = (degrade(p, task, SEED + i) for i, p in enumerate(clean))
+    pairs = zip(bad, clean, strict=True)
+    return measure(restorer, task, pairs, steps=steps, sheet=sheet, made=made, tile="off", **more)
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, object]]:

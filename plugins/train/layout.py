@@ -105,14 +105,17 @@ def write_branches(place: Path, config: Mapping[str, Any], *, tpb: Tensors, scb:
 
 
 def write_plugin(folder: Path, task: str, config: Mapping[str, Any], *, tpb: Tensors, scb: Tensors, card: str) -> None:
-    """``pre-trained/<task>/`` and ``cards/<task>.toml``."""
+    """``pre-trained/<task>/``, its card beside the weights: who copies the folder takes the card along."""
     write_branches(folder / "pre-trained" / task, config, tpb=tpb, scb=scb)
-    write_lines(folder / "cards" / f"{task}.toml", card)
+    write_lines(folder / "pre-trained" / task / "card.toml", card)
 
 
-def write_selector(folder: Path, heads: Tensors) -> None:
-    """``pre-trained/plugin_selector/PromptTunner.pt`` (the release's own spelling)."""
-    write_tensors(folder / "pre-trained/plugin_selector/PromptTunner.pt", heads)
+def write_selector(folder: Path, heads: Tensors, threshold: float = 0.0) -> None:
+    """``pre-trained/plugin_selector/PromptTunner.pt`` (the release's own spelling), and beside it the score above which
+    a plugin is selected (Eq. 5), which the release fixes at 0."""
+    place = folder / "pre-trained/plugin_selector"
+    write_tensors(place / "PromptTunner.pt", heads)
+    write_json(place / "selector.json", {"threshold": round(threshold, 4)})
 
 
 def write_tokenizer(folder: Path, vocab: Mapping[str, int], merges: list[str]) -> None:

@@ -1,34 +1,29 @@
-"""Picture metrics with a reference, over 8-bit arrays; FID and KID of two sets; the metrics of selection."""
+"""FID and KID of two sets of features, and the metrics of selection."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffplugin.errors import CheckpointError, MissingDependency, RequestError
-
-Pixels = NDArray[np.uint8]
+from diffplugin.errors import MissingDependency, RequestError
 
 
 def fid_kid(
-    real: Iterable[Pixels], made: Iterable[Pixels], features: Path, *, subset: int = 50, seed: int = 0
+    real: NDArray[np.float64], made: NDArray[np.float64], *, subset: int = 1000, seed: int = 0
 ) -> dict[str, float]:
-    """FID (arXiv:1706.08500) and KID x 100 (arXiv:1801.01401; scaled as in the paper) of two sets of pictures.
+    """FID (arXiv:1706.08500) and KID x 100 (arXiv:1801.01401; scaled as in the paper) of two sets of features [n, k].
+
+    torchmetrics does the statistics. Few pictures make both figures large, and FID biased upwards.
 
     Args:
-        real, made: pictures of any sizes, at least two each; few pictures make both figures large and FID biased.
-        features: the Inception network as a TorchScript file (``inception-2015-12-05.pt``), which takes uint8
-            [n, 3, H, W] and returns [n, 2048]. It is the user's: nothing is downloaded.
-        subset: pictures of a KID subset, at most what there is.
+        subset: pictures of a KID subset at most, as clean-fid has it; 100 subsets.
 
     Raises:
-        CheckpointError: ``features`` is no TorchScript file.
-        RequestError: fewer than two pictures.
+        RequestError: fewer than two pictures, or features of two widths.
+        MissingDependency: torchmetrics is not there.
     """
     import torch
 
@@ -37,32 +32,29 @@ def fid_kid(
         from torchmetrics.image.kid import KernelInceptionDistance
     except ImportError:
         raise MissingDependency("FID and KID need torchmetrics: pip install 'diffplugin[train]'") from None
+    for name, rows in (("real", real), ("made", made)):
+        if len(rows) < 2:
+            raise RequestError(f"FID and KID need at least two {name} pictures, got {len(rows)}")
+    if real.shape[1] != made.shape[1]:
+        raise RequestError(f"features of {real.shape[1]} and {made.shape[1]} numbers: take one network for both sets")
+    few = min(subset, len(real), len(made))
+    fid = FrechetInceptionDistance(feature=_identity(real.shape[1])).set_dtype(torch.float64)
+    with warnings.catch_warnings():  # it says that it keeps all features, of which there are few
+        warnings.simplefilter("ignore", UserWarning)
+        kid = KernelInceptionDistance(feature=_identity(real.shape[1]), subset_size=few)
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
     try:
-        network = torch.jit.load(str(features), map_location="cpu").eval()  # type: ignore[no-untyped-call]
-    except (RuntimeError, ValueError, OSError) as error:
-        raise CheckpointError(f"{features}: not a TorchScript network ({str(error).splitlines()[0]})") from None
-    rows = {}
-    with torch.no_grad():
-        for name, pictures in (("real", real), ("made", made)):
-            found = [network(torch.from_numpy(p.transpose(2, 0, 1)[None].copy())).float().cpu() for p in pictures]
-            if len(found) < 2:
-                raise RequestError(f"FID and KID need at least two {name} pictures, got {len(found)}")
-            rows[name] = torch.cat(found)
-        width = rows["real"].shape[1]
-        torch.manual_seed(seed)
-        few = min(subset, *(len(r) for r in rows.values()))
-        fid = FrechetInceptionDistance(feature=_identity(width))
-        with warnings.catch_warnings():  # it says that it keeps all features, of which there are few
-            warnings.simplefilter("ignore", UserWarning)
-            kid = KernelInceptionDistance(feature=_identity(width), subset_size=few)
         for metric in (fid, kid):
-            for name, value in rows.items():
-                metric.update(value, real=name == "real")
+            for rows, is_real in ((real, True), (made, False)):
+                metric.update(torch.from_numpy(rows), real=is_real)
         return {"fid": float(fid.compute()), "kid": 100 * float(kid.compute()[0])}
+    finally:
+        torch.random.set_rng_state(state)
 
 
 def _identity(width: int) -> Any:
-    """The features come from our own pass over the pictures; the kept library does the statistics."""
+    """The features are there; the kept library does the statistics."""
     from torch import nn
 
     module: Any = nn.Identity()
@@ -70,19 +62,25 @@ def _identity(width: int) -> Any:
     return module
 
 
-def selection(scores: NDArray[np.float32], wanted: NDArray[np.bool_], theta: float = 0.0) -> dict[str, float]:
+def selection(
+    scores: NDArray[np.float32],
+    wanted: NDArray[np.bool_],
+    theta: float = 0.0,
+    chosen: NDArray[np.bool_] | None = None,
+) -> dict[str, float]:
     """The paper's metrics of selection (section 4, "Metrics"; definitions of arXiv:1904.03582, section 4.1).
 
     Args:
         scores: similarity of every request to every plugin [Q, m].
         wanted: the plugins asked for, bool [Q, m].
         theta: a plugin is selected above it.
+        chosen: what was selected in the end, where more than the scores decided [Q, m]; None: by ``theta``.
 
     Returns:
         ZTA (Eq. 7), and CP, OP, OR, CF1, OF1 and mAP, all in 0..1. Classes that no request wants do not count in the
         per-class means; a class that is never selected has precision 0.
     """
-    chosen = scores > theta
+    chosen = scores > theta if chosen is None else chosen
     hits = (chosen & wanted).sum(axis=0)
     asked, said = wanted.sum(axis=0), chosen.sum(axis=0)
     there = asked > 0

@@ -1,21 +1,16 @@
-"""Where training pairs come from: photos degraded on purpose, or a CSV of files in the released format."""
+"""Views to train on: of photos degraded on purpose, or of pairs (:mod:`.sources`)."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from diffplugin.errors import ImageError, RequestError
 from diffplugin.plugins.train.common import Pixels, random_view
 from diffplugin.plugins.train.degradations import degrade
-
-COLUMNS = ("image", "conditioning_image")  # the release's names: ground truth, input
+from diffplugin.plugins.train.sources import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +23,15 @@ class Views:
     clean: list[Pixels]
     bad: Mapping[str, list[Pixels]]
     corners: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One view: equally sized squares ``clean`` and ``bad[task]``, and top and left of the window to train on."""
+
+    clean: Pixels
+    bad: Mapping[str, Pixels]
+    corner: tuple[int, int] = (0, 0)
 
 
 def synthetic(photos: Sequence[Pixels], tasks: Sequence[str], number: int, side: int) -> Views:
@@ -64,79 +68,45 @@ def degraded(photos: Sequence[Pixels], task: str, side: int) -> Draw:
     return draw
 
 
-def filed(pairs: Sequence[tuple[Path, Path]], side: int) -> Draw:
-    """Random (input, ground truth): a view of a pair of files (ground truth, input).
+Degrade = Callable[[Pixels, np.random.Generator], Pixels]
+
+
+def filed(source: Source, indices: Sequence[int], side: int, degrade: Degrade | None = None) -> Draw:
+    """Random (input, ground truth): a view of a pair; ``degrade`` as :func:`random_pair` takes it.
 
     Raises:
-        ImageError: as :func:`from_files`.
+        ImageError: a file is not a picture, or the two of a pair differ in size.
     """
 
     def draw(rng: np.random.Generator) -> tuple[Pixels, Pixels]:
-        clean, bad = random_pair(_stacked(*pairs[int(rng.integers(len(pairs)))]), side, rng)
+        clean, bad = random_pair(source, int(indices[int(rng.integers(len(indices)))]), side, rng, degrade)
         return bad, clean
 
     return draw
 
 
-def read_csv(path: Path, root: Path | None = None) -> list[tuple[Path, Path]]:
-    """(ground truth, input) files of a CSV with the columns ``image`` and ``conditioning_image``, as released.
-
-    Relative paths start at ``root`` (default: the CSV's folder).
-
-    Raises:
-        RequestError: no such CSV, other columns, no rows, or files that are missing (all of them counted).
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns, rows = tuple(reader.fieldnames or ()), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RequestError(f"{path}: not a readable CSV file ({error})") from None
-    if missing := [name for name in COLUMNS if name not in columns]:
-        raise RequestError(f"{path}: no column {', '.join(missing)}; expected {','.join(COLUMNS)} in the first line")
-    base = path.parent if root is None else root
-    pairs = [(base / row["image"], base / row["conditioning_image"]) for row in rows]
-    if not pairs:
-        raise RequestError(f"{path}: no pairs below the first line")
-    lost = [str(file) for pair in pairs for file in pair if not file.is_file()]
-    if lost:
-        raise RequestError(f"{path}: {len(lost)} of {2 * len(pairs)} files are missing, first {lost[0]} (root: {base})")
-    return pairs
-
-
-def _picture(path: Path) -> Image.Image:
-    try:
-        return Image.open(path).convert("RGB")
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{path}: not a readable picture ({error})") from None
-
-
-def _stacked(truth: Path, given: Path) -> Pixels:
-    """Both pictures of a pair as [H, W, 6]."""
-    pictures = [_picture(path) for path in (truth, given)]
-    if pictures[0].size != pictures[1].size:
-        sizes = " and ".join(f"{p.width}x{p.height}" for p in pictures)
-        raise ImageError(f"{truth}, {given}: {sizes} pixels; a pair must be of one size")
-    return np.concatenate([np.asarray(p) for p in pictures], axis=2)
-
-
-def from_files(pairs: Sequence[tuple[Path, Path]], task: str, number: int, side: int) -> Views:
+def views_of(
+    source: Source, indices: Sequence[int], task: str, number: int, side: int, degrade: Degrade | None = None
+) -> Iterator[Row]:
     """View ``number`` of every pair: the same random square of both, at ``side`` pixels, mirrored half of the time.
 
     Raises:
-        ImageError: a file is not a picture, or the two of a pair differ in size.
+        ImageError: as :func:`filed`.
     """
-    rng = np.random.default_rng(number)
-    clean, bad = [], []
-    for truth, given in pairs:
-        views = random_pair(_stacked(truth, given), side, rng)
-        clean.append(views[0])
-        bad.append(views[1])
-    return Views(clean=clean, bad={task: bad}, corners=np.zeros((len(clean), 2), np.int64))
+    for index in indices:
+        clean, bad = random_pair(source, int(index), side, np.random.default_rng((number, int(index))), degrade)
+        yield Row(clean, {task: bad})
 
 
-def random_pair(both: Pixels, side: int, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
-    """The same :func:`random_view` of two pictures stacked as [H, W, 6]."""
+def random_pair(
+    source: Source, index: int, side: int, rng: np.random.Generator, degrade: Degrade | None = None
+) -> tuple[Pixels, Pixels]:
+    """The same :func:`random_view` of both pictures of a pair: (ground truth, input).
+
+    ``degrade`` makes the input of a row that names one picture twice.
+    """
     seed = int(rng.integers(2**31))
-    one, two = (random_view(both[..., c : c + 3], side, np.random.default_rng(seed)) for c in (0, 3))
-    return one, two
+    truth, given = (random_view(np.asarray(p), side, np.random.default_rng(seed)) for p in source.pair(index))
+    if degrade is not None and source.same(index):
+        given = degrade(truth, rng)
+    return truth, given

@@ -251,5 +251,14 @@ def _desktop(picture: Path) -> tuple[str, str]:
 
 
 def load(folder: Path, split: str) -> list[Photo]:
-    """Photos of one split, as :func:`fetch` left them."""
-    return [p for p in (Photo(**row) for row in json.loads((folder / "photos.json").read_text())) if p.split == split]
+    """Photos of one split, as :func:`fetch` left them.
+
+    Raises:
+        RequestError: there are none in ``folder``.
+    """
+    path = folder / "photos.json"
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RequestError(f"{folder}: no photos.json; run `dp-train photos --work {folder}` first") from None
+    return [p for p in (Photo(**row) for row in rows) if p.split == split]

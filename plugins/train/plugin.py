@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffplugin.export.checkpoints import Checkpoint
+from diffplugin.plugins.cards import PluginCard
 from diffplugin.plugins.networks.attention import sinusoidal
 from diffplugin.plugins.networks.clip import VisionEncoder
 from diffplugin.plugins.networks.taskplugin import SpatialComplementBranch, TaskPromptBranch
@@ -19,33 +20,32 @@ from diffplugin.plugins.networks.unet import UNet, per_block
 from diffplugin.plugins.networks.vae import Autoencoder
 from diffplugin.plugins.train.common import gaussian
 from diffplugin.plugins.train.pool import Batch, Crops, Pool
+from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
 from diffplugin.runtime.sampling.time_features import time_settings
 
+Configs = dict[str, dict[str, Any]]
 RENOISE_FROM = 960  # from this t on, the runtime may start from the noised input or from pure noise
 
 
 class Denoiser(nn.Module):
     """Everything that the denoising loss runs through: the base's UNet and vision encoder, one TPB and one SCB."""
 
-    def __init__(self, configs: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, configs: Configs, *, hollow: bool = False) -> None:
+        """``hollow``: the base's networks have no storage yet; a checkpoint's are to take their place."""
         super().__init__()
         self.metric: Tensor
         self.alpha_bar: Tensor
         unet, vision = configs["unet"], configs["vision"]
-        self.time = time_settings(unet)
+        self.time_settings = time_settings(unet)
         self.features: int = unet["block_out_channels"][0]
-        self.prediction: str = configs["scheduler"]["prediction_type"]
-        self.unet, self.vision = UNet(unet), VisionEncoder(vision)
+        schedule = NoiseSchedule.from_config(configs["scheduler"])
+        self.prediction: str = schedule.prediction_type
+        with torch.device("meta") if hollow else nullcontext():
+            self.unet, self.vision = UNet(unet), VisionEncoder(vision)
         self.tpb = TaskPromptBranch(vision["hidden_size"], unet["cross_attention_dim"])
         self.scb = SpatialComplementBranch(configs["scb"])
-        betas = torch.linspace(
-            configs["scheduler"]["beta_start"] ** 0.5,
-            configs["scheduler"]["beta_end"] ** 0.5,
-            configs["scheduler"]["num_train_timesteps"],
-            dtype=torch.float64,
-        )
         self.register_buffer("metric", torch.eye(unet["out_channels"]), persistent=False)
-        self.register_buffer("alpha_bar", torch.cumprod(1 - betas**2, 0).float(), persistent=False)
+        self.register_buffer("alpha_bar", torch.tensor(schedule.alphas_cumprod, dtype=torch.float32), persistent=False)
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma [n, 1, 1, 1] of timesteps [n]."""
@@ -54,29 +54,30 @@ class Denoiser(nn.Module):
 
     def forward(self, latents: Tensor, t: Tensor, tokens: Tensor, cond: Tensor | None) -> Tensor:
         """The UNet's estimate [n, 4, h, w]; without ``cond`` no plugin speaks."""
-        time = sinusoidal(t, self.features, **self.time)
-        residuals = () if cond is None else self.scb(time, tokens, cond)
+        residuals = () if cond is None else self.residuals(t, tokens, cond)
+        return self.denoise(latents, t, tokens, residuals)
+
+    def time(self, t: Tensor, features: int) -> Tensor:
+        """Sinusoidal features [n, ``features``] of timesteps [n]."""
+        return sinusoidal(t, features, **self.time_settings)
+
+    def residuals(self, t: Tensor, tokens: Tensor, cond: Tensor) -> Sequence[Tensor]:
+        """What the SCB says at timesteps [n]."""
+        return self.scb(self.time(t, self.features), tokens, cond)  # type: ignore[no-any-return]
+
+    def denoise(self, latents: Tensor, t: Tensor, tokens: Tensor, residuals: Sequence[Tensor]) -> Tensor:
+        """The UNet's estimate with these residuals (empty: without a plugin), in the type that the UNet is held in."""
+        time, dtype = self.time(t, self.features), self.unet.conv_in.weight.dtype
+        if dtype != torch.float32:  # frozen, in half the memory
+            latents, time, tokens = (x.to(dtype) for x in (latents, time, tokens))
+            residuals = [residual.to(dtype) for residual in residuals]
         return self.unet(latents, time, tokens, residuals)  # type: ignore[no-any-return]
 
     def tokens(self, pixels: Tensor, crops: int = 1) -> Tensor:
         """Prompt tokens [pictures * crops, 256, D] of CLIP pixels [pictures, 3, 224, 224]."""
-        return self.tpb(self.vision(pixels)).repeat_interleave(crops, dim=0)  # type: ignore[no-any-return]
-
-
-class EncoderSide(Denoiser):
-    """An ablation (paper table 4, E-1): the residuals enter the first stage on the way down, skips and main stream
-    both, as a T2I-Adapter's do (arXiv:2302.08453). No released layout has it."""
-
-    def forward(self, latents: Tensor, t: Tensor, tokens: Tensor, cond: Tensor | None) -> Tensor:
-        if cond is None:
-            return super().forward(latents, t, tokens, None)
-        time = sinusoidal(t, self.features, **self.time)
-        stage: Any = self.unet.down_blocks[0]
-        places = (self.unet.conv_in, *getattr(stage, "attentions", stage.resnets))
-        with ExitStack() as hooks:
-            for place, residual in zip(places, self.scb(time, tokens, cond), strict=True):
-                hooks.enter_context(place.register_forward_hook(lambda _, __, made, add=residual: made + add))
-            return self.unet(latents, time, tokens)  # type: ignore[no-any-return]
+        dtype = self.vision.vision_model.pre_layrnorm.weight.dtype
+        patches = self.vision(pixels) if dtype == torch.float32 else self.vision(pixels.to(dtype)).float()
+        return self.tpb(patches).repeat_interleave(crops, dim=0)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,13 @@ class Times:
     noised: float = 0.5
     least: int = 250
     cold: bool = False
+
+    @classmethod
+    def of(cls, card: PluginCard, first: float | None, noised: float | None, least: int) -> Times:
+        """The small recipe's, as a card starts; shares that are None are its own choice."""
+        cold = card.start == "input"
+        share = (0.75 if cold else 0.6) if first is None else first
+        return cls(top=card.first_t + 1, first=share, noised=0.3 if noised is None else noised, least=least, cold=cold)
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Timesteps int64 [count], and whether each is noised from the input."""
@@ -191,6 +199,7 @@ class Denoising(nn.Module):
         super().__init__()
         self.model, self.pool, self.stages = model, pool, stages
         self.drop, self.times = drop, times
+        self.reconstruct = False  # an ablation: the SCB is given the ground truth
         model.requires_grad_(train_base)
         model.tpb.requires_grad_(True)
         model.scb.requires_grad_(True)
@@ -200,6 +209,8 @@ class Denoising(nn.Module):
     def forward(self, step: int, rng: np.random.Generator) -> Tensor:
         stage = next((s for s in self.stages if step < s.until), self.stages[-1])
         batch = self.pool.draw(rng, stage.pictures, stage.crops, stage.side).to(self.model.metric.device)
+        if self.reconstruct:
+            batch = replace(batch, cond=batch.clean)
         return denoising_loss(self.model, batch, rng, self.times, self.drop)
 
 
@@ -259,11 +270,14 @@ def scb_config(unet: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def from_checkpoint(read: Checkpoint, task: str | None, kind: type[Denoiser] = Denoiser) -> Denoiser:
-    """The denoiser of this kind over a checkpoint's base, with the branches of ``task`` or fresh ones.
+def from_checkpoint(
+    read: Checkpoint, task: str | None, make: Callable[..., Denoiser] | None = None, *, copy_base: bool = True
+) -> Denoiser:
+    """The denoiser over a checkpoint's base, with the branches of ``task`` or fresh ones.
 
-    Fresh: the SCB's blocks are copies of the base's first ones where those fit, and its output convolutions are zero
-    (paper section 3.2), so that training starts from the base's own picture.
+    Fresh: the SCB's output convolutions are zero (paper section 3.2), so that training starts from the base's own
+    picture. With ``copy_base`` its blocks are copies of the base's first ones where those fit (the release's
+    ``load_weights_from_unet``), else they are new.
 
     Raises:
         CheckpointError: a file is missing or does not fit.
@@ -275,16 +289,16 @@ def from_checkpoint(read: Checkpoint, task: str | None, kind: type[Denoiser] = D
         "scheduler": read.config("scheduler"),
         "scb": read.scb_config(task) if task else scb_config(unet),
     }
-    model = kind(configs)
-    model.unet.load_state_dict(read.unet().state_dict())
-    model.vision.load_state_dict(read.vision_encoder().state_dict())
+    model = (make or Denoiser)(configs, hollow=True)
+    model.unet, model.vision = read.unet(), read.vision_encoder()
     if task is not None:
         model.tpb.load_state_dict(read.tpb(task).state_dict())
         model.scb.load_state_dict(read.scb(task).state_dict())
         return model
-    mine = model.scb.state_dict()
-    theirs = {k: v for k, v in model.unet.state_dict().items() if k in mine and v.shape == mine[k].shape}
-    model.scb.load_state_dict({**mine, **theirs})
+    if copy_base:
+        mine = model.scb.state_dict()
+        theirs = {k: v for k, v in model.unet.state_dict().items() if k in mine and v.shape == mine[k].shape}
+        model.scb.load_state_dict({**mine, **theirs})
     for layer in model.scb.controlnet_down_blocks.parameters():
         nn.init.zeros_(layer)
     return model

@@ -8,9 +8,10 @@ every photo: ``clean`` f16 [n, 4, h, w], ``cond`` f16 [tasks, n, 4, h, w] and ``
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from diffplugin.plugins.networks.vae import Autoencoder
 from diffplugin.plugins.train.common import Pixels, to_tensor
-from diffplugin.plugins.train.pairs import Draw, Views
+from diffplugin.plugins.train.pairs import Draw, Row, Views
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -51,20 +52,47 @@ def encode(vae: Autoencoder, pixels: Pixels) -> NDArray[np.float16]:
     return vae.encode(images).float().cpu().numpy().astype(np.float16)
 
 
-def write_shard(folder: Path, number: int, views: Views, vae: Autoencoder, *, side: int = 256) -> None:
-    """Encode ``views`` and move shard ``number`` into place when it is complete."""
+def write_rows(
+    folder: Path, number: int, rows: Iterable[Row], count: int, tasks: Sequence[str], vae: Autoencoder, *, side: int
+) -> None:
+    """Encode ``count`` rows one by one, and move shard ``number`` into place when it is complete."""
     part, final = folder / f".shard{number:03d}", folder / f"shard{number:03d}"
     part.mkdir(parents=True, exist_ok=True)
-
-    def latents(pictures: list[Pixels]) -> NDArray[np.float16]:
-        windows = [p[y : y + side, x : x + side] for p, (y, x) in zip(pictures, views.corners, strict=True)]
-        return np.concatenate([encode(vae, window[None]) for window in windows])
-
-    np.save(part / "clean.npy", latents(views.clean))
-    np.save(part / "cond.npy", np.stack([latents(pictures) for pictures in views.bad.values()]))
-    np.save(part / "small.npy", np.stack([[shrink(p) for p in pictures] for pictures in views.bad.values()]))
-    (part / "tasks.json").write_text(json.dumps(list(views.bad)))
+    arrays: dict[str, Any] = {}
+    small = (VISION_SIDE, VISION_SIDE, 3)
+    done = 0
+    for i, row in enumerate(rows):
+        y, x = row.corner
+        window = np.s_[None, y : y + side, x : x + side]
+        clean = encode(vae, row.clean[window])
+        if not arrays:
+            latent = clean.shape[1:]
+            for name, shape, kind in (
+                ("clean", (count, *latent), np.float16),
+                ("cond", (len(tasks), count, *latent), np.float16),
+                ("small", (len(tasks), count, *small), np.uint8),
+            ):
+                arrays[name] = np.lib.format.open_memmap(part / f"{name}.npy", "w+", dtype=kind, shape=shape)
+        arrays["clean"][i] = clean[0]
+        for k, task in enumerate(tasks):
+            arrays["cond"][k, i] = encode(vae, row.bad[task][window])[0]
+            arrays["small"][k, i] = shrink(row.bad[task])
+        done = i + 1
+    if done != count:
+        raise ValueError(f"{done} rows came, expected {count}")
+    for array in arrays.values():
+        array.flush()
+    (part / "tasks.json").write_text(json.dumps(list(tasks)))
     part.rename(final)
+
+
+def write_shard(folder: Path, number: int, views: Views, vae: Autoencoder, *, side: int = 256) -> None:
+    """:func:`write_rows` of views that are there."""
+    rows = (
+        Row(clean, {task: bad[i] for task, bad in views.bad.items()}, (int(corner[0]), int(corner[1])))
+        for i, (clean, corner) in enumerate(zip(views.clean, views.corners, strict=True))
+    )
+    write_rows(folder, number, rows, len(views.clean), list(views.bad), vae, side=side)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +131,14 @@ def draw_crops(draw: Draw, rng: np.random.Generator, count: int, side: int) -> C
     return Crops(
         pixels=clip_pixels(np.stack(small)), given=to_tensor(np.stack(given)), truth=to_tensor(np.stack(truth))
     )
+
+
+def covers(folder: Path, task: str, side: int) -> bool:
+    """The folder has shards of a task with latents of at least this side."""
+    for shard in sorted(folder.glob("shard*")):
+        if task in json.loads((shard / "tasks.json").read_text()):
+            return int(np.load(shard / "clean.npy", mmap_mode="r").shape[-1]) >= side
+    return False
 
 
 class Pool:

@@ -132,7 +132,7 @@ def train_denoiser(work: Work, steps: int, tasks: Sequence[str], start: Path | N
     stages = (early, whole) if start is None else (whole,)
     objective = plugin.Denoising(model, pool.Pool(work.pool, tasks), stages, train_base=True, drop=0.1)
     peak = 1.2e-3 if start is None else 6e-4  # what has learned already would be shaken by more
-    plan = loop.Plan(steps=steps, peak=peak, decay=0.997, betas=(0.9, 0.99), precision=work.precision)
+    plan = loop.Plan(steps=steps, peak=peak, ema=0.997, unused=True, betas=(0.9, 0.99), precision=work.precision)
     report = validation.report(
         model, vae, base.SCHEDULER, {task: base.card(task) for task in tasks}, work.photos("val")[::7]
     )

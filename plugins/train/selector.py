@@ -24,6 +24,7 @@ from diffplugin.plugins.train.common import gaussian
 from diffplugin.plugins.train.loop import Plan
 from diffplugin.plugins.train.loop import fit as run
 from diffplugin.plugins.train.metrics import selection
+from diffplugin.plugins.train.selector_options import Options
 from diffplugin.plugins.train.wording import WORDS, Request
 
 Encode = Callable[[list[str]], Tensor]
@@ -132,30 +133,35 @@ def margin_loss(scores: Tensor, wanted: Tensor) -> Tensor:
     return F.softplus(1.0 - scores * (2 * wanted - 1)).mean()
 
 
-def contrastive_loss(similarity: Tensor, wanted: Tensor, *, negatives: int = 7, temperature: float = 0.07) -> Tensor:
-    """Paper Eq. 6: of each plugin's row as the anchor, every text that asks for it against N texts that do not.
+def contrastive_loss(similarity: Tensor, temperature: float = 0.07) -> Tensor:
+    """Paper Eq. 6: minus the log of the positive's share against the negatives.
+
+    The indicator of Eq. 6 leaves texts of the anchor's own class out of the denominator, so the positive is not in it.
 
     Args:
-        similarity: cosines of texts and plugins [n, p].
-        wanted: 1 where the text asks for the plugin, several a text (multi-positive) [n, p].
-        negatives: N; the nearest ones of the batch, where it has more. The paper: 7, and more were better.
-        temperature: tau.
+        similarity: cosines of every anchor (a picture's row of one plugin) with its texts [anchors, 1 + N]: first one
+            that asks for the plugin, then N that do not (the paper: 7, and more were better).
+        temperature: tau; the paper does not give it.
     """
-    logits = (similarity / temperature).T  # [p, n]: an anchor's texts
-    positive = wanted.T > 0.5
-    count = min(negatives, int((~positive).sum(dim=1).min()))
-    if count == 0 or not bool(positive.any()):
-        return logits.sum() * 0.0
-    # the indicator of Eq. 6 leaves texts of the anchor's own class out of the denominator
-    against = logits.masked_fill(positive, -torch.inf).topk(count, dim=1).values.logsumexp(dim=1)
-    return (against[:, None] - logits)[positive].mean()
+    logits = similarity / temperature
+    return (logits[:, 1:].logsumexp(dim=1) - logits[:, 0]).mean()
+
+
+def remove_head(heads: SelectorHeads, which: str) -> None:
+    """Make a head the identity that does not learn (paper table 6); it stays a head of the released layout."""
+    for name in {"": (), "visual": ("proj_v",), "textual": ("proj_t",)}[which]:
+        head: nn.Linear = getattr(heads, name)
+        with torch.no_grad():
+            head.weight.copy_(torch.eye(*head.weight.shape))
+            head.bias.zero_()
+        head.requires_grad_(False)
 
 
 class Selecting(nn.Module):
     """The objective of the selector over a corpus and rows of pictures.
 
-    With ``train_text`` the text encoder learns too (:func:`margin_loss`, for a new small one); without it the two heads
-    alone, contrastively, over a frozen CLIP (the paper's setting).
+    With ``heads_only`` the two heads learn alone, contrastively, over a frozen CLIP (the paper's setting); else the
+    text encoder learns with them (:func:`margin_loss`, for a new small one).
     """
 
     def __init__(
@@ -164,43 +170,67 @@ class Selecting(nn.Module):
         rows: Tensor,
         encode: Encode,
         shipped: Sequence[str],
+        options: Options,
         *,
-        train_text: bool,
-        batch: int = 64,
         count: int = REQUESTS,
         words: corpus.Words = WORDS,
-        seed: int = 0,
     ) -> None:
         super().__init__()
         self.rows: Tensor
         self.ids: Tensor
         self.wanted: Tensor
         self.null: Tensor
-        self.model, self.batch, self.train_text = model, batch, train_text
+        self.model, self.options = model, options
+        frozen = [p for p in model.heads.parameters() if not p.requires_grad]
         model.requires_grad_(True)
-        model.text.requires_grad_(train_text)
-        if train_text:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        model.text.requires_grad_(not options.heads_only)
+        if options.heads_only:
+            model.heads.logit_scale.requires_grad_(False)  # Eq. 6 has tau in its place
+        else:
             drop(model.text)
-        requests = corpus.corpus(count, seed, words=words)
+        requests = corpus.corpus(count, options.seed, words=words)
         ids = encode([r.text for r in requests])
         for name, value in (("rows", rows), ("ids", ids), ("wanted", targets(requests, shipped))):
             self.register_buffer(name, value, persistent=False)
         self.register_buffer("null", encode([" "]), persistent=False)
+        asked = self.wanted[:, :-1] > 0.5
+        self.askers = [asked[:, k].nonzero()[:, 0].numpy() for k in range(asked.shape[1])]
+        self.others = [(~asked[:, k]).nonzero()[:, 0].numpy() for k in range(asked.shape[1])]
+        self.anchors = [k for k in range(asked.shape[1]) if len(self.askers[k]) and len(self.others[k])]
 
     def forward(self, step: int, rng: np.random.Generator) -> Tensor:
-        device = self.rows.device
+        if self.options.heads_only:
+            return self._contrastive(rng)
+        device, batch = self.rows.device, self.options.train_batch_size
         torch.manual_seed(int(rng.integers(2**31)))  # for what is dropped
-        chosen = torch.from_numpy(rng.integers(0, len(self.ids), self.batch)).to(device)
-        pictures = torch.from_numpy(rng.integers(0, len(self.rows), self.batch)).to(device)
+        chosen = torch.from_numpy(rng.integers(0, len(self.ids), batch)).to(device)
+        pictures = torch.from_numpy(rng.integers(0, len(self.rows), batch)).to(device)
         rows = self.rows[pictures]
         rows = rows * (1 + 0.02 * gaussian(rows.shape, rng).to(device))
-        wanted = self.wanted[chosen]
-        shown = self.ids[chosen]
-        # nothing after the first end mark (the highest id) is seen, so the padding need not be computed
-        scores = self.model(shown[:, : int(shown.argmax(dim=1).max()) + 1], rows, self.null)
-        if self.train_text:
-            return margin_loss(scores, wanted)
-        return contrastive_loss(scores[:, :-1] / self.model.heads.logit_scale.exp(), wanted[:, :-1])
+        return margin_loss(self.model(self._seen(chosen), rows, self.null), self.wanted[chosen])
+
+    def _contrastive(self, rng: np.random.Generator) -> Tensor:
+        """Anchors with one positive and N negative texts each; a batch of texts is shared out among them."""
+        device, texts = self.rows.device, 1 + self.options.negatives
+        count = max(self.options.train_batch_size // texts, 1)
+        tasks = [self.anchors[int(k)] for k in rng.integers(0, len(self.anchors), count)]
+        chosen = np.stack(
+            [np.append(rng.choice(self.askers[k]), rng.choice(self.others[k], self.options.negatives)) for k in tasks]
+        )
+        pictures = torch.from_numpy(rng.integers(0, len(self.rows), count)).to(device)
+        heads, anchors = self.model.heads, self.rows[pictures, torch.tensor(tasks, device=device)]
+        with torch.no_grad():
+            text = self.model.text(self._seen(torch.from_numpy(chosen.reshape(-1)).to(device)))
+        query = F.normalize(heads.proj_t(text), dim=-1).reshape(count, texts, -1)
+        value = F.normalize(heads.proj_v(anchors), dim=-1)
+        return contrastive_loss(torch.einsum("ad,atd->at", value, query), self.options.temperature)
+
+    def _seen(self, chosen: Tensor) -> Tensor:
+        """Ids of requests; nothing after the first end mark (the highest id) is seen, so the padding is cut."""
+        ids = self.ids[chosen]
+        return ids[:, : int(ids.argmax(dim=1).max()) + 1]
 
 
 def fit(
@@ -209,19 +239,23 @@ def fit(
     model: Selector,
     shipped: Sequence[str],
     path: Path,
+    options: Options,
     *,
-    steps: int,
-    batch: int = 64,
-    peak: float = 2e-3,
-    train_text: bool = True,
     words: corpus.Words = WORDS,
-    seed: int = 0,
 ) -> Selector:
     """Train or resume. ``rows`` [pictures, p, D]: max-pooled TPB tokens; ``encode(texts)`` -> ids int64 [n, 77]."""
-    more = {"batch": batch, "count": min(batch * steps, REQUESTS), "words": words, "seed": seed}
-    objective = Selecting(model, rows, encode, shipped, train_text=train_text, **more)  # type: ignore[arg-type]
-    plan = Plan(steps=steps, peak=peak, weight_decay=0.02, decay=0.99, every=250)
-    run(objective, plan, path, name="selector", seed=seed)
+    count = min(options.train_batch_size * options.steps, REQUESTS)
+    objective = Selecting(model, rows, encode, shipped, options, count=count, words=words)
+    plan = Plan(
+        steps=options.steps,
+        peak=options.learning_rate,
+        schedule=options.lr_scheduler,
+        weight_decay=0.01 if options.heads_only else 0.02,
+        betas=(0.9, 0.999) if options.heads_only else (0.9, 0.98),
+        ema=None if options.heads_only else 0.99,
+        every=250,
+    )
+    run(objective, plan, path, name=path.stem, seed=options.seed)
     return model
 
 
@@ -234,6 +268,7 @@ def accuracy(
     *,
     count: int | None = None,
     words: corpus.Words = WORDS,
+    threshold: float = 0.0,
     seed: int = 1,
 ) -> dict[str, dict[str, float]]:
     """The metrics of selection by kind of request, on held-out wording and the pictures of ``rows``, in PyTorch."""
@@ -243,5 +278,5 @@ def accuracy(
         pictures = torch.from_numpy(rng.integers(0, len(rows), len(requests)))
         scores = model(encode([r.text for r in requests]), rows[pictures], null)
         wanted = targets(requests, shipped)[:, :-1].numpy() > 0.5
-        found[kind] = selection(scores[:, :-1].numpy(), wanted)
+        found[kind] = selection(scores[:, :-1].numpy(), wanted, threshold)
     return found

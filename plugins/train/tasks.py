@@ -1,76 +1,42 @@
-"""Training of one Task-Plugin and of the Plugin-Selector over a base in the released layouts: ours or SD 1.4."""
+"""Training of one Task-Plugin over a base in the released layouts: ours or SD 1.4."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-import numpy as np
 import torch
 
 from diffplugin.errors import RequestError
-from diffplugin.export.checkpoints import Checkpoint, find
+from diffplugin.export.checkpoints import Checkpoint
+from diffplugin.export.checkpoints.weights import find_weights
 from diffplugin.plugins import cards
+from diffplugin.plugins.cards import PluginCard
+from diffplugin.plugins.networks.vae import Autoencoder
+from diffplugin.plugins.train import base as small
 from diffplugin.plugins.train import (
-    autoencoder,
-    common,
+    data,
     evaluate,
     layout,
     loop,
-    pairs,
+    memory,
+    objectives,
     plugin,
-    pool,
+    record,
     validation,
+    variants,
 )
-from diffplugin.plugins.train import base as small
-from diffplugin.plugins.train.degradations import DEGRADATIONS, degrade
-from diffplugin.plugins.train.wording import WORDS
+from diffplugin.plugins.train.settings import Recipe, Settings, describe
+from diffplugin.runtime.planning.memory import available_memory
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from diffplugin.plugins.cards import PluginCard
-    from diffplugin.plugins.networks.vae import Autoencoder
-
-HELD_PAIRS = 20  # every 20th pair of a CSV is for validation
 SHOWN = 16  # test photos that a finished plugin is scored on; dp-eval takes all
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """What a plugin learns from: the pairs of a CSV, or the photos of ``work`` degraded."""
-
-    work: Path
-    pairs: Path | None
-    root: Path | None
-    degradation: str
-    side: int
-    views: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a plugin learns.
-
-    ``variant``: "released", or an ablation: "scb" or "tpb" alone (paper table 3), "encoder": residuals that enter on
-    the way down (table 4: E-1, where "released" is D-1). ``loss``: "latent" (Eq. 3; ``plain``: unweighted), or
-    "picture", to finish a plugin (:func:`plugin.picture_loss`). ``crop``: side of the window in pixels.
-    """
-
-    steps: int
-    batch: int
-    peak: float
-    variant: str
-    loss: str
-    plain: bool
-    precision: loop.Precision
-    every: int
-    crop: int
+# numbers of a recipe that may change between a kill and the resumption
+_FREE = ("max_train_steps", "num_train_epochs", "dataloader_num_workers", "checkpointing_steps", "validation_steps")
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,98 +47,89 @@ class Outcome:
     pictures: int
     given: float
     restored: float
+    model: plugin.Denoiser
 
     def __str__(self) -> str:
         where = self.place or "not written"
+        if not self.pictures:
+            return f"{where}; no held-out pictures asked for"
         return f"{where}; {self.pictures} held-out pictures, in PyTorch: {self.given:.2f} -> {self.restored:.2f} dB"
 
 
 def train(
     task: str,
-    data: Data,
+    chosen: data.Data,
     settings: Settings,
+    read: Checkpoint,
     *,
-    base: Path | None,
-    clip: Path | None,
-    card: Path | None,
+    card: PluginCard,
     start: Path | None,
-) -> Outcome:
-    """Train or resume; writes ``work/checkpoint/pre-trained/<task>`` and the card, but of ablations nothing.
+    log: Log = print,
+) -> Outcome | None:
+    """Train or resume; writes ``work/checkpoint/pre-trained/<task>`` and the card. None: it was a dry run.
+
+    Args:
+        read: the base and CLIP, and the folder to begin with as plugin ``task`` where there is a ``start``.
 
     Raises:
         CheckpointError: base, CLIP or start are not there or do not fit each other.
-        RequestError: no card or degradation of that name, or a faulty CSV.
+        RequestError: no pairs, a state of another training, or too little memory.
         ImageError: a faulty picture.
     """
-    chosen = _card(task, card, ours=base is None and data.pairs is None)
-    tree = data.work / "checkpoint"
-    read = Checkpoint(base or tree / "base", clip or tree / "clip", {task: start} if start else {}, None)
-    torch.manual_seed(0)
-    kind = plugin.EncoderSide if settings.variant == "encoder" else plugin.Denoiser
-    model, vae = plugin.from_checkpoint(read, task if start else None, kind), read.autoencoder()
-    if settings.variant == "scb" and start is None:  # tokens of zeros: no prompt
-        torch.nn.init.zeros_(model.tpb.visual_projection[-1].weight)  # type: ignore[arg-type]
-        torch.nn.init.zeros_(model.tpb.visual_projection[-1].bias)  # type: ignore[arg-type]
-    run = loop.accelerator()
-    with run.main_process_first():  # one process makes the latents
-        folder, held = _pool(task, data, vae.to(run.device))
-    objective = _objective(model, vae, folder, held[1], data, settings, chosen, read.dims.factor)
-    plan = loop.Plan(
-        steps=settings.steps, peak=settings.peak, decay=0.99, every=settings.every, precision=settings.precision
+    recipe = settings.recipe
+    # one process makes latents and scores; the others wait for it
+    run = loop.accelerator(loop.Plan(steps=1, peak=1.0, precision=recipe.mixed_precision, trackers=()))
+    opened = data.open_pairs(chosen, released=recipe.eq3)
+    steps = recipe.steps(len(opened.kept), run.num_processes)
+    say = log if run.is_main_process else (lambda line: None)
+    precision = run.mixed_precision
+    _announce(say, task, opened, recipe, steps, run.num_processes, precision)
+    if recipe.eq3:
+        _check_memory(say, read, recipe, precision, run.device)
+    if settings.dry_run:
+        return None
+    name = "_".join((task, *(k for k in (settings.variant, settings.loss) if k not in ("released", "latent"))))
+    state = chosen.work / "run" / f"plugin_{name}.pt"
+    key = _key(read, opened, settings, card, start)
+    with run.main_process_first():
+        taken = record.claim(state, key, restart=settings.restart and run.is_main_process)
+        if not taken and run.is_main_process:
+            data.check(opened)
+    torch.manual_seed(recipe.seed)
+    model = plugin.from_checkpoint(
+        read, task if start else None, variants.maker(settings.variant), copy_base=recipe.load_weights_from_unet
     )
+    variants.prepare(model, settings.variant, fresh=start is None)
+    vae = read.autoencoder()
+    with run.main_process_first():
+        objective, batches, held = objectives.build(
+            task, chosen, opened, settings, model, vae, card, key, precision, run
+        )
     scheduler = read.config("scheduler")
-    report = validation.report_pairs(model, vae, scheduler, {task: held}, {task: chosen})
-    kinds = [k for k in (settings.variant, settings.loss) if k not in ("released", "latent")]
-    name = "_".join((task, *kinds))
-    loop.fit(objective, plan, data.work / "run" / f"plugin_{name}.pt", name=name, report=report)
-    if run.is_main_process and settings.variant == "released":
-        tensors = {"tpb": model.tpb.state_dict(), "scb": model.scb.state_dict()}
-        config = plugin.scb_config(read.config("unet"))
-        layout.write_plugin(tree, task, config, card=cards.card_to_toml(chosen), **tensors)
-    bad, clean = (
-        held if data.pairs else _degraded(evaluate.test_photos(data.work, data.side, SHOWN), data, evaluate.SEED)
+    report = validation.report_pairs(model, vae, scheduler, {task: held}, {task: card}) if held[0] else None
+    loop.fit(
+        objective,
+        _plan(settings, steps, run.num_processes),
+        state,
+        name=name,
+        seed=recipe.seed,
+        report=report,
+        batches=batches,
     )
-    made = validation.restore(model, vae, NoiseSchedule.from_config(scheduler), bad, chosen)
-    return Outcome(
-        place=tree / "pre-trained" / task if settings.variant == "released" else None,
-        pictures=len(bad),
-        given=evaluate.scores(bad, clean).psnr,
-        restored=evaluate.scores(made, clean).psnr,
-    )
+    place = None
+    if run.is_main_process and variants.exports(settings.variant):
+        data.remember(chosen, task)
+        place = _write(chosen.work / "checkpoint", task, settings.variant, model, read, card)
+    return _score(chosen, settings, model, vae, scheduler, held, card, place)
 
 
-def _objective(
-    model: plugin.Denoiser,
-    vae: Autoencoder,
-    folder: Path,
-    held: list[common.Pixels],
-    data: Data,
-    settings: Settings,
-    card: PluginCard,
-    factor: int,
-) -> torch.nn.Module:
-    """``folder``: of latents; ``held``: pictures on which errors of the latent's channels are weighed."""
-    cold = card.start == "input"
-    times = plugin.Times(top=card.first_t + 1, first=0.75 if cold else 0.6, noised=0.3, cold=cold)
-    side = min(settings.crop, data.side)
-    objective: plugin.Restoring | plugin.Denoising
-    if settings.loss == "picture":
-        vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        draw = partial(pool.draw_crops, _draw(data), count=settings.batch, side=side)
-        objective = plugin.Restoring(model, vae, draw, times=times, residual=card.output == "residual")
-    else:
-        if not settings.plain:
-            model.metric = autoencoder.pixel_metric(vae, [common.to_tensor(v[None]) for v in held])
-        stage = plugin.Stage(until=settings.steps, pictures=settings.batch, crops=1, side=side // factor)
-        source = pool.Pool(folder, [data.degradation])
-        objective = plugin.Denoising(model, source, (stage,), train_base=False, times=times)
-    model.tpb.requires_grad_(settings.variant != "scb")
-    model.scb.requires_grad_(settings.variant != "tpb")
-    return objective
+def choose_card(task: str, file: Path | None, *, ours: bool) -> PluginCard:
+    """``ours``: over the small base and on its photos, whose cards take fewer steps.
 
-
-def _card(task: str, file: Path | None, *, ours: bool) -> PluginCard:
-    """``ours``: over the small base and on its photos, whose cards take fewer steps."""
+    Raises:
+        RequestError: no shipped card of that name.
+        CheckpointError: a faulty file.
+    """
     if file is not None:
         return cards.load_card(file, expected_id=task)
     shipped = cards.shipped_cards()
@@ -183,95 +140,122 @@ def _card(task: str, file: Path | None, *, ours: bool) -> PluginCard:
     return dataclasses.replace(shipped[task], licence="trained by the user with dp-train")
 
 
-def _pool(task: str, data: Data, vae: Autoencoder) -> tuple[Path, tuple[list[common.Pixels], list[common.Pixels]]]:
-    """The folder of shards (made where missing), and held-out (inputs, ground truths)."""
-    if data.pairs is None and data.degradation not in DEGRADATIONS:
-        known = ", ".join(DEGRADATIONS)
-        raise RequestError(f"{data.degradation}: no degradation of that name ({known}); give pairs with --pairs")
-    if data.pairs is not None:
-        kept, held = _split(pairs.read_csv(data.pairs, data.root))
-        folder = data.work / "pairs" / task
-        for number in range(data.views):
-            if not (folder / f"shard{number:03d}").exists():
-                views = pairs.from_files(kept, data.degradation, number, data.side)
-                pool.write_shard(folder, number, views, vae, side=data.side)
-        shown = pairs.from_files(held[:4], data.degradation, 10**6, data.side)
-        return folder, (shown.bad[data.degradation], shown.clean)
-    folder = data.work / "pool"
-    if not any(folder.glob("shard*")):
-        originals = common.load_photos(data.work, "train")
-        for number in range(data.views):
-            views = pairs.synthetic(originals, [data.degradation], number, data.side)
-            pool.write_shard(folder, number, views, vae, side=data.side)
-    clean = [common.centre(p, data.side) for p in common.load_photos(data.work, "val")[::2]]
-    return folder, _degraded(clean, data, 5000)
+def _announce(
+    say: Log, task: str, opened: data.Opened, recipe: Recipe, steps: int, processes: int, precision: str
+) -> None:
+    """What will run, before it runs."""
+    batch = recipe.train_batch_size * recipe.gradient_accumulation_steps * processes
+    say(
+        f"{task}: recipe {recipe.name}, {len(opened.source)} pairs ({len(opened.held)} held out) at "
+        f"{recipe.resolution} px; {recipe.train_batch_size} a process x {recipe.gradient_accumulation_steps} "
+        f"accumulated x {processes} process{'es' if processes > 1 else ''} = {batch} a step; {steps} steps, rate "
+        f"{recipe.rate(processes):g} {recipe.lr_scheduler}, mixed precision {precision}"
+    )
 
 
-def _draw(data: Data) -> pairs.Draw:
-    """Pairs to finish a plugin on: those that its latents came from, in ever new views."""
-    if data.pairs is None:
-        return pairs.degraded(common.load_photos(data.work, "train"), data.degradation, data.side)
-    return pairs.filed(_split(pairs.read_csv(data.pairs, data.root))[0], data.side)
-
-
-def _split(rows: list[tuple[Path, Path]]) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]]:
-    """Rows of a CSV to learn from, and held out."""
-    held = rows[::HELD_PAIRS] if len(rows) >= HELD_PAIRS else rows[:1]
-    return [row for row in rows if row not in held] or rows, held
-
-
-def _degraded(clean: list[common.Pixels], data: Data, seed: int) -> tuple[list[common.Pixels], list[common.Pixels]]:
-    return [degrade(c, data.degradation, seed + i) for i, c in enumerate(clean)], clean
-
-
-@torch.no_grad()
-def plugin_rows(read: Checkpoint, pictures: int, folders: Sequence[Path]) -> Tensor:
-    """Max-pooled TPB tokens [pictures, plugins, D] of degraded pictures of pools, one degradation each, in turn.
+def _check_memory(say: Log, read: Checkpoint, recipe: Recipe, precision: str, device: torch.device) -> None:
+    """Say how much memory a process takes.
 
     Raises:
-        RequestError: no folder holds a shard.
+        RequestError: there is less; with the batch that fits.
     """
-    vision = read.vision_encoder()
-    branches = [read.tpb(task) for task in read.plugins]
-    files = sorted(file for folder in folders for file in folder.glob("shard*/small.npy"))
-    if not files:
-        raise RequestError(f"{', '.join(map(str, folders))}: no pictures for the selector; train a plugin there first")
-    seen = [np.load(file, mmap_mode="r") for file in files]
-    seen = seen[: max(pictures // seen[0].shape[1], 1)]
-    small = np.concatenate([np.stack([s[i % len(s), i] for i in range(s.shape[1])]) for s in seen])
-    rows = []
-    for i in range(0, len(small), 16):
-        patches = vision(pool.clip_pixels(small[i : i + 16]))
-        rows.append(torch.stack([branch(patches).amax(dim=1) for branch in branches], dim=1))
-    return torch.cat(rows)
+    found = memory.estimate(
+        configs_of(read),
+        recipe.resolution,
+        precision,
+        checkpointing=recipe.gradient_checkpointing,
+        ema=recipe.ema_decay is not None,
+    )
+    need = found.total(recipe.train_batch_size)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    say(f"memory: about {need / memory.GIB:.1f} GiB a process ({found}); free: {(free or 0) / memory.GIB:.1f} GiB")
+    if free is not None and need > free:
+        fits = found.largest_batch(free)
+        more = "" if recipe.gradient_checkpointing else ", --gradient-checkpointing"
+        remedy = f"--train-batch-size {fits} with --gradient-accumulation-steps" if fits else "a smaller --resolution"
+        raise RequestError(
+            f"a step needs about {need / memory.GIB:.1f} GiB, {free / memory.GIB:.1f} GiB are free: take {remedy}{more}"
+        )
 
 
-def train_selector(
-    work: Path, *, steps: int, base: Path | None, clip: Path | None, wanted: Sequence[str] | None, train_text: bool
-) -> None:
-    """Train the selector for the plugins of ``work/checkpoint`` and write it there; print held-out metrics."""
-    from diffplugin.export.tokenizer import build_tokenizer
-    from diffplugin.plugins.train import corpus, selector
+def configs_of(read: Checkpoint) -> dict[str, dict[str, Any]]:
+    """The configs of what a plugin's training runs through."""
+    unet = read.config("unet")
+    parts = {part: read.config(part) for part in ("vae", "scheduler")}
+    return parts | {"unet": unet, "vision": read.vision_config, "scb": plugin.scb_config(unet)}
 
-    tree = work / "checkpoint"
-    read = find(base or tree / "base", clip or tree / "clip", tree / "pre-trained", wanted or ())
-    tokenizer = build_tokenizer(read.tokenizer)
 
-    def encode(texts: list[str]) -> Tensor:
-        return torch.tensor([e.ids for e in tokenizer.encode_batch(texts)])
+def _key(
+    read: Checkpoint, opened: data.Opened, settings: Settings, card: PluginCard, start: Path | None
+) -> dict[str, object]:
+    """Everything that makes a state another training's."""
+    files = [file for part in ("unet", "vae", "clip_vision") for file in read.source(part).files]
+    return {
+        "pairs": opened.source.key(),
+        "base and clip": record.weights_key(*files),
+        "card": record.text_key(cards.card_to_toml(card)),
+        "start": record.weights_key(start / "tpb.pt", *find_weights(start / "scb").files) if start else "",
+        "variant": settings.variant,
+        "loss": settings.loss,
+        "recipe": {name: value for name, value in describe(settings.recipe).items() if name not in _FREE},
+    }
 
-    torch.manual_seed(0)
-    config, shipped = read.config("text_encoder"), tuple(read.plugins)
-    model = selector.fresh(config) if train_text else selector.Selector(read.text_encoder(), config["hidden_size"])
-    rows = plugin_rows(read, 400, [work / "pool", *sorted((work / "pairs").glob("*"))])
-    found = cards.registry(tree)
-    own = {task: corpus.wording_of(found[task]) for task in shipped if task not in WORDS}
-    words = {**WORDS, **own}
-    held = max(len(rows) // 5, 1)
-    path = work / "run/selector.pt"
-    selector.fit(rows[held:], encode, model, shipped, path, steps=steps, train_text=train_text, words=words)
-    if train_text:
-        layout.write_text(tree, config, model.text.state_dict())
-    layout.write_selector(tree, model.heads.state_dict())
-    for kind, values in selector.accuracy(model.eval(), rows[:held], encode, shipped, words=words).items():
-        print(kind, " ".join(f"{name} {value:.3f}" for name, value in values.items()))
+
+def _plan(settings: Settings, steps: int, processes: int) -> loop.Plan:
+    recipe = settings.recipe
+    return loop.Plan(
+        steps=steps,
+        peak=recipe.rate(processes),
+        schedule=recipe.lr_scheduler,
+        warmup=recipe.lr_warmup_steps,
+        ema=recipe.ema_decay,
+        clip=recipe.max_grad_norm,
+        clip_parts=("model.tpb.", "model.scb.") if recipe.eq3 else (),
+        betas=(recipe.adam_beta1, recipe.adam_beta2),
+        epsilon=recipe.adam_epsilon,
+        weight_decay=recipe.adam_weight_decay,
+        accumulation=recipe.gradient_accumulation_steps,
+        every=recipe.checkpointing_steps,
+        validate=recipe.validation_steps,
+        precision=recipe.mixed_precision,
+        trackers=settings.trackers,
+    )
+
+
+def _write(tree: Path, task: str, variant: str, model: plugin.Denoiser, read: Checkpoint, card: PluginCard) -> Path:
+    """The released layout; an ablation as a plugin of its own name."""
+    name = task if variant == "released" else f"{task}-{variant}"
+    own = (
+        card
+        if variant == "released"
+        else dataclasses.replace(card, id=name, title=f"{card.title} ({variant})", aliases=(), order=cards.LAST)
+    )
+    tensors = {"tpb": model.tpb.state_dict(), "scb": model.scb.state_dict()}
+    layout.write_plugin(tree, name, plugin.scb_config(read.config("unet")), card=cards.card_to_toml(own), **tensors)
+    return tree / "pre-trained" / name
+
+
+def _score(
+    chosen: data.Data,
+    settings: Settings,
+    model: plugin.Denoiser,
+    vae: Autoencoder,
+    scheduler: dict[str, Any],
+    held: data.Held,
+    card: PluginCard,
+    place: Path | None,
+) -> Outcome:
+    bad, clean = held
+    if chosen.pairs is None and chosen.shown:
+        side = settings.recipe.resolution
+        bad, clean = data.degraded(evaluate.test_photos(chosen.work, side, SHOWN), chosen.degradation, evaluate.SEED)
+    if not bad:
+        return Outcome(place=place, pictures=0, given=0.0, restored=0.0, model=model)
+    made = validation.restore(model, vae, NoiseSchedule.from_config(scheduler), bad, card)
+    return Outcome(
+        place=place,
+        pictures=len(bad),
+        given=evaluate.scores(bad, clean).psnr,
+        restored=evaluate.scores(made, clean).psnr,
+        model=model,
+    )

@@ -41,19 +41,20 @@ def restore(
     and steps."""
     here, there = device_of(model), device_of(vae)
     given = [to_tensor(p[None]).to(there) for p in pictures]
-    cond = torch.cat([vae.encode(image) for image in given]).to(here)
+    dtype = vae.quant_conv.weight.dtype
+    cond = torch.cat([vae.encode(image.to(dtype)).float() for image in given]).to(here)
     tokens = torch.cat([model.tokens(clip_pixels(shrink(p)[None]).to(here)) for p in pictures])
     table = unipc(schedule, card.steps_first, card.first_t)
     noise = np.repeat(normal(seed, (1, *cond.shape[1:])), len(pictures), axis=0)
 
     def denoise(i: int, latents: NDArray[np.float32]) -> NDArray[np.float32]:
         t = torch.full((len(pictures),), float(table.t[i]), device=here)
-        return model(torch.from_numpy(latents).to(here), t, tokens, cond).cpu().numpy()  # type: ignore[no-any-return]
+        return model(torch.from_numpy(latents).to(here), t, tokens, cond).float().cpu().numpy()  # type: ignore[no-any-return]
 
     latents = sample(table, denoise, noise, cond.cpu().numpy(), start=card.start, renoise_from_t=card.renoise_from_t)
-    images = torch.cat([vae.decode(torch.from_numpy(z[None]).to(there)) for z in latents])
+    images = torch.cat([vae.decode(torch.from_numpy(z[None]).to(there, dtype)).float() for z in latents])
     if card.output == "residual":
-        images = torch.cat(given) + images - torch.cat([vae.decode(z[None].to(there)) for z in cond])
+        images = torch.cat(given) + images - torch.cat([vae.decode(z[None].to(there, dtype)).float() for z in cond])
     values = (images.clamp(-1, 1) / 2 + 0.5) * 255
     return [np.ascontiguousarray(v.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()) for v in values]
 

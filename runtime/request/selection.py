@@ -22,7 +22,7 @@ class Selection:
         chosen: plugin ids in the order of the chain; empty: the picture is not changed.
         reason: one line for people.
         scores: score of every plugin and of ``null`` (last); empty if the caller named the plugins.
-        compounds: compound tasks of the mapping table that the request named.
+        compounds: compound tasks of the mapping table that the request asks for.
     """
 
     chosen: tuple[str, ...]
@@ -34,18 +34,19 @@ class Selection:
         return asdict(self)
 
 
-def select(scores: Array, plugins: Sequence[str], prompt: str, table: Table) -> Selection:
-    """The released rule (arXiv:2403.00644, Eq. 5, threshold 0), joined with the mapping table.
+def select(scores: Array, plugins: Sequence[str], prompt: str, table: Table, threshold: float = 0.0) -> Selection:
+    """The released rule (arXiv:2403.00644, Eq. 5), joined with the mapping table.
 
-    Every plugin with a score above 0 is chosen. A request that names a compound task ("a rainy night") also gets that
-    task's installed sub-tasks, whatever their scores: the selector was trained on single tasks, the table is explicit.
-    All run in registry order. If nothing is chosen, ``null`` wins and the picture stays untouched.
+    Every plugin with a score above the threshold is chosen. A request for a compound task ("a rainy night") also gets
+    that task's installed sub-tasks, whatever their scores: the selector was trained on single tasks, the table is
+    explicit. All run in registry order. If nothing is chosen, ``null`` wins and the picture stays untouched.
 
     Args:
         scores: output of the selector graph, [1, p + 1], ``null`` last.
         plugins: ids of its p plugins, in registry order.
         prompt: the request.
         table: mapping of compound tasks.
+        threshold: theta of Eq. 5, the bundle's (the paper: 0).
 
     Raises:
         NotFinite: a score is NaN or infinite.
@@ -56,11 +57,11 @@ def select(scores: Array, plugins: Sequence[str], prompt: str, table: Table) -> 
         raise NotFinite(f"the selector's scores are not finite: {named}; try another precision")
     compounds = compounds_in(prompt, table)
     parts = expand(prompt, table, plugins)
-    chosen = tuple(plugin for plugin in plugins if named[plugin] > 0 or plugin in parts)
+    chosen = tuple(plugin for plugin in plugins if named[plugin] > threshold or plugin in parts)
     reasons = [f"request names {' and '.join(compounds)}"] if parts else []
-    if any(named[plugin] > 0 for plugin in plugins):
-        reasons.append("scores above 0")
-    reason = ", ".join(reasons) or "no plugin scores above 0"
+    if any(named[plugin] > threshold for plugin in plugins):
+        reasons.append(f"scores above {threshold:g}")
+    reason = ", ".join(reasons) or f"no plugin scores above {threshold:g}"
     return Selection(chosen=chosen, reason=reason, scores=named, compounds=tuple(compounds))
 
 

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from anyio import CapacityLimiter
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("diffplugin.serve")
 PAGE = Path(__file__).resolve().parent / "page"
+THREADS = 16  # for files and the store
 _CLIENT_GONE = 499  # nobody reads it; for the metrics
 _OF_STATUS = {status: kind for kind, (status, _) in reversed(KINDS.items())}
 
@@ -34,6 +37,9 @@ def make_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # planning waits for memory: it must not take the threads that everything else needs
+        app.state.planners = CapacityLimiter(2)
+        current_default_thread_limiter().total_tokens = THREADS
         service.start()
         yield
 

@@ -7,6 +7,7 @@ import base64
 import contextlib
 from typing import TYPE_CHECKING, Annotated, Any
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
@@ -224,4 +225,4 @@ async def plan(request: Request, sent: Sent) -> Response:
             seconds = service.models.seconds(upload.request.bundle, made)
             return plan_document(made, selection, seconds, upload.need_bytes)
 
-        return JSONResponse(await run_in_threadpool(decide))
+        return JSONResponse(await run_sync(decide, limiter=request.app.state.planners))

@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from diffplugin.command import DONE, Parser, add_common_options, execute, path, positive
@@ -20,6 +21,7 @@ from diffplugin.runtime.serve.settings import Settings, count, is_loopback, pixe
 if TYPE_CHECKING:
     from diffplugin.runtime.serve.service import Service
 
+_M_ARENA_MAX = -8  # of malloc.h
 _log = logging.getLogger("diffplugin.serve")
 
 
@@ -125,7 +127,9 @@ def serve(settings: Settings) -> int:
     from diffplugin.runtime.serve.service import Service
     from diffplugin.runtime.serve.store import JobStore
 
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # errors are logged once, by the application
+    for name in ("uvicorn", "python_multipart"):  # errors are logged once, by the application
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    _share_heaps()
     listener = listen(settings.host, settings.port)
     with listener, JobStore(settings.state) as store:
         service = Service(settings, Models.load(settings), store, Metrics())
@@ -147,6 +151,15 @@ def serve(settings: Settings) -> int:
             os._exit(DONE)
         service.models.close()
     return DONE
+
+
+def _share_heaps() -> None:
+    """Few heaps for many threads: glibc gives each thread one of its own, and what one has freed no other can use, so
+    that a server's memory would creep up. Elsewhere nothing happens."""
+    import ctypes
+
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 def _started_line(service: Service, listener: socket.socket) -> str:

@@ -130,8 +130,8 @@ def _secret(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        from diffplugin.runtime.serve.store import write_whole
+        from diffplugin.files import write_bytes
 
-        write_whole(path, secrets.token_bytes(32))
+        write_bytes(path, secrets.token_bytes(32))
         path.chmod(0o600)
         return path.read_bytes()

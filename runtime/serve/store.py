@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 import sqlite3
 import threading
@@ -24,45 +23,10 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from diffplugin.errors import DiffPluginError
-from diffplugin.runtime.serve.job import Job, JobRequest
+from diffplugin.runtime.serve.job import Job
+from diffplugin.runtime.serve.rows import COLUMNS, CRASHED, FORMAT, INDICES, MAX_ATTEMPTS, job_of_row, lost_problem
 
-FORMAT = 1
-MAX_ATTEMPTS = 3
 FOLDERS = ("incoming", "inputs", "masks", "results")
-_COLUMNS = {
-    "number": "INTEGER PRIMARY KEY AUTOINCREMENT",
-    "id": "TEXT NOT NULL UNIQUE",
-    "owner": "TEXT NOT NULL",
-    "state": "TEXT NOT NULL",
-    "request": "TEXT NOT NULL",
-    "name": "TEXT NOT NULL",
-    "width": "INTEGER NOT NULL",
-    "height": "INTEGER NOT NULL",
-    "digest": "TEXT NOT NULL",
-    "created": "REAL NOT NULL",
-    "key": "TEXT",
-    "has_mask": "INTEGER NOT NULL DEFAULT 0",
-    "need_bytes": "INTEGER NOT NULL DEFAULT 0",
-    "attached": "INTEGER NOT NULL DEFAULT 0",
-    "attempts": "INTEGER NOT NULL DEFAULT 0",
-    "started": "REAL",
-    "finished": "REAL",
-    "report": "TEXT",
-    "problem": "TEXT",
-    "result": "TEXT",
-}
-_INDICES = (
-    "CREATE UNIQUE INDEX jobs_key ON jobs (owner, key) WHERE key IS NOT NULL",
-    "CREATE INDEX jobs_state ON jobs (state, number)",
-    "CREATE INDEX jobs_owner ON jobs (owner, number)",
-)
-_CRASHED = {
-    "type": "urn:diffplugin:crashed",
-    "title": "The server ended while it worked on this job",
-    "status": 500,
-    "detail": f"the server ended {MAX_ATTEMPTS} times while it worked on this photo; send another one",
-    "kind": "crashed",
-}
 
 
 class QueueFull(DiffPluginError):
@@ -114,11 +78,11 @@ class JobStore:
                 f"{self.folder}: format {found}, this version reads up to {FORMAT}; upgrade diffplugin"
             )
         if found < FORMAT:
-            columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
+            columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
             with db:
                 db.execute("BEGIN IMMEDIATE")
                 db.execute(f"CREATE TABLE jobs ({columns})")
-                for index in _INDICES:
+                for index in INDICES:
                     db.execute(index)
                 db.execute(f"PRAGMA user_version={FORMAT}")
 
@@ -149,9 +113,9 @@ class JobStore:
             running = [row["id"] for row in self._db.execute("SELECT id FROM jobs WHERE state = 'running'")]
             lost = self._rows("state IN ('queued', 'running') AND attached = 1")
             for job in lost:
-                self.finish(job.id, "cancelled", problem=_gone(job))
+                self.finish(job.id, "cancelled", problem=lost_problem(job))
             for job in self._rows("state = 'running' AND attempts >= ?", MAX_ATTEMPTS):
-                self.finish(job.id, "failed", problem=_CRASHED)
+                self.finish(job.id, "failed", problem=CRASHED)
             self._db.execute("UPDATE jobs SET state = 'queued' WHERE state = 'running'")
             self._sweep()
             return self.count("queued"), len(set(running) - {job.id for job in lost})
@@ -200,7 +164,7 @@ class JobStore:
 
     def _rows(self, where: str, *values: Any) -> list[Job]:
         with self._mutex:
-            return [_job(row) for row in self._db.execute(f"SELECT * FROM jobs WHERE {where}", values)]
+            return [job_of_row(row) for row in self._db.execute(f"SELECT * FROM jobs WHERE {where}", values)]
 
     def get(self, job_id: str) -> Job | None:
         """The job of an id."""
@@ -237,7 +201,7 @@ class JobStore:
                 "(SELECT number FROM jobs WHERE state = 'queued' ORDER BY number LIMIT 1) RETURNING *",
                 (time.time(),),
             ).fetchone()
-        return None if row is None else _job(row)
+        return None if row is None else job_of_row(row)
 
     def hand_back(self, job_id: str) -> None:
         """Return a running job to the queue, as if it had not started, because the server stops."""
@@ -320,37 +284,3 @@ def _locked(folder: Path) -> IO[str]:
         lock.close()
         raise DiffPluginError(f"{folder}: another dp-serve uses this folder; choose another --state") from None
     return lock
-
-
-def _gone(job: Job) -> dict[str, Any]:
-    return {
-        "type": "urn:diffplugin:cancelled",
-        "title": "Cancelled",
-        "status": 409,
-        "detail": "the connection that waited for this photo ended with the server; send it again, or as a job",
-        "kind": "cancelled",
-        "instance": f"/v1/jobs/{job.id}",
-    }
-
-
-def _job(row: sqlite3.Row) -> Job:
-    values = dict(row)
-    values["request"] = JobRequest.from_text(values["request"])
-    for name in ("report", "problem"):
-        values[name] = None if values[name] is None else json.loads(values[name])
-    for name in ("has_mask", "attached"):
-        values[name] = bool(values[name])
-    return Job(**values)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -32,8 +32,6 @@ from diffplugin.command import (
 )
 from diffplugin.errors import BundleError, Cancelled, RequestError
 
-INSTALLED = [one for one in COMMANDS if one.name not in ("dp-train", "dp-eval")]
-
 
 def run(error: BaseException | None = None, argv: Sequence[str] = (), code: int = 0) -> int:
     """A command that ends in an error."""
@@ -148,7 +146,7 @@ def _main(name: str) -> Any:
     return importlib.import_module(module).main
 
 
-@pytest.mark.parametrize("name", [one.name for one in INSTALLED])
+@pytest.mark.parametrize("name", [one.name for one in COMMANDS])
 def test_every_command_has_the_same_manner(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     main = _main(name)
     assert main(["--version"]) == 0 and capsys.readouterr().out == f"diffplugin {__version__}\n"
@@ -162,7 +160,7 @@ def test_every_command_has_the_same_manner(name: str, capsys: pytest.CaptureFixt
     assert err.startswith(f"{name}: ") and err.count("\n") == 1 and "--help" in err
 
 
-@pytest.mark.parametrize("name", [one.name for one in INSTALLED])
+@pytest.mark.parametrize("name", [one.name for one in COMMANDS])
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_every_command_completes(name: str, shell: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     pytest.importorskip("shtab", reason="needs the extra [completion]")
@@ -201,7 +199,7 @@ def test_completion_without_its_package(monkeypatch: pytest.MonkeyPatch, capsys:
     assert capsys.readouterr().err.endswith("needs the package shtab: pip install 'diffplugin[completion]'\n")
 
 
-@pytest.mark.parametrize("name", [one.name for one in INSTALLED if one.extra])
+@pytest.mark.parametrize("name", [one.name for one in COMMANDS if one.extra])
 def test_a_missing_package_names_its_extra(name: str) -> None:
     """As after ``pip install diffplugin`` alone: nothing but the runtime's own dependencies can be imported."""
     extra = next(one.extra for one in COMMANDS if one.name == name)

@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 _RESTORE = """
 import sys, numpy as np, diffplugin
-photo = sys.argv[2]
-with diffplugin.load(engine=sys.argv[1], precision="fp32", threads=2) as restorer:
+engine, photo = sys.argv[1:]
+with diffplugin.load(engine=engine, precision="auto" if engine == "auto" else "fp32", threads=2) as restorer:
     made = restorer.restore(photo, "brighten this dark photo", size=64)
     print(made.plan.engine, restorer.reason, made.array.shape, int(made.array.mean()))
 """

@@ -132,9 +132,9 @@ def test_a_step_at_stable_diffusions_widths(scene: Scene, cuda_bundle: Path, tmp
 @pytest.mark.slow
 def test_the_frozen_graph_is_what_is_traced_today(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="needs the extra [export]")
-    from diffplugin.bench.gpu_acceptance.full_width import write_step
-
-    made = write_step(tmp_path).read_bytes()
+    command = [sys.executable, "-m", "diffplugin.bench.gpu_acceptance.full_width", "--step", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True)
+    made = (tmp_path / "step.onnx").read_bytes()
     with lzma.open(FULL_WIDTH) as frozen:
         assert made == frozen.read(), "trace it again: python -m diffplugin.bench.gpu_acceptance.full_width --step OUT"
 

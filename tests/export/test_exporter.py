@@ -59,7 +59,7 @@ def test_the_embedded_bundle_has_its_own_cards() -> None:
 
     bundle = open_bundle(default_bundle())
     for plugin, card in bundle.cards().items():
-        assert card == load_card(embedded_checkpoint_folder() / "cards" / f"{plugin}.toml")
+        assert card == load_card(embedded_checkpoint_folder() / "pre-trained" / plugin / "card.toml")
 
 
 def test_the_embedded_bundle_was_validated() -> None:

@@ -78,8 +78,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = os.environ | {"LD_LIBRARY_PATH": str(libraries)}
     log = work / "log"
     with (
-        log.open("w") as file,
-        subprocess.Popen(command, cwd=work, env=environment, stdout=file, stderr=file) as process,
+        log.open("w") as output,
+        subprocess.Popen(command, cwd=work, env=environment, stdout=output, stderr=output) as process,
     ):
         began = time.monotonic()
         while ask(f"http://127.0.0.1:{port}/v2/health/ready")[0] != 200:

@@ -22,7 +22,17 @@ ALL = list(shipped_cards())
         ("fix  bad\nweather, please", ["derain", "desnow", "dehaze"]),
         ("badweather", []),
         ("bad weathering steel", []),
-        ("a rainy night in the snowstorm", ["derain", "desnow", "lowlight", "dehaze"]),
+        ("a rainy night", ["derain", "lowlight"]),
+        ("rainy night, snow and fog, please", ["derain", "desnow", "lowlight", "dehaze"]),
+        ("get rid of all of the bad weather behind my house", ["derain", "desnow", "dehaze"]),
+        ("I'd like this foggy night photo fixed, restore the old photo", ["deblur", "face"]),
+        ("the bad weather is hiding the house", []),
+        ("don't remove the bad weather, it is lovely", []),
+        ("do not restore my old photo", []),
+        ("we walked home on a rainy night and laughed", []),
+        ("the blizzard is hiding the house", []),
+        ("night shot in heavy rain", []),
+        ("last winter a blizzard shut the whole town", []),
         ("please restore my grandmother's old photo", ["deblur", "face"]),
         ("restore this one, it is not an old photo", []),
         ("remove the rain from this old photo", []),
@@ -48,6 +58,20 @@ def test_simple_requests_are_left_to_the_selector() -> None:
     simple = [example for card in shipped_cards().values() for example in card.examples]
     simple += ["please brighten this dark photo and get rid of the rain", "remove the blur"]
     assert {prompt: compounds_in(prompt, compound_table()) for prompt in simple} == {p: [] for p in simple}
+
+
+@pytest.mark.parametrize("name", ["held_out", "learned"])
+def test_the_table_adds_no_plugin_to_what_people_wrote(name: str) -> None:
+    """Of 8,450 requests written whole, those that the selector is scored on among them, none gets a plugin too many."""
+    from diffplugin.plugins.train.wording import written
+
+    table = compound_table()
+    wrong = {
+        request.text: extra
+        for _, request in written(name)
+        if (extra := set(expand(request.text, table, ALL)) - set(request.tasks))
+    }
+    assert not wrong, wrong
 
 
 def test_own_entries_extend_and_replace(tmp_path: Path) -> None:

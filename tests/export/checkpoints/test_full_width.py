@@ -15,7 +15,7 @@ pytest.importorskip("torch", reason="needs the extra [export]")
 from diffplugin.bench.full_width import PREPROCESSOR, SCHEDULER, TEXT, UNET, VAE, make
 from tests.export.checkpoints.tiny import published
 
-MAX_RESIDENT_GIB = 12.0  # of the export; the UNet alone has 3.2 GiB, and its trace, its file and its twin beside it
+MAX_RESIDENT_GIB = 10.0  # of the export; 8.6 was measured, with validation
 
 
 def test_the_configs_are_the_published_ones() -> None:
@@ -32,7 +32,7 @@ def test_the_configs_are_the_published_ones() -> None:
 
 @pytest.mark.slow
 def test_the_published_model_is_exported(tmp_path: Path) -> None:
-    """About ten minutes, 10 GB of disk."""
+    """About three minutes of processor time, 10 GB of disk."""
     make(tmp_path)
     where = {"base": "base", "clip": "clip", "plugins": "pre-trained", "out": "bundle"}
     arguments = [f"--{option}={tmp_path / name}" for option, name in where.items()]

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import diffplugin
 from diffplugin.export.measures import psnr
-from diffplugin.plugins.train import eval_cli, evaluate
+from diffplugin.plugins.train import eval_cli, eval_restore, evaluate, paper, selection_scores
 from diffplugin.plugins.train.degradations import degrade
 from diffplugin.runtime.restorer import Restorer
 
@@ -32,9 +33,25 @@ def test_row_is_measured_on_the_bundle(restorer: Restorer) -> None:
     bad = [degrade(c, task, evaluate.SEED + i) for i, c in enumerate(clean)]
     again = restorer.restore(bad[0], plugins=[task], steps=2, tile="off").array
     assert np.array_equal(made[0], again), "what the engines make"
+    assert row.made is not None and row.given is not None
     assert row.made.psnr == pytest.approx(np.mean([psnr(m, c) for m, c in zip(made, clean, strict=True)]))
     assert row.given.psnr == pytest.approx(np.mean([psnr(b, c) for b, c in zip(bad, clean, strict=True)]))
     assert sheet[0].shape == (192, 64, 3) and row.task in row.line()
+    assert row.line().count("|") == evaluate.HEAD.splitlines()[0].count("|")
+
+
+def test_photos_without_truth_are_measured_against_a_reference(restorer: Restorer) -> None:
+    task = next(iter(restorer.cards))
+    photos = [np.full((40 + 8 * i, 64, 3), 60 + 20 * i, np.uint8) for i in range(3)]
+
+    def extract(pixels: np.ndarray) -> np.ndarray:
+        return np.array([pixels.mean(), pixels.std(), float(pixels[0, 0, 0])])
+
+    pairs = [(p, None) for p in photos]
+    row = evaluate.measure(restorer, task, pairs, steps=2, extract=extract, reference=photos[:2])
+    assert row.made is None and row.gate is None and row.side == 0 and row.sets["fid"] > 0
+    assert row.line().count("|") == evaluate.HEAD.splitlines()[0].count("|") and "as they are" in row.line()
+    assert evaluate.measure(restorer, task, pairs, steps=2, extract=extract).sets == {}, "nothing to compare with"
 
 
 @pytest.mark.parametrize(("psnr", "passes"), [(19.0, False), (21.0, False), (23.0, True)])
@@ -48,12 +65,12 @@ def test_gate_is_input_and_baseline(psnr: float, passes: bool) -> None:
 
 def test_selection_metrics_of_the_bundle(restorer: Restorer) -> None:
     photos = [np.full((64, 64, 3), 90, np.uint8)]
-    found = evaluate.selections(restorer, photos, count=3)
+    found = selection_scores.selections(restorer, photos, count=3)
     assert list(found) == ["single", "multi", "mixed", "none"]
     assert all(0 <= values[name] <= 1 for values in found.values() for name in ("ZTA", "CP", "OF1", "mAP"))
-    assert evaluate.selections(restorer, photos, count=3) == found, "seeded"
-    table = evaluate.selection_table(found)
-    assert "(0.998)" in table and table.count("\n") == 5
+    assert selection_scores.selections(restorer, photos, count=3) == found, "seeded"
+    table = selection_scores.selection_table(found)
+    assert "(0.998)" in table and table.count("\n") == 5 and "raw ZTA" in table
 
 
 def test_command_writes_tables_sheets_and_plots(oracle_bundle: Path, work: Path) -> None:
@@ -67,9 +84,7 @@ def test_command_writes_tables_sheets_and_plots(oracle_bundle: Path, work: Path)
         "--out",
         str(work / "out"),
     ]
-    assert (
-        eval_cli.main(["restore", *shared, "--size", "64", "--photos", "2", "--steps", "2", "--tasks", "derain"]) == 0
-    )
+    assert eval_cli.main(["restore", *shared, "--size", "64", "--count", "2", "--steps", "2", "--tasks", "derain"]) == 0
     written = {path.name for path in (work / "out").iterdir()}
     assert {"restore.md", "restore.json", "restore.svg", "derain-2-64.jpg"} <= written, written
     rows = json.loads((work / "out/restore.json").read_text())["rows"]
@@ -83,7 +98,48 @@ def test_command_says_what_is_wrong(oracle_bundle: Path, work: Path, capsys: pyt
     for arguments, message in (
         (["restore", *shared, "--tasks", "colourise"], "colourise: not in the bundle"),
         (["selector", *shared, "--requests", "0"], "--requests is 0, expected 1 or more"),
+        (
+            ["restore", *shared[2:], "--tasks", "derain"],
+            "derain: nothing to measure on: give --pairs, --photos, or --work",
+        ),
+        (["restore", *shared, "--photos", str(work / "nothing")], "nothing"),
+        (["restore", "--work", str(work / "empty"), *shared[2:]], "no photos.json; run `dp-train photos"),
     ):
-        assert eval_cli.main(arguments) == 1
+        assert eval_cli.main(arguments) in (1, 2)
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1, error
+
+
+def test_own_pairs_and_photos_of_two_bundles_side_by_side(
+    oracle_bundle: Path, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for kind in ("target", "input"):
+        (work / "pairs" / kind).mkdir(parents=True)
+        for i in range(3):
+            pixels = rng.integers(0, 255, (40 + 8 * i, 48, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(work / f"pairs/{kind}/{i}.png")
+    bundles = ["--bundle", str(oracle_bundle), "--bundle", str(oracle_bundle)]
+    shared = ["restore", *bundles, "--engine", "onnxruntime", "--out", str(work / "out"), "--tasks", "derain", "deblur"]
+    pairs = ["--pairs", f"derain={work / 'pairs'}", "--photos", f"deblur={work / 'pairs/input'}"]
+    assert eval_cli.main([*shared, *pairs, "--count", "2"]) == 0, capsys.readouterr().err
+    rows = json.loads((work / "out/restore.json").read_text())["rows"]
+    assert [(row["task"], row["photos"]) for row in rows] == [("derain", 2), ("deblur", 2)] * 2
+    assert rows[0]["made"]["psnr"] > 0 and rows[1]["made"] is None
+    assert rows[0]["made"] == rows[2]["made"], "one bundle, twice"
+    table = (work / "out/table1.md").read_text()
+    assert "Diff-Plugin (paper)" in table and "50.55 / 13.84" in table, table
+
+
+def test_table_1_has_the_papers_rows_and_ours() -> None:
+    scores = evaluate.Scores(psnr=20.0, ssim=0.5, gmsd=0.1)
+    fields = {"start": "noise", "steps": 1, "side": 64, "photos": 2, "better": 1, "baseline_name": "x"}
+    rows = [
+        evaluate.Row(task=task, bundle="mine", given=scores, made=scores, baseline=scores, sets=sets, **fields)  # type: ignore[arg-type]
+        for task, sets in (("derain", {"fid": 12.345, "kid": 1.5}), ("colourise", {"fid": 3.0, "kid": 0.1}))
+    ]
+    lines = eval_restore.table_1(rows).splitlines()
+    assert lines[0] == "| method | derain FID ↓ / KID ↓ | colourise FID ↓ / KID ↓ |"
+    assert lines[2] == "| mine | 12.35 / 1.50 | 3.00 / 0.10 |"
+    assert lines[-1] == "| Diff-Plugin (paper) | 50.55 / 13.84 | – |"
+    assert len(lines) == 3 + len(paper.TABLE_1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffplugin.errors import CheckpointError
+from diffplugin.errors import CheckpointError, MissingDependency
 from diffplugin.plugins.train import loop
 from diffplugin.plugins.train.common import gaussian, load_state
 
@@ -93,6 +95,73 @@ def test_writes_curves(tmp_path: Path) -> None:
     curves.Reload()
     assert [event.step for event in curves.Scalars("loss")] == [4, 8, 9]
     assert [event.value for event in curves.Scalars("step")] == [4, 8, 9]
+
+
+class Given(nn.Module):
+    """Learns from batches that are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, step: int, rng: np.random.Generator, batch: Tensor) -> Tensor:
+        return (self.weight * batch).square().mean()
+
+
+def batches(first: int, last: int, process: int, processes: int) -> Iterator[Tensor]:
+    """Micro step k: three numbers that k decides."""
+    return (torch.from_numpy(np.random.default_rng(k).normal(size=3).astype(np.float32)) for k in range(first, last))
+
+
+def test_accumulated_micro_steps_are_one_step_of_their_mean(tmp_path: Path) -> None:
+    def pairs(first: int, last: int, process: int, processes: int) -> Iterator[Tensor]:
+        return (torch.stack(tuple(batches(2 * k, 2 * k + 2, 0, 1))) for k in range(first, last))
+
+    shared = {"steps": 3, "peak": 0.1, "schedule": "constant", "ema": None, "trackers": ()}
+    apart, whole = Given(), Given()
+    loop.fit(apart, loop.Plan(**shared, accumulation=2), tmp_path / "a.pt", name="a", batches=batches)  # type: ignore[arg-type]
+    loop.fit(whole, loop.Plan(**shared), tmp_path / "b.pt", name="b", batches=pairs)  # type: ignore[arg-type]
+    assert torch.allclose(apart.weight, whole.weight, atol=1e-6), (apart.weight, whole.weight)
+    again = Given()
+    plan = loop.Plan(**{**shared, "steps": 2}, accumulation=2)  # type: ignore[arg-type]
+    loop.fit(again, plan, tmp_path / "c.pt", name="c", batches=batches)
+    resumed = Given()
+    loop.fit(resumed, loop.Plan(**shared, accumulation=2), tmp_path / "c.pt", name="c", batches=batches)  # type: ignore[arg-type]
+    assert torch.equal(resumed.weight, apart.weight), "a resumed run meets the batches that were to come"
+
+
+def test_parts_are_clipped_on_their_own() -> None:
+    """As released: the norm of the TPB's gradients does not shrink the SCB's."""
+    run = loop.accelerator(loop.Plan(steps=1, peak=1.0, trackers=()))
+    parameters = {f"model.{name}.w": nn.Parameter(torch.zeros(4)) for name in ("tpb", "scb")}
+    for parameter, size in zip(parameters.values(), (100.0, 0.1), strict=True):
+        parameter.grad = torch.full((4,), size)
+    loop._clip(run, loop.Plan(steps=1, peak=1.0, clip_parts=("model.tpb.", "model.scb.")), parameters)
+    norms = [float(p.grad.norm()) for p in parameters.values() if p.grad is not None]
+    assert norms == pytest.approx([1.0, 0.2], rel=1e-4), norms
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("constant", [1, 1, 1]),
+        ("constant_with_warmup", [0.1, 1, 1]),
+        ("linear", [0.1, 1, 0.01]),
+        ("cosine", [0.1, 1, 0.02]),
+    ],
+)
+def test_rates(schedule: str, rates: list[float]) -> None:
+    plan = loop.Plan(steps=110, peak=1.0, schedule=schedule, warmup=10)
+    assert [plan.rate(k) for k in (0, 10, 109)] == pytest.approx(rates, abs=2e-3)
+
+
+def test_trackers_that_are_not_there_are_named(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    if importlib.util.find_spec("wandb") is None:
+        with pytest.raises(MissingDependency, match=r"--report-to wandb: .*diffplugin\[wandb\]"):
+            loop.fit(Given(), loop.Plan(steps=1, peak=1.0, trackers=("wandb",)), tmp_path / "w.pt", name="w")
+    with pytest.raises(MissingDependency, match="--report-to no_such_tracker"):
+        loop.fit(Given(), loop.Plan(steps=1, peak=1.0, trackers=("no_such_tracker",)), tmp_path / "n.pt", name="n")
 
 
 @pytest.mark.slow

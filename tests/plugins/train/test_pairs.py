@@ -1,23 +1,16 @@
-"""Training pairs: the released CSV, and photos degraded on purpose."""
+"""Views to train on: of pairs, and of photos degraded on purpose."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
-from diffplugin.errors import ImageError, RequestError
 from diffplugin.plugins.train import pairs
+from diffplugin.plugins.train.sources import Files
 
 RNG = np.random.default_rng(0)
-
-
-def write(folder: Path, rows: list[tuple[str, str]], head: str = "image,conditioning_image") -> Path:
-    path = folder / "pairs.csv"
-    path.write_text("\n".join([head, *(",".join(row) for row in rows)]) + "\n")
-    return path
 
 
 def picture(path: Path, size: tuple[int, int]) -> np.ndarray:
@@ -26,41 +19,23 @@ def picture(path: Path, size: tuple[int, int]) -> np.ndarray:
     return pixels
 
 
-def test_reads_the_released_columns(tmp_path: Path) -> None:
-    for name in ("gt.png", "in.png"):
-        picture(tmp_path / name, (40, 30))
-    assert pairs.read_csv(write(tmp_path, [("gt.png", "in.png")])) == [(tmp_path / "gt.png", tmp_path / "in.png")]
-
-
-@pytest.mark.parametrize(
-    ("rows", "head", "message"),
-    [
-        ([("a.png", "b.png")], "gt,input", "no column image, conditioning_image"),
-        ([], "image,conditioning_image", "no pairs"),
-        ([("a.png", "b.png")], "image,conditioning_image", "2 of 2 files are missing"),
-    ],
-)
-def test_faulty_csv(tmp_path: Path, rows: list[tuple[str, str]], head: str, message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        pairs.read_csv(write(tmp_path, rows, head))
+def source(folder: Path, size: tuple[int, int] = (70, 50)) -> Files:
+    pixels = picture(folder / "gt.png", size)
+    Image.fromarray(255 - pixels).save(folder / "in.png")
+    return Files([("gt.png", "in.png")] * 6, folder)
 
 
 def test_both_pictures_of_a_pair_show_the_same_part(tmp_path: Path) -> None:
-    pixels = picture(tmp_path / "gt.png", (70, 50))
-    Image.fromarray(255 - pixels).save(tmp_path / "in.png")
-    files = [(tmp_path / "gt.png", tmp_path / "in.png")] * 6
-    views = pairs.from_files(files, "invert", 3, 32)
-    assert {v.shape for v in views.clean} == {(32, 32, 3)} and views.corners.shape == (6, 2)
-    for clean, bad in zip(views.clean, views.bad["invert"], strict=True):
-        error = np.abs(255 - bad.astype(int) - clean).max()
+    views = list(pairs.views_of(source(tmp_path), range(6), "invert", 3, 32))
+    assert {v.clean.shape for v in views} == {(32, 32, 3)} and len(views) == 6
+    for view in views:
+        error = np.abs(255 - view.bad["invert"].astype(int) - view.clean).max()
         assert error <= 1, f"{error} levels: another crop, scale or mirror image"
-    assert not np.array_equal(views.clean[0], views.clean[1]), "every view is another one"
+    assert not np.array_equal(views[0].clean, views[1].clean), "every view is another one"
 
 
 def test_draws_are_pairs_and_ever_new_ones(tmp_path: Path) -> None:
-    pixels = picture(tmp_path / "gt.png", (70, 50))
-    Image.fromarray(255 - pixels).save(tmp_path / "in.png")
-    draw = pairs.filed([(tmp_path / "gt.png", tmp_path / "in.png")], 32)
+    draw = pairs.filed(source(tmp_path), [0], 32)
     rng = np.random.default_rng(0)
     views = [draw(rng) for _ in range(3)]
     for bad, clean in views:
@@ -68,18 +43,12 @@ def test_draws_are_pairs_and_ever_new_ones(tmp_path: Path) -> None:
         assert np.abs(255 - bad.astype(int) - clean).max() <= 1, "another crop, scale or mirror image"
     assert not np.array_equal(views[0][1], views[1][1])
 
+    pixels = np.asarray(Image.open(tmp_path / "gt.png"))
     synthetic = pairs.degraded([pixels], "derain", 32)
     (bad, clean), (other, _) = synthetic(np.random.default_rng(1)), synthetic(np.random.default_rng(2))
     assert bad.shape == clean.shape == (32, 32, 3) and not np.array_equal(bad, clean)
     assert not np.array_equal(bad, other)
     assert np.array_equal(bad, synthetic(np.random.default_rng(1))[0]), "seeded"
-
-
-def test_pair_of_two_sizes(tmp_path: Path) -> None:
-    picture(tmp_path / "gt.png", (70, 50))
-    picture(tmp_path / "in.png", (50, 70))
-    with pytest.raises(ImageError, match="70x50 and 50x70"):
-        pairs.from_files([(tmp_path / "gt.png", tmp_path / "in.png")], "x", 0, 32)
 
 
 def test_synthetic_views_repeat_and_differ_by_number() -> None:

@@ -75,12 +75,12 @@ def test_a_milestone_is_a_start(work: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def test_cards_promise_few_steps_over_the_small_base_alone() -> None:
-    ours, theirs = (tasks._card("derain", None, ours=flag) for flag in (True, False))
+    ours, theirs = (tasks.choose_card("derain", None, ours=flag) for flag in (True, False))
     assert (ours.steps_first, ours.first_t, ours.output, ours.licence) == (1, 600, "decoded", base.LICENCE)
     assert (theirs.steps_first, theirs.first_t, theirs.output) == (20, 999, "decoded") and "user" in theirs.licence
 
 
-def test_ablations_are_scored_and_not_written(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ablations_are_plugins_of_their_own(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["base", "--work", str(work), "--steps", "1", "--stage", "autoencoder", "--stage", "pool"]
     assert cli.main([*arguments, "--stage", "denoiser"]) == 0
     tree = work / "checkpoint"
@@ -96,13 +96,20 @@ def test_ablations_are_scored_and_not_written(work: Path, capsys: pytest.Capture
         "--crop",
         "64",
     ]
-    for variant, learned in (("scb", {"scb"}), ("tpb", {"tpb"}), ("encoder", {"scb", "tpb"})):
+    for variant, learned in (("scb", {"scb"}), ("tpb", {"tpb"}), ("E-1", {"scb", "tpb"})):
+        if variant == "E-1":
+            shared = [word for word in shared if word not in ("--start", str(tree / recipe.GENERIC))]
         capsys.readouterr()
         assert cli.main(["plugin", "derain", *shared, "--variant", variant]) == 0
         state = torch.load(work / f"run/plugin_derain_{variant}.pt", weights_only=True)
         assert {name.split(".")[1] for name in state["model"]} == learned, variant
-        assert "derain: not written; 4 held-out pictures" in capsys.readouterr().out
-    assert not (tree / "pre-trained/derain").exists(), "an ablation is no plugin"
+        told = capsys.readouterr().out
+        assert ("derain: not written; 4 held-out pictures" in told) is (variant == "E-1"), told
+        assert (tree / f"pre-trained/derain-{variant}/tpb.pt").exists() is (variant != "E-1")
+    assert not (tree / "pre-trained/derain").exists(), "an ablation takes the place of no plugin"
+    found = find(tree / "base", tree / "clip", tree / "pre-trained")
+    assert list(found.plugins) == ["derain-scb", "derain-tpb"]
+    assert cards.registry(tree)["derain-scb"].title == "Rain removal (scb)"
 
 
 def test_a_plugin_is_finished_on_pictures(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,5 +135,5 @@ def test_recipe_takes_a_part_of_every_stage_and_finishes_deblurring(work: Path) 
 
 @pytest.mark.parametrize("scale", ["0", "-1", "nan", "2"])
 def test_a_part_is_a_part(work: Path, scale: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["recipe", "--work", str(work), "--scale", scale]) == 1
+    assert cli.main(["recipe", "--work", str(work), "--scale", scale]) == 2
     assert f"--scale is {scale}, expected more than 0 and at most 1" in capsys.readouterr().err

@@ -10,6 +10,9 @@ import torch
 
 from diffplugin.export.tokenizer import build_tokenizer
 from diffplugin.plugins.train import corpus, layout, selector
+from diffplugin.plugins.train.metrics import selection
+from diffplugin.plugins.train.selector_options import Options
+from diffplugin.plugins.train.selector_training import pick_threshold
 from diffplugin.plugins.train.wording import WORDS, Request, Wording
 
 TEXTS = [r.text for r in corpus.corpus(1500, 0)]
@@ -69,7 +72,8 @@ def test_learns_the_shipped_tasks(tokenizer, tmp_path: Path) -> None:  # type: i
         }.items()
     }
     model = selector.fresh(selector.text_config(tokenizer.get_vocab(), 32))
-    selector.fit(rows, encode, model, shipped, tmp_path / "s.pt", steps=240, batch=32, peak=4e-3, words=words)
+    options = Options(steps=240, train_batch_size=32, learning_rate=4e-3)
+    selector.fit(rows, encode, model, shipped, tmp_path / "s.pt", options, words=words)
     found = selector.accuracy(model.eval(), rows, encode, shipped, count=60, words=words)
     assert found["single"]["ZTA"] > 0.75, found
     with torch.no_grad():  # the heads as the runtime calls them give the scores of training
@@ -80,17 +84,52 @@ def test_learns_the_shipped_tasks(tokenizer, tmp_path: Path) -> None:  # type: i
 
 
 def test_contrastive_loss_is_equation_6() -> None:
-    similarity = torch.tensor([[0.9, 0.1], [-0.5, 0.7], [0.2, -0.3], [0.0, 0.4]])
-    wanted = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
-    found = selector.contrastive_loss(similarity, wanted, negatives=3, temperature=0.5)
-    terms = []
-    for anchor, positive in ((0, 0), (1, 1)):
-        against = [similarity[k, anchor] / 0.5 for k in range(4) if k != positive]
-        terms.append(-(similarity[positive, anchor] / 0.5) + torch.logsumexp(torch.stack(against), 0))
+    similarity = torch.tensor([[0.9, 0.1, -0.2], [0.7, -0.3, 0.4]])
+    found = selector.contrastive_loss(similarity, 0.5)
+    terms = [-(row[0] / 0.5) + torch.logsumexp(row[1:] / 0.5, 0) for row in similarity]
     assert found.item() == pytest.approx(torch.stack(terms).mean().item(), abs=1e-6)
-    both = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
-    several = selector.contrastive_loss(similarity, both, negatives=2)
-    assert torch.isfinite(several), "a text may be positive for several plugins"
+
+
+@pytest.mark.parametrize(("batch", "negatives", "anchors"), [(8, 7, 1), (8, 1, 4), (16, 15, 1), (4, 7, 1)])
+def test_every_anchor_meets_one_positive_and_n_negatives(  # type: ignore[no-untyped-def]
+    tokenizer, batch: int, negatives: int, anchors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(texts: list[str]) -> torch.Tensor:
+        return torch.tensor([e.ids for e in tokenizer.encode_batch(texts)])
+
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(selector, "contrastive_loss", lambda s, t: seen.append(s) or s.sum())  # type: ignore[func-returns-value]
+    model = selector.fresh(selector.text_config(tokenizer.get_vocab(), 32))
+    options = Options(steps=1, heads_only=True, train_batch_size=batch, negatives=negatives)
+    shipped = ("derain", "dehaze", "face")
+    objective = selector.Selecting(model, torch.randn(5, 3, 32), encode, shipped, options, count=200)
+    objective(0, np.random.default_rng(0))
+    assert seen[0].shape == (anchors, 1 + negatives)
+    for k in objective.anchors:
+        assert objective.wanted[objective.askers[k], k].all() and not objective.wanted[objective.others[k], k].any()
+
+
+def test_a_removed_head_is_the_identity_and_stays_it(tokenizer, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    def encode(texts: list[str]) -> torch.Tensor:
+        return torch.tensor([e.ids for e in tokenizer.encode_batch(texts)])
+
+    torch.manual_seed(0)
+    model = selector.fresh(selector.text_config(tokenizer.get_vocab(), 32))
+    selector.remove_head(model.heads, "textual")
+    options = Options(steps=3, heads_only=True, learning_rate=1e-2, removed="textual")
+    selector.fit(torch.randn(4, 2, 32), encode, model, ("derain", "dehaze"), tmp_path / "s.pt", options)
+    assert torch.equal(model.heads.proj_t.weight, torch.eye(32)) and not model.heads.proj_t.bias.any()
+    assert not torch.equal(model.heads.proj_v.weight, torch.eye(32))
+
+
+def test_threshold_is_the_middle_of_the_best_ones_and_0_where_it_does() -> None:
+    wanted = np.array([[1, 0], [0, 1], [0, 0], [1, 1]] * 10, bool)
+    scores = (np.where(wanted, 2.0, 1.0) + np.linspace(0, 0.1, 80).reshape(40, 2)).astype(np.float32)
+    assert selection(scores, wanted, 0.0)["ZTA"] == 0.25, "everything is selected at 0"
+    theta = pick_threshold(scores, wanted)
+    assert 1.1 < theta < 2.0 and selection(scores, wanted, theta)["ZTA"] == 1
+    assert abs(theta - 1.55) < 0.1, f"{theta:.2f} is not in the middle of 1.1 to 2.0"
+    assert pick_threshold(scores - 1.5, wanted) == 0.0
 
 
 def test_heads_alone_leave_the_text_encoder(tokenizer, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -103,7 +142,8 @@ def test_heads_alone_leave_the_text_encoder(tokenizer, tmp_path: Path) -> None: 
     model = selector.fresh(selector.text_config(tokenizer.get_vocab(), 32))
     before = {name: value.clone() for name, value in model.text.state_dict().items()}
     head = model.heads.proj_t.weight.clone()
-    selector.fit(rows, encode, model, ("derain", "dehaze"), tmp_path / "s.pt", steps=5, batch=16, train_text=False)
+    options = Options(steps=5, train_batch_size=16, learning_rate=2e-3, heads_only=True)
+    selector.fit(rows, encode, model, ("derain", "dehaze"), tmp_path / "s.pt", options)
     assert all(torch.equal(value, before[name]) for name, value in model.text.state_dict().items())
     assert not torch.equal(head, model.heads.proj_t.weight)
 
@@ -117,7 +157,7 @@ def test_dropout_is_seeded_by_the_step_and_gone_afterwards(tokenizer) -> None:  
     ids = encode(["remove the rain"])
     before = model.text(ids)
     objective = selector.Selecting(
-        model, torch.randn(4, 2, 32), encode, ("derain", "dehaze"), train_text=True, batch=4, count=50
+        model, torch.randn(4, 2, 32), encode, ("derain", "dehaze"), Options(steps=1, train_batch_size=4), count=50
     )
     losses = [objective(step, np.random.default_rng(step)).item() for step in (3, 3, 4)]
     assert losses[0] == losses[1] != losses[2], losses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffplugin.runtime.cli.kinds import read_suffixes
+from diffplugin.runtime.cli import kinds
+from diffplugin.runtime.photos.write import output_suffixes
 
 if TYPE_CHECKING:
     from tests.runtime.cli.conftest import Run
     from tests.runtime.conftest import FakeModel
 
+CASES = Path(__file__).resolve().parents[4] / "shared" / "cases"
 Infer = Callable[..., "Run"]
 FEW = ("--plugin", "derain", "--steps", "1")
 
@@ -101,9 +104,12 @@ def test_phone(infer: Infer) -> None:
 
 
 @pytest.mark.parametrize(("name", "kind", "extra"), [("a.HEIC", "HEIC", "heif"), ("a.DNG", "camera RAW", "raw")])
-def test_an_extra_that_would_read_a_kind_is_named(infer: Infer, name: str, kind: str, extra: str) -> None:
-    if Path(name).suffix.lower() in read_suffixes():
-        pytest.skip(f"the extra {extra} is installed")
+def test_an_extra_that_would_read_a_kind_is_named(
+    infer: Infer, name: str, kind: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kinds, "find_spec", lambda package: None)  # as if none were installed
+    formats = tuple(suffix for suffix in output_suffixes() if suffix not in (".heic", ".heif"))
+    monkeypatch.setattr(kinds, "output_suffixes", lambda: formats)
     Path("in").mkdir()
     Path("in", name).write_bytes(b"x")
     run = infer("in", *FEW)
@@ -186,3 +192,25 @@ def test_without_a_record_work_goes_on(infer: Infer, cache: Path) -> None:
     cache.write_text("a file in the place of the cache folder")
     photo("in/a.png")
     assert infer("in", *FEW).status == 0 and names("in") == ["a-restored.png", "a.png"]
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="needs ../shared/cases beside the repository")
+def test_the_reported_files_themselves(infer: Infer) -> None:
+    """What the tests above make small copies of."""
+    for case in ("numbered", "dash", "usb", "phone", "enc"):
+        shutil.copytree(CASES / case, case, copy_function=shutil.copyfile)
+        Path(case).chmod(0o755)
+    for _ in range(2):
+        infer("numbered", *FEW)
+        infer("numbered", *FEW, "-o", "out")
+    assert len(names("numbered")) == 4 and len(names("out")) == 2 and "a.png" in names("out")
+    assert infer("usb", *FEW).status == 0 and names("usb") == ["._IMG_1.JPG", "IMG_1-restored.JPG", "IMG_1.JPG"]
+    assert infer("enc", *FEW).status == 0 and len(names("enc")) == 4
+    assert infer(*FEW, "-o", "dash-made.jpg", "--", "dash/-dash.jpg").status == 0 and Path("dash-made.jpg").is_file()
+    run = infer("phone", *FEW, "--json")
+    told = statuses(run)
+    assert run.status == 1 and set(told) == {path.name for path in (CASES / "phone").iterdir()}
+    assert told["IMG_1.jpg"] == told["IMG_1-restored.jpg"] == "restored"
+    assert all(told[name] in ("unsupported", "failed") for name in ("IMG_2.HEIC", "IMG_3.DNG", "IMG_4.jxl"))
+    own = CASES / "phone" / "IMG_1-restored.jpg"
+    assert Path("phone/IMG_1-restored.jpg").read_bytes() == own.read_bytes()

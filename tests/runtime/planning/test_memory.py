@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_arrays_as_large_as_the_picture_count_once_however_it_is_cut() -> None:
 def _files(monkeypatch: pytest.MonkeyPatch, files: Mapping[str, str]) -> None:
     for module in (memory, control_groups):
         monkeypatch.setattr(module, "_read", lambda path: files.get(str(path), ""))
-    monkeypatch.setattr(control_groups.Path, "is_dir", lambda path: True)
+    monkeypatch.setattr(Path, "is_dir", lambda path: True)
 
 
 MACHINE = "MemTotal:  100 kB\nMemAvailable:    2000 kB\n"

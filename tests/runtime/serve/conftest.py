@@ -144,7 +144,7 @@ def gate(model: FakeModel) -> Iterator[Gate]:
     def held(inputs: Any) -> Any:
         if not made.opened.is_set():
             made.entered.set()
-            assert made.opened.wait(WAIT)
+            assert made.opened.wait(15 * WAIT)
         return plain(inputs)
 
     model.swap("unet", held)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -54,7 +55,8 @@ def test_two_hundred_requests_of_sixteen_clients(launch: Callable[..., Process],
 
         for client in (bare, lambda i: post(server.client, photos[i])):
             client(0)
-        alone, served, answers = 0.0, 0.0, {}
+        alone, served = 0.0, 0.0
+        answers: dict[int, Any] = {}
         each = REQUESTS // ROUNDS
         for number in range(ROUNDS):
             began = time.perf_counter()

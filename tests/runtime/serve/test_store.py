@@ -12,7 +12,8 @@ import pytest
 
 from diffplugin.errors import DiffPluginError
 from diffplugin.runtime.serve.job import Job, JobRequest
-from diffplugin.runtime.serve.store import MAX_ATTEMPTS, JobStore, KeyReused, QueueFull
+from diffplugin.runtime.serve.rows import MAX_ATTEMPTS
+from diffplugin.runtime.serve.store import JobStore, KeyReused, QueueFull
 
 REQUEST = JobRequest(bundle="b", plugins=("derain",), size=(64, 48), suffix=".png", region=(1, 2, 3, 4))
 

@@ -1,0 +1,160 @@
+"""Training of the Plugin-Selector for the plugins of a work folder: pictures, heads, and the threshold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice, zip_longest
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffplugin.errors import RequestError
+from diffplugin.export.checkpoints import Checkpoint, find
+from diffplugin.plugins import cards
+from diffplugin.plugins.train import common, corpus, data, layout, pool, selector
+from diffplugin.plugins.train.metrics import selection
+from diffplugin.plugins.train.selector_options import Options
+from diffplugin.plugins.train.wording import WORDS
+
+_BATCH = 16  # pictures that the encoders see at once
+VALIDATION_REQUESTS = 2000
+
+
+def pictures(work: Path, per_task: int) -> Iterator[common.Pixels]:
+    """Degraded pictures [224, 224, 3] that the work folder's plugins learned from, task by task in turn.
+
+    Raises:
+        RequestError: there are none.
+    """
+    found = [_of_source(note, per_task) for note in sorted((work / "pairs").glob("*.json")) if _is_source(note)]
+    folders = [work / "pool", *sorted(work.glob("pool-*")), *sorted((work / "pairs").glob("*/"))]
+    files = [file for folder in folders for file in sorted(folder.glob("shard*/small.npy"))]
+    found += [islice(_of_shard(file), per_task) for file in files]
+    if not found:
+        raise RequestError(f"{work}: no pictures for the selector; train a plugin there first")
+    return (picture for row in zip_longest(*found) for picture in row if picture is not None)
+
+
+def _is_source(note: Path) -> bool:
+    return "pairs" in json.loads(note.read_text(encoding="utf-8")) and not note.name.endswith(".inputs.json")
+
+
+def _of_source(note: Path, count: int) -> Iterator[common.Pixels]:
+    kept = json.loads(note.read_text(encoding="utf-8"))
+    root = Path(kept["root"]) if kept["root"] else None
+    chosen = data.Data(work=note.parent.parent, pairs=kept["pairs"], root=root, degradation=kept["degradation"])
+    opened = data.open_pairs(chosen, released=True)
+    rng = np.random.default_rng(0)
+    for index in rng.permutation(opened.kept)[:count]:
+        truth, given = opened.source.pair(int(index))
+        pixels = np.asarray(given)
+        if opened.degrade is not None and opened.source.same(int(index)):
+            pixels = opened.degrade(np.asarray(truth), rng)
+        yield pool.shrink(pixels)
+
+
+def _of_shard(file: Path) -> Iterator[common.Pixels]:
+    """Every picture of a shard once, its tasks in turn."""
+    kept = np.load(file, mmap_mode="r")
+    for i in range(kept.shape[1]):
+        yield np.asarray(kept[i % len(kept), i])
+
+
+@torch.no_grad()
+def plugin_rows(read: Checkpoint, seen: Iterator[common.Pixels], count: int | None = None) -> Tensor:
+    """Max-pooled TPB tokens [pictures, plugins, D] of at most ``count`` pictures [224, 224, 3]."""
+    vision = read.vision_encoder()
+    branches = [read.tpb(task) for task in read.plugins]
+    rows = []
+    wanted = islice(seen, count)
+    while batch := list(islice(wanted, _BATCH)):
+        patches = vision(pool.clip_pixels(np.stack(batch)))
+        rows.append(torch.stack([branch(patches).amax(dim=1) for branch in branches], dim=1))
+    return torch.cat(rows)
+
+
+def train(
+    work: Path, options: Options, *, base: Path | None, clip: Path | None, wanted: Sequence[str] | None
+) -> dict[str, dict[str, float]]:
+    """Train the selector for the plugins of ``work/checkpoint`` and write it there, with its threshold.
+
+    Returns:
+        Held-out metrics by kind of request, at that threshold; they are printed too.
+
+    Raises:
+        RequestError: a number out of its range, or no pictures.
+        CheckpointError: the base, CLIP or the plugins are not whole.
+    """
+    from diffplugin.export.tokenizer import build_tokenizer
+
+    options.check()
+    tree = work / "checkpoint"
+    read = find(base or tree / "base", clip or tree / "clip", tree / "pre-trained", wanted or ())
+    tokenizer = build_tokenizer(read.tokenizer)
+
+    def encode(texts: list[str]) -> Tensor:
+        return torch.tensor([e.ids for e in tokenizer.encode_batch(texts)])
+
+    torch.manual_seed(options.seed)
+    config, shipped = read.config("text_encoder"), tuple(read.plugins)
+    if options.heads_only:
+        model = selector.Selector(read.text_encoder(), config["hidden_size"])
+    else:
+        model = selector.fresh(config)
+    selector.remove_head(model.heads, options.removed)
+    count = options.images_per_task * (len(shipped) if options.heads_only else 1)
+    rows = plugin_rows(read, pictures(work, options.images_per_task), count)
+    found = cards.registry(tree)
+    own = {task: corpus.wording_of(found[task]) for task in shipped if task not in WORDS}
+    words = {**WORDS, **own}
+    held = max(len(rows) // 5, 1)
+    learn = rows[held:] if len(rows) > held else rows
+    name = "selector" + (f"_{options.removed}" if options.removed else "")
+    selector.fit(learn, encode, model, shipped, work / f"run/{name}.pt", options, words=words)
+    model.eval()
+    threshold = best_threshold(model, rows[:held], encode, shipped, words)
+    if not options.heads_only:
+        layout.write_text(tree, config, model.text.state_dict())
+    layout.write_selector(tree, model.heads.state_dict(), threshold)
+    print(f"threshold {threshold:.3f}, chosen on {VALIDATION_REQUESTS} requests of the training's own kinds")
+    made = selector.accuracy(model, rows[:held], encode, shipped, words=words, threshold=threshold)
+    for kind, values in made.items():
+        print(kind, " ".join(f"{key} {value:.3f}" for key, value in values.items()))
+    return made
+
+
+@torch.no_grad()
+def best_threshold(
+    model: selector.Selector, rows: Tensor, encode: selector.Encode, shipped: Sequence[str], words: corpus.Words
+) -> float:
+    """The score above which a plugin is selected (theta of paper Eq. 5) with the best zero-tolerance accuracy.
+
+    It is chosen on requests of the training's grammar in new combinations: the held-out wording stays unseen. Of the
+    thresholds that are equally good the middle one; 0, the paper's, where none is better by more than 0.2 points.
+    """
+    requests = corpus.corpus(VALIDATION_REQUESTS, 77, words=words)
+    rng = np.random.default_rng(77)
+    seen = rows[torch.from_numpy(rng.integers(0, len(rows), len(requests)))]
+    null, texts = encode([" "]), [r.text for r in requests]
+    parts = [model(encode(texts[i : i + 256]), seen[i : i + 256], null)[:, :-1] for i in range(0, len(texts), 256)]
+    scores = torch.cat(parts).numpy()
+    wanted = selector.targets(requests, shipped)[:, :-1].numpy() > 0.5
+    return pick_threshold(scores, wanted)
+
+
+def pick_threshold(scores: np.ndarray, wanted: np.ndarray, margin: float = 0.002) -> float:
+    """The threshold of :func:`best_threshold`, of scores and wishes [requests, plugins]."""
+    candidates = np.unique(np.quantile(scores, np.linspace(0, 1, 401)))
+    middles = (candidates[1:] + candidates[:-1]) / 2
+    if not len(middles):
+        return 0.0
+    accuracy = np.array([selection(scores, wanted, float(theta))["ZTA"] for theta in middles])
+    best = accuracy.max()
+    if best - selection(scores, wanted, 0.0)["ZTA"] <= margin:
+        return 0.0
+    good = np.flatnonzero(accuracy >= best - 1e-12)
+    run = max(np.split(good, np.flatnonzero(np.diff(good) > 1) + 1), key=len)
+    return float((middles[run[0]] + middles[run[-1]]) / 2)
