@@ -35,7 +35,7 @@ def selection_line(selection: Selection) -> str:
 
 def example_lines(cards: Iterable[PluginCard], *, copies: bool = False) -> list[str]:
     """Example requests for a user whose request selected nothing."""
-    lines = [f"nothing selected, {'copied as it is' if copies else 'nothing written'}; requests that are understood:"]
+    lines = [f"nothing selected, {'copied as it is' if copies else 'nothing written'}; examples of requests:"]
     return lines + [f'  {plugin + ":":<12} "{example}"' for plugin, example in example_requests(cards)]
 
 
@@ -46,7 +46,7 @@ def plan_lines(plan: Plan) -> list[str]:
     sizes.append("output {}x{}".format(*plan.output_size))
     free = "" if plan.available is None else f" of {plan.available / GIB:.1f} GiB free"
     return [
-        f"chain:   {chain or 'none, the picture stays as it is'}",
+        f"chain:   {chain or 'none, the picture is not changed'}",
         f"size:    {', '.join(sizes)} px",
         f"pieces:  {len(plan.tiles)} ({plan.tiling})",
         f"sampler: {plan.sampler}, seed {plan.seed}",
@@ -59,7 +59,7 @@ def plan_lines(plan: Plan) -> list[str]:
 def _stage(stage: Stage) -> str:
     """``deblur (20 steps, from the noised input)``."""
     level = "" if stage.first_t == TRAIN_STEPS - 1 else f" at t = {stage.first_t}"
-    kept = ", on the input's own detail" if stage.output == "residual" else ""
+    kept = ", added to the input as a residual" if stage.output == "residual" else ""
     return f"{stage.plugin} ({stage.steps} steps, from {_START[stage.start]}{level}{kept})"
 
 
