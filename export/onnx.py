@@ -53,6 +53,16 @@ def export_graph(module: torch.nn.Module, spec: GraphSpec, path: Path, *, factor
     save(model, path)
 
 
+def load(path: Path) -> ir.Model:
+    """A graph that may be written elsewhere: small weights beside it are in memory."""
+    import onnx_ir as ir
+
+    model = ir.load(path)
+    if weights_bytes(model) <= EXTERNAL_ABOVE:
+        ir.external_data.load_to_model(model)
+    return model
+
+
 def save(model: ir.Model, path: Path, *, beside: bool = False) -> None:
     """Write a graph, with its weights beside it if they are large, or, with ``beside``, in any case."""
     import onnx_ir as ir

@@ -77,15 +77,17 @@ def _loop(milliseconds: dict[str, float], steps: int) -> float:
 def _network(name: str) -> nn.Module:
     from diffplugin.bench.full_width import SCB, UNET, VAE
     from diffplugin.export import graphs
+    from diffplugin.export.checkpoints.configs import read_config
     from diffplugin.plugins.networks.taskplugin import SpatialComplementBranch
     from diffplugin.plugins.networks.unet import UNet
     from diffplugin.plugins.networks.vae import Autoencoder
 
+    vae = read_config("vae", VAE, "vae")[0]
     makers: dict[str, Callable[[], nn.Module]] = {
         "unet": lambda: graphs._UNet(UNet(UNET)),
         "scb": lambda: graphs.Scb(SpatialComplementBranch(SCB)),
-        "vae_encoder": lambda: graphs._Encoder(Autoencoder(VAE)),
-        "vae_decoder": lambda: graphs._Decoder(Autoencoder(VAE)),
+        "vae_encoder": lambda: graphs._Encoder(Autoencoder(vae)),
+        "vae_decoder": lambda: graphs._Decoder(Autoencoder(vae)),
     }
     return makers[name]().eval()
 

@@ -61,15 +61,17 @@ def _networks() -> Iterator[tuple[str, nn.Module]]:
     import torch
 
     from diffplugin.export import graphs
+    from diffplugin.export.checkpoints.configs import read_config
     from diffplugin.plugins.networks.clip import VisionEncoder
     from diffplugin.plugins.networks.taskplugin import SpatialComplementBranch, TaskPromptBranch
     from diffplugin.plugins.networks.unet import UNet
     from diffplugin.plugins.networks.vae import Autoencoder
 
+    vae = read_config("vae", VAE, "vae")[0]
     makers: dict[str, Any] = {
         "unet": lambda: graphs._UNet(UNet(UNET)),
-        "vae_encoder": lambda: graphs._Encoder(Autoencoder(VAE)),
-        "vae_decoder": lambda: graphs._Decoder(Autoencoder(VAE)),
+        "vae_encoder": lambda: graphs._Encoder(Autoencoder(vae)),
+        "vae_decoder": lambda: graphs._Decoder(Autoencoder(vae)),
         f"scb/{PLUGIN}": lambda: graphs.Scb(SpatialComplementBranch(SCB_CONFIG)),
         f"tpb/{PLUGIN}": lambda: TaskPromptBranch(DIMS.vision_width, DIMS.token_width),
         "clip_vision": lambda: VisionEncoder(VISION),

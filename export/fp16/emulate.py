@@ -16,7 +16,7 @@ import numpy as np
 
 from diffplugin.engines.base import OnnxBuilder, check_precision, thread_count
 from diffplugin.engines.onnxruntime import OnnxRuntimeEngine
-from diffplugin.export.onnx import save
+from diffplugin.export.onnx import load, save
 from diffplugin.export.written_out import write_out
 from diffplugin.spec import GraphSpec
 
@@ -117,9 +117,8 @@ class EmulatedFp16(OnnxBuilder):
 
     def load_file(self, spec: GraphSpec, path: Path, *, threads: int, precision: str = "fp16") -> OnnxRuntimeEngine:
         """The engine of a float16 graph, or of one whose fused operators are to be expanded."""
-        import onnx_ir as ir
 
-        model = ir.load(path)
+        model = load(path)
         emulated(model)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "graph.onnx"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from diffplugin.export.fp16.emulate import emulated
 from diffplugin.export.measures import relative_error
-from diffplugin.export.onnx import save
+from diffplugin.export.onnx import load, save
 from diffplugin.spec import Array
 
 
@@ -45,7 +45,7 @@ def _values(path: Path, inputs: Mapping[str, Array], *, rounding: bool) -> dict[
     import onnx_ir as ir
     import onnxruntime as ort
 
-    model = ir.load(path)
+    model = load(path)
     emulated(model, rounding=rounding)
     wanted = {v.name: v for node in model.graph for v in node.outputs if v.dtype == ir.DataType.FLOAT}
     model.graph.outputs.clear()

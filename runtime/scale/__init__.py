@@ -1,1 +1,3 @@
-"""Several machines: Ray Data for folders and object stores, Ray Serve for the API."""
+"""Several machines: folders through Ray Data, the API of ``dp-serve`` through Ray Serve."""
+
+__all__: list[str] = []  # its modules are imported by name: one of them is an application that needs Ray

@@ -87,6 +87,7 @@ def test_two_sizes_are_named_before_any_training(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"2 of 3 pairs cannot be used: .*70x50 and 50x70") as caught:
         sources.check_sizes(found)
     assert "broken.png" in str(caught.value) and "\n" not in str(caught.value)
+    assert isinstance(found, sources.Files)
     sources.check_sizes(found.part([1]))
 
 
