@@ -59,23 +59,24 @@ def load(
     concurrency: int | None = 1,
     device: str = "auto",
 ) -> Restorer:
-    """Load a bundle. Reads its manifest only; engines are loaded when first needed, or by ``Restorer.prepare``.
+    """Load a bundle. Only its manifest is read; engines are loaded when first needed, or by ``Restorer.prepare``.
 
     Args:
-        bundle: a bundle's folder; None: the small model that comes with the package.
+        bundle: a bundle's folder; None: the embedded model.
         engine: "auto" (the fastest usable one), "onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt" or
             "tensorrt-rtx".
-        precision: "auto" (what the quality prefers, else the engine's best here), "fp32", "bf16", "fp16" or "int8".
+        precision: "auto" (the quality's preference, else the engine's best on this machine), "fp32", "bf16", "fp16" or
+            "int8".
         threads: processor cores to use; None: all that this process may use.
-        quality: "exact", or less work: "high", "balanced" or "fast" (``runtime.planning.quality`` says what each does).
-        concurrency: photos that you will restore at the same time, a thread each: each gets its part of cores and
-            memory. None: as many as the machine has cores and memory for (``Restorer.concurrency`` says how many); 1
-            where the engine runs one after another.
+        quality: "exact", or less work: "high", "balanced" or "fast" (described in ``runtime.planning.quality``).
+        concurrency: photos that you will restore at the same time, one thread each; cores and memory are divided among
+            them. None: as many as the machine has cores and memory for (``Restorer.concurrency`` has the number); 1 if
+            the engine runs only one at a time.
         device: "auto" (the engine's own), "cpu", "cuda" or "cuda:1" (NVIDIA), "gpu" or "gpu:1" (Intel), "npu".
 
     Raises:
-        BundleError: the folder is no bundle, or one of a newer format.
-        EngineUnavailable: the engine or precision asked for cannot run here; the message names the remedy.
+        BundleError: the folder is not a bundle, or its format is newer.
+        EngineUnavailable: the requested engine or precision cannot run on this machine; the message names the remedy.
         RequestError: no such quality; threads or concurrency is not positive; the engine runs one picture at a time.
     """
     from diffplugin.bundle import Bundle, cache_folder, default_bundle, open_bundle
@@ -100,7 +101,7 @@ def load(
 
 
 def __getattr__(name: str) -> Any:
-    """The classes of ``__all__``, imported when first named: ``import diffplugin`` stays quick."""
+    """Import the classes of ``__all__`` on first use, so that ``import diffplugin`` stays fast."""
     if name in _LAZY:
         import importlib
 

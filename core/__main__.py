@@ -1,4 +1,4 @@
-"""``python -m diffplugin``: what there is."""
+"""``python -m diffplugin``: list the commands."""
 
 import sys
 

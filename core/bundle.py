@@ -1,14 +1,14 @@
 """The bundle: a folder that ``dp-export`` writes and every runtime reads.
 
-    manifest.json                        what is here and what it was made from (diffplugin.manifest)
+    manifest.json                        the contents and their sources (diffplugin.manifest)
     tokenizer.json
     onnx/<graph>.onnx[.data]             shared graphs
     int8/, fp16/                         the same graphs in other precisions
     plugins/<id>/{card.toml,tpb.onnx,scb.onnx}
-    engines/<fingerprint>/               built ahead of time; refused anywhere else than where they belong
+    engines/<fingerprint>/               built ahead of time; refused on any other machine
 
-A bundle is written beside its place and renamed into it, so a reader never sees half of one. It is closed: every
-file that is read lies in the folder, is listed in the manifest, and is what the manifest says.
+A bundle is written beside its destination and then renamed, so a reader never sees a partial one. It is self-contained:
+every file that is read is in the folder, is listed in the manifest, and matches its hash there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COMPOUNDS = ("plugins/compounds.toml", "plugins/cards/compounds.toml")
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its folder and its manifest. Nothing else is read before it is needed."""
+    """An opened bundle: its folder and its manifest. Everything else is read when it is needed."""
 
     path: Path
     manifest: Manifest
@@ -50,7 +50,7 @@ class Bundle:
         """Contract of a graph by key, such as ``unet`` or ``tpb/deblur``.
 
         Raises:
-            BundleError: no such kind of graph.
+            BundleError: there is no such kind of graph.
         """
         kind = key.partition("/")[0]
         if kind not in self._specs:
@@ -58,7 +58,7 @@ class Bundle:
         return self._specs[kind]
 
     def graph(self, key: str, precision: str = "fp32") -> GraphEntry:
-        """The graph that runs at a precision: its variant for it where there is one, else the float32 graph.
+        """The graph that runs at a precision: its variant for that precision if there is one, else the float32 graph.
 
         Raises:
             BundleError: the bundle has no such graph.
@@ -69,16 +69,17 @@ class Bundle:
         return graphs[key]
 
     def keys(self, precision: str = "fp32") -> tuple[str, ...]:
-        """Graphs that run at a precision: all, and those that only its variant has."""
+        """Keys of the graphs that run at a precision: all float32 ones, and those that exist only in its variant."""
         return tuple({**self.manifest.graphs, **self.manifest.variants.get(precision, {})})
 
     def file(self, name: str) -> Path:
-        """A file of the bundle by its name in the manifest, unchanged since that was written.
+        """A file of the bundle by its name in the manifest, checked against its hash there.
 
-        A bundle that is being written lists no files yet; then contents are not compared.
+        A bundle that is being written lists no files yet; then contents are not checked.
 
         Raises:
-            BundleDamaged: it is missing, changed, not listed, no regular file, or a link that leads out.
+            BundleDamaged: it is missing, changed, not listed, not a regular file, or a link that leads out of the
+                bundle.
         """
         path, files = self.path / name, self.manifest.files
         if not path.resolve().is_relative_to(self.path.resolve()):
@@ -113,7 +114,7 @@ class Bundle:
         """The file of a graph; the weights beside it, if any, are checked as well.
 
         Raises:
-            BundleDamaged: as :meth:`file` says, or the graph names weights that are none of the bundle's.
+            BundleDamaged: as for :meth:`file`, or the graph names weights outside the bundle.
         """
         path = self.file(self.graph(key, precision).file)
         beside = graph_files(path)[1:]
@@ -130,10 +131,10 @@ class Bundle:
 
     @contextmanager
     def reading(self, key: str, precision: str = "fp32") -> Iterator[Path]:
-        """:meth:`graph_file` for a block that loads it.
+        """Context manager: :meth:`graph_file`, for a block that loads it.
 
         Raises:
-            BundleDamaged: as :meth:`graph_file` says, or the bundle was replaced in the meantime.
+            BundleDamaged: as for :meth:`graph_file`, or the bundle was replaced in the meantime.
         """
         path = self.graph_file(key, precision)
         before = [identity(file) for file in graph_files(path)]
@@ -149,7 +150,7 @@ class Bundle:
         return load_card(self.file(f"plugins/{plugin}/card.toml"), expected_id=plugin)
 
     def compounds(self) -> dict[str, Compound]:
-        """The table of compound tasks: the shipped one, extended by the bundle's own where it has one."""
+        """The table of compound tasks: the shipped one, extended by the bundle's own if it has one."""
         names = [n for n in COMPOUNDS if n in self.manifest.files or (self.path / n).exists()]
         return read_tables(self.file(name) for name in names)
 
@@ -165,10 +166,10 @@ class Bundle:
         Args:
             sizes: of the graph's free input axes, as ``spec.check_inputs`` gives them; others are not read. Where
                 several engines hold them, one built for these sizes alone comes before one built for a range.
-            device: one that the engine must have been built for.
+            device: the device that the engine must have been built for.
 
         Raises:
-            ForeignEngine: there are some, but for another device, version or graph; named before anything is loaded.
+            ForeignEngine: all such engines are for another device, version or graph; raised before anything is loaded.
         """
         kin = [
             e
@@ -206,7 +207,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         path: its folder, or ``hf:user/name[@revision]`` (:mod:`diffplugin.hub`).
 
     Raises:
-        BundleError, BundleTooNew, BundleDamaged: as :meth:`Manifest.read` says.
+        BundleError, BundleTooNew, BundleDamaged: as for :meth:`Manifest.read`.
     """
     text = os.fspath(path)
     folder = fetch_bundle(text, cache_folder()) if text.startswith(PREFIX) else Path(path).expanduser()
@@ -214,12 +215,12 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
 
 
 def default_bundle() -> Path:
-    """The embedded model, in the package."""
+    """The folder of the embedded model, in the package."""
     return Path(__file__).resolve().parent / "embedded"
 
 
 def cache_folder() -> Path:
-    """Where bundles and compiled models go: ``DIFFPLUGIN_CACHE``, or the user's cache folder."""
+    """The folder for bundles and compiled models: ``DIFFPLUGIN_CACHE``, or the user's cache folder."""
     if chosen := os.environ.get("DIFFPLUGIN_CACHE"):
         return Path(chosen).expanduser()
     from platformdirs import user_cache_path
@@ -230,7 +231,7 @@ def cache_folder() -> Path:
 def graph_files(path: Path) -> tuple[Path, ...]:
     """A graph's file, and the weights beside it if it has any: ONNX's external data, or those of OpenVINO IR.
 
-    A graph of ``spec.WEIGHTS_OF`` has another one's weights.
+    A graph of ``spec.WEIGHTS_OF`` uses the weights of another graph.
     """
     owner = path.with_stem(WEIGHTS_OF.get(path.stem, path.stem))
     data = path.with_suffix(".bin") if path.suffix == ".xml" else owner.with_name(owner.name + ".data")
@@ -245,5 +246,5 @@ def list_files(folder: Path) -> dict[str, FileEntry]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Atomically: a reader sees the old manifest or the new one."""
+    """Write it atomically: a reader sees the old manifest or the new one."""
     write_text(folder / MANIFEST, manifest.to_json())

@@ -1,4 +1,4 @@
-"""The manner of every command: one parser, one error line, one set of exit codes.
+"""The behaviour that all commands share: one parser, one error line, one set of exit codes.
 
     0    done
     1    failed: a photo, a bundle, a file, a missing package
@@ -7,8 +7,8 @@
     130  interrupted (Ctrl-C)
     143  terminated (SIGTERM); 129: the terminal was closed
 
-A command is a module with ``main(argv)``, which hands its parser and its work to :func:`execute`. Words for people go
-through :func:`say`, an answer that was asked for (a list, JSON) through :func:`answer`.
+A command is a module with ``main(argv)``, which hands its parser and its work to :func:`execute`. Messages for people
+go through :func:`say`, a requested answer (a list, JSON) through :func:`answer`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its name, the module whose ``main`` runs it, what it does, and the extra that it needs."""
+    """A command: its name, the module whose ``main`` runs it, its description, and the extra that it needs."""
 
     name: str
     module: str
@@ -78,7 +78,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """``--version``, ``-q``, ``-v`` and ``--print-completion``; call it when all subcommands are there, which take the
+    """``--version``, ``-q``, ``-v`` and ``--print-completion``; call it once all subcommands are added; they take the
     first three as well."""
     _add_general(parser, default=False)
     for action in parser._actions:
@@ -127,7 +127,7 @@ def positive(text: str) -> int:
 
 
 def sides(text: str) -> tuple[str, ...]:
-    """What stands around the x of ``WxH``, width first; one text where there is no x."""
+    """The texts on both sides of the x of ``WxH``, width first; one text if there is no x."""
     return tuple(part.strip() for part in re.split(_TIMES, text))
 
 
@@ -144,15 +144,17 @@ def size(text: str) -> int | tuple[int, int]:
 
 
 def say(*lines: str) -> None:
-    """Words for people, a line each, on the standard output; a full disk or a closed pipe costs the words alone."""
+    """Print messages for people, a line each, on standard output. A full disk or a closed pipe loses only the
+    messages.
+    """
     print(*lines, sep="\n", flush=True)
 
 
 def answer(text: str) -> None:
-    """What the command was asked for, on the standard output.
+    """Print the command's answer on standard output.
 
     Raises:
-        OSError: it did not get there.
+        OSError: it could not be written.
     """
     print(text, flush=True)
     if isinstance(sys.stdout, Tolerant) and sys.stdout.failure is not None:
@@ -164,7 +166,7 @@ def answer(text: str) -> None:
 
 
 def print_error(prog: str, message: str) -> None:
-    """One line on stderr. A closed or full stderr is no reason to stop."""
+    """One line on stderr. A closed or full stderr does not stop the work."""
     print(f"{prog}: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
@@ -176,10 +178,10 @@ def execute(
     *,
     grace: float | None = GRACE_S,
 ) -> int:
-    """Parse and run; returns the exit code. Whatever goes wrong is one line on stderr, never a traceback.
+    """Parse and run; returns the exit code. Any error is one line on stderr, never a traceback.
 
     Args:
-        grace: seconds that a signal leaves for what is under way; None: no limit (a server that finishes its jobs).
+        grace: seconds that running work has after a signal; None: no limit (a server that finishes its jobs).
     """
     with tolerant_streams():
         verbose = False
@@ -209,7 +211,7 @@ def _stopped() -> int:
 
 
 def _outcome(prog: str, error: BaseException) -> tuple[int, str]:
-    """(exit code, what to say) of an exception; nothing is said where whoever read our output went away."""
+    """(exit code, message) of an exception; no message if the reader of our output went away."""
     message = str(error) or type(error).__name__
     for kind, code, said in (
         (KeyboardInterrupt, INTERRUPTED, "interrupted"),
@@ -234,7 +236,7 @@ def _outcome(prog: str, error: BaseException) -> tuple[int, str]:
 
 
 def _missing(prog: str, error: BaseException) -> str:
-    """The line for a package that is not there: it names the extra that brings it."""
+    """The error line for a missing package: it names the extra that installs it."""
     needed = getattr(error, "name", None) or str(error)
     extra = next((command.extra for command in COMMANDS if command.name == prog), "")
     remedy = f"pip install 'diffplugin[{extra}]'" if extra else "pip install diffplugin"
@@ -242,7 +244,7 @@ def _missing(prog: str, error: BaseException) -> str:
 
 
 class _Lines(logging.Handler):
-    """Log records as lines of the command, on the standard error as it is at that moment."""
+    """Log records as lines of the command, on the current standard error."""
 
     def __init__(self, prog: str) -> None:
         super().__init__()
@@ -257,7 +259,7 @@ class _Lines(logging.Handler):
 
 
 def _configure_logging(prog: str, args: argparse.Namespace) -> None:
-    """Warnings of the package on stderr; with -v what it does, with -q errors alone."""
+    """Log the package's warnings on stderr; with -v also its actions, with -q only errors."""
     level = logging.WARNING
     if getattr(args, "verbose", False):
         level = logging.DEBUG
@@ -271,7 +273,7 @@ def _configure_logging(prog: str, args: argparse.Namespace) -> None:
 
 
 def enter(name: str, argv: Sequence[str] | None = None) -> int:
-    """Run a command by name, its module imported now."""
+    """Import a command's module and run it."""
     if name == "diffplugin":
         return describe(argv)
     with tolerant_streams():
@@ -287,7 +289,7 @@ def enter(name: str, argv: Sequence[str] | None = None) -> int:
 
 
 def describe(argv: Sequence[str] | None = None) -> int:
-    """``python -m diffplugin``: what there is."""
+    """``python -m diffplugin``: list the commands."""
 
     def run(args: argparse.Namespace) -> int:
         answer(f"diffplugin {__version__}: restore photographs on request. Commands:")

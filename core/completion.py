@@ -12,7 +12,8 @@ _FOLDERS = ("DIR", "FOLDER", "BUNDLE")
 
 
 def completion_script(parser: argparse.ArgumentParser, shell: str, path_type: Callable[[str], object]) -> str:
-    """A script that completes the options of ``parser``, their choices, and files and folders where they are meant.
+    """A script that completes the options of ``parser``, their choices, and files and folders where an option takes a
+    path.
 
     Args:
         path_type: the type of options that are paths.
@@ -36,7 +37,7 @@ def completion_script(parser: argparse.ArgumentParser, shell: str, path_type: Ca
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """Every option and word of a parser and of its subcommands."""
+    """Every option and positional argument of a parser and of its subcommands."""
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):

@@ -1,4 +1,4 @@
-"""What this process's control group lets it use of processors, memory and threads: limits of containers and services.
+"""Processors, memory and threads that this process's control group allows: the limits of containers and services.
 
 Version 1 and 2, https://docs.kernel.org/admin-guide/cgroup-v2.html.
 """
@@ -14,7 +14,7 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def folders(controller: str) -> Iterator[tuple[Path, bool]]:
-    """(folder, version 2) of the group and of all above it, for one controller.
+    """(folder, is version 2) of the group and of all its parents, for one controller.
 
     A container that sees its own group at the root of the file system finds it there.
     """
@@ -30,7 +30,7 @@ def folders(controller: str) -> Iterator[tuple[Path, bool]]:
 
 
 def cpu_quota() -> float | None:
-    """Processors whose time the group may take, the least of all limits (1.5: one and a half); None: no limit."""
+    """Processors whose time the group may use, the smallest of all limits (1.5: one and a half); None: no limit."""
     quotas = []
     for folder, version_2 in folders("cpu"):
         if version_2:
@@ -43,7 +43,9 @@ def cpu_quota() -> float | None:
 
 
 def spare_memory() -> int | None:
-    """Bytes that the group may still take, the least of all limits, page cache not counted as used; None: no limit."""
+    """Bytes that the group may still use, the smallest of all limits, page cache not counted as used; None: no
+    limit.
+    """
     spare = []
     for folder, version_2 in folders("memory"):
         names = ("memory.max", "memory.current") if version_2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
@@ -55,7 +57,7 @@ def spare_memory() -> int | None:
 
 
 def spare_threads() -> int | None:
-    """Threads that the group may still start, the least of all limits; None: no limit."""
+    """Threads that the group may still start, the smallest of all limits; None: no limit."""
     spare = []
     for folder, _ in folders("pids"):
         limit, used = (_read(folder / name).strip() for name in ("pids.max", "pids.current"))

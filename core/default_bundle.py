@@ -1,5 +1,5 @@
-"""Which bundle a command takes that was told of none: what dp-export put into the cache folder last, else the model in
-the package."""
+"""The bundle that a command uses by default: the last one that dp-export put into the cache folder, else the embedded
+model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _LATEST = "latest"  # file that names the bundle of the last export, in the fold
 
 @dataclass(frozen=True, kw_only=True)
 class BundleChoice:
-    """A bundle's folder. ``note``: why that one, where nobody named it and it is not simply the package's model;
-    ``fallback``: that model may stand in for it."""
+    """A bundle's folder. ``note``: why it was chosen, if it was not named and is not the embedded model; ``fallback``:
+    the embedded model may replace it."""
 
     path: Path
     note: str = ""
@@ -27,12 +27,12 @@ class BundleChoice:
 
 
 def bundles_folder() -> Path:
-    """Where dp-export puts bundles that get no ``--out``."""
+    """The folder where dp-export puts bundles without ``--out``."""
     return cache_folder() / "bundles"
 
 
 def set_latest(bundle: Path) -> bool:
-    """Commands take ``bundle`` from now on; False: it does not lie in :func:`bundles_folder`.
+    """Make ``bundle`` the default of all commands; returns False if it is not in :func:`bundles_folder`.
 
     Raises:
         BundleError: the cache folder cannot be written.
@@ -48,10 +48,10 @@ def set_latest(bundle: Path) -> bool:
 
 
 def choose_bundle(asked: str | os.PathLike[str] | None = None) -> BundleChoice:
-    """The bundle that a command takes.
+    """The bundle that a command uses.
 
     Args:
-        asked: a folder, or ``embedded`` for the model in the package; None: the last export, if it can be read.
+        asked: a folder, or ``embedded`` for the embedded model; None: the last export, if it can be read.
     """
     if asked is not None:
         return BundleChoice(path=default_bundle() if asked == EMBEDDED else Path(asked).expanduser())
@@ -67,7 +67,7 @@ def choose_bundle(asked: str | os.PathLike[str] | None = None) -> BundleChoice:
 
 
 def latest_bundle() -> Path | None:
-    """The bundle of the last export into the cache folder that is still there."""
+    """The bundle of the last export into the cache folder that still exists."""
     try:
         folder = bundles_folder()
         name = (folder / _LATEST).read_text(encoding="utf-8").strip()

@@ -1,6 +1,6 @@
-"""The entry points of the commands, the first of the package that a shell runs.
+"""Entry points of the commands: the first code of the package that a shell runs.
 
-They import what a command needs late: Ctrl-C and a missing package are one line from the first moment on.
+They import the command's modules late, so that Ctrl-C and a missing package give one line from the start.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def bench() -> int:
 
 
 def main() -> int:
-    """``python -m diffplugin``: what there is."""
+    """``python -m diffplugin``: list the commands."""
     return start("diffplugin")
 
 

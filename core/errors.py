@@ -7,7 +7,7 @@
     │   ├── BundleDamaged      a file is missing or its hash differs
     │   └── ForeignEngine      an engine was built for another device, version or graph
     ├── EngineError            an engine cannot be built, loaded or run
-    │   ├── EngineUnavailable  its package or its hardware is not here
+    │   ├── EngineUnavailable  its package or its hardware is missing
     │   ├── EngineNotLoaded    its library cannot load a graph
     │   ├── DeviceMemoryFull   the device has too little free memory
     │   ├── ShapeMismatch      tensors do not fit the graph's specification
@@ -16,11 +16,11 @@
     ├── ParityError            an exported graph leaves its error budget
     ├── ImageError             a file is not a usable picture, or cannot be written
     │   ├── DamagedImage       it is cut off or broken
-    │   └── UnsupportedImage   it is of a kind that is not read here
+    │   └── UnsupportedImage   its kind is not supported
     ├── RequestError           the user asked for something that does not exist
     └── Cancelled              the caller stopped the run
 
-Each message is one line: what, what came, what was expected, the remedy.
+Each message is one line: the thing, the value received, the value expected, the remedy.
 """
 
 
@@ -53,7 +53,7 @@ class EngineError(DiffPluginError):
 
 
 class EngineUnavailable(EngineError):
-    """The engine's package or hardware is not here."""
+    """The engine's package or hardware is missing."""
 
 
 class EngineNotLoaded(EngineError):
@@ -73,7 +73,7 @@ class NotFinite(EngineError):
 
 
 class MissingDependency(DiffPluginError):
-    """An optional package is needed; the message names the extra that brings it."""
+    """An optional package is needed; the message names the extra that installs it."""
 
 
 class ParityError(DiffPluginError):
@@ -85,11 +85,11 @@ class ImageError(DiffPluginError):
 
 
 class DamagedImage(ImageError):
-    """A picture of a kind that is read here is cut off or broken."""
+    """A picture of a supported kind is truncated or broken."""
 
 
 class UnsupportedImage(ImageError):
-    """A file is of a kind that is not read here; the message says which, and what to do."""
+    """The file's kind is not supported; the message names the kind and the remedy."""
 
 
 class RequestError(DiffPluginError):

@@ -1,7 +1,7 @@
-"""Which files an ONNX graph takes its weights from, read without the package onnx.
+"""The files that an ONNX graph takes its weights from, found without the package onnx.
 
 ONNX Runtime opens whatever path a tensor names, in some versions outside the model's folder, or even an address in
-memory. So the names are read first: a walk over the few messages of onnx.proto that lead to a tensor.
+memory. So the names are checked first, by reading only the messages of onnx.proto that lead to a tensor.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ _Buffer = memoryview
 
 
 def locations(path: Path) -> set[str]:
-    """Names of the files that tensors of a graph are stored in, as the graph gives them; empty: all in the graph.
+    """Names of the files that tensors of a graph are stored in, as the graph gives them; empty: all tensors are in the
+    graph.
 
     Raises:
-        ValueError: it is no ONNX graph.
+        ValueError: it is not an ONNX graph.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
@@ -56,7 +57,7 @@ def _walk(data: _Buffer, message: str, at: int, end: int, depth: int) -> Iterato
 
 
 def _location(data: _Buffer, at: int, end: int) -> Iterator[str]:
-    """The value of a key-value pair whose key says that it is a file name."""
+    """The value of a key-value pair whose key is that of a file name."""
     pair = {1: b"", 2: b""}
     for field, start, stop in _fields(data, at, end):
         if field in pair and stop >= 0:
@@ -66,7 +67,7 @@ def _location(data: _Buffer, at: int, end: int) -> Iterator[str]:
 
 
 def _fields(data: _Buffer, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(number, begin, end) of every field of a message; end is -1 where it is no message, text or bytes."""
+    """(number, begin, end) of every field of a message; end is -1 unless it is a message, text or bytes."""
     while at < end:
         tag, at = _number(data, at, end)
         field, kind = tag >> 3, tag & 7
@@ -87,7 +88,7 @@ def _fields(data: _Buffer, at: int, end: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _number(data: _Buffer, at: int, end: int) -> tuple[int, int]:
-    """A variable-length integer, and where it ends."""
+    """A variable-length integer and the position of its end."""
     value = shift = 0
     while at < end and shift < 70:
         byte = data[at]

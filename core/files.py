@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all: readers, interrupts and second writers never see half of one."""
+"""Write a file whole or not at all: after an interrupt or a second writer, no reader sees a partial file."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _unfinished: set[Path] = set()
 
 @contextmanager
 def unfinished(path: Path) -> Iterator[None]:
-    """``path``, a file or a folder, is worth nothing before the block ends: it is removed at the end, if it is still
-    there, and by :func:`discard_unfinished`."""
+    """Mark ``path``, a file or a folder, as unfinished until the block ends. If it still exists then, it is removed;
+    :func:`discard_unfinished` also removes it."""
     _unfinished.add(path)
     try:
         yield
@@ -27,7 +27,7 @@ def unfinished(path: Path) -> Iterator[None]:
 
 
 def discard_unfinished() -> None:
-    """Remove what is being written, from another thread than its writer's: the process is about to end."""
+    """Remove all unfinished files from a thread other than the writer's, because the process is about to end."""
     for path in tuple(_unfinished):
         _remove(path)
 
@@ -40,17 +40,17 @@ def _remove(path: Path) -> None:
 
 
 def temporary_beside(target: Path) -> Path:
-    """A name for a file that nobody has, in the same folder. Not from ``tempfile``: its files are private whatever the
-    umask says."""
+    """An unused file name in the same folder. ``tempfile`` is not used: it makes files private whatever the umask
+    is."""
     return target.with_name(f"{TEMPORARY}{secrets.token_hex(6)}.tmp")
 
 
 @contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary file beside ``path`` to write into; it takes the place of ``path`` on success only.
+    """Give a temporary file beside ``path`` to write into; it replaces ``path`` only on success.
 
-    On any exception, an interrupt too, it is removed and an older file stays as it was. The last of two writers wins.
-    A replaced file keeps its permissions; a link stays a link to the new contents.
+    On any exception, including an interrupt, it is removed and an older file stays unchanged. The last of two writers
+    wins. A replaced file keeps its permissions; a link stays a link to the new contents.
 
     Raises:
         OSError: the folder cannot be written.
@@ -65,7 +65,7 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_bytes(path: str | os.PathLike[str], *parts: bytes | memoryview) -> None:
-    """Write ``parts`` one after the other, whole or not at all; folders are made.
+    """Write ``parts`` one after the other, whole or not at all; missing folders are created.
 
     Raises:
         OSError: it cannot be written.
@@ -76,7 +76,7 @@ def write_bytes(path: str | os.PathLike[str], *parts: bytes | memoryview) -> Non
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write UTF-8 text, whole or not at all; folders are made.
+    """Write UTF-8 text, whole or not at all; missing folders are created.
 
     Raises:
         OSError: it cannot be written.

@@ -1,7 +1,7 @@
 """Bundles by name: ``hf:user/name[@revision]``, fetched once from the Hugging Face hub.
 
-``HF_TOKEN``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` are honoured. A bundle lies as plain files below the cache folder
-(``hub/user/name/revision``), since engines refuse weights that are links.
+``HF_TOKEN``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` are honoured. A bundle is stored as plain files below the cache
+folder (``hub/user/name/revision``), since engines refuse weights that are links.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ def parse_name(text: str) -> HubName:
 
 
 def fetch_bundle(text: str, cache: Path) -> Path:
-    """The folder of a bundle in the hub, downloaded as far as it is not here yet.
+    """The local folder of a bundle in the hub; files that are missing locally are downloaded.
 
     Args:
         text: ``hf:user/name[@revision]``.
-        cache: folder below which it is kept.
+        cache: the folder below which it is stored.
 
     Raises:
-        RequestError: no such name is possible.
+        RequestError: the name is not valid.
         MissingDependency: huggingface_hub is not installed.
-        BundleError: it is neither in the hub nor here, or not all of it.
+        BundleError: it is neither in the hub nor in the cache, or it is incomplete.
     """
     name = parse_name(text)
     try:
@@ -75,7 +75,7 @@ def fetch_bundle(text: str, cache: Path) -> Path:
 
 def _check_whole(text: str, folder: Path) -> None:
     """Raises:
-    BundleError: a file of the manifest is missing or of another size: a download was cut off.
+    BundleError: a file of the manifest is missing or has another size: a download was interrupted.
     """
     from diffplugin.manifest import MANIFEST, Manifest
 

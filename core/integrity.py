@@ -1,4 +1,4 @@
-"""Files that come from anywhere: read only if they are regular files of a sane size, and hashed once per change."""
+"""Untrusted files: read only if they are regular files of a reasonable size, and hashed once per change."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _known: dict[str, tuple[Key, str]] = {}
 
 
 class NotRegular(OSError):
-    """A folder, device, FIFO or socket stands where a file should, or the file is too large for what it is."""
+    """The path is a folder, device, FIFO or socket instead of a file, or the file is too large for its purpose."""
 
 
 def read_text(path: Path, *, limit: int) -> str:
-    """UTF-8 text of a regular file of at most ``limit`` bytes. Never waits for the other end of a FIFO.
+    """UTF-8 text of a regular file of at most ``limit`` bytes. It never waits for the other end of a FIFO.
 
     Raises:
-        NotRegular: it is none, or it is larger.
-        OSError: it cannot be read. UnicodeDecodeError: it is no UTF-8.
+        NotRegular: it is not a regular file, or it is larger.
+        OSError: it cannot be read. UnicodeDecodeError: it is not UTF-8.
     """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with os.fdopen(handle, "rb") as file:
@@ -51,10 +51,10 @@ def sha256(*paths: Path) -> str:
 
 
 def identity(path: Path) -> Key:
-    """What changes with a file's contents: device, inode, size, times of last change.
+    """Values that change with a file's contents: device, inode, size, times of last change.
 
     Raises:
-        NotRegular: it is no regular file. OSError: it is not there.
+        NotRegular: it is not a regular file. OSError: it does not exist.
     """
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):
@@ -66,10 +66,10 @@ def cached_sha256(path: Path, cache: Path) -> str:
     """:func:`sha256` of one file, computed again only if its identity has changed since.
 
     Args:
-        cache: folder that remembers it from process to process; it need not be writable.
+        cache: the folder that keeps the hash between processes; it need not be writable.
 
     Raises:
-        OSError: the file cannot be read, or is no regular file.
+        OSError: the file cannot be read, or is not a regular file.
     """
     name, key = str(path.resolve()), identity(path)
     if (known := _known.get(name)) is not None and known[0] == key:
@@ -97,7 +97,7 @@ def _read(store: Path) -> dict[str, object]:
 
 
 def _keep(store: Path, entries: dict[str, object]) -> None:
-    """A cache that cannot be written costs time at the next start."""
+    """Store the hash; if the cache cannot be written, only time is lost at the next start."""
     newest = list(entries.items())[-_MAX_ENTRIES:]
     with suppress(OSError):
         write_text(store, json.dumps(dict(newest)))

@@ -1,4 +1,4 @@
-"""What a bundle says of itself: ``manifest.json``, language-neutral, sorted, without times or machine paths."""
+"""The description of a bundle: ``manifest.json``, language-neutral, sorted, without times or machine paths."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class GraphEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineEntry:
-    """One engine built ahead of time, and what it was built for; its files lie in ``engines/<fingerprint>/``.
+    """One engine built ahead of time, and its target; its files are in ``engines/<fingerprint>/``.
 
     Attributes:
-        devices: where it runs: a processor, or GPUs by compute capability ("sm_86", "sm_89").
+        devices: the hardware it runs on: a processor, or GPUs by compute capability ("sm_86", "sm_89").
         shapes: sizes of the graph's free input axes (:mod:`diffplugin.shapes`).
-        report: what the builder said of it; empty where it says nothing.
+        report: the builder's report; empty if it gives none.
     """
 
     fingerprint: str
@@ -61,7 +61,7 @@ class EngineEntry:
 def fingerprint(
     graph_sha256: str, shapes: str, precision: str, engine: str, version: str, devices: tuple[str, ...]
 ) -> str:
-    """Sixteen hexadecimal digits over everything that makes an engine usable or foreign."""
+    """A hash of sixteen hexadecimal digits over everything that decides whether an engine is usable on a machine."""
     text = "\n".join((graph_sha256, shapes, precision, engine, version, ",".join(devices)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -91,8 +91,8 @@ class Manifest:
         licences: notes on the weights.
         parity: errors measured at export.
         files: every file of the bundle but the manifest.
-        variants: precision -> graph key -> the graph's form for it; ``weights_bytes`` as stored. "int8": OpenVINO
-            IR; "fp16": strongly typed ONNX with float32 inputs and outputs, and the graph ``step`` besides.
+        variants: precision -> graph key -> the graph's form for that precision; ``weights_bytes`` as stored. "int8":
+            OpenVINO IR; "fp16": strongly typed ONNX with float32 inputs and outputs, and the graph ``step`` besides.
     """
 
     format: int = FORMAT
@@ -120,16 +120,15 @@ class Manifest:
         return {**self.graphs, **variants}
 
     def to_json(self) -> str:
-        """Deterministic: the same manifest is the same bytes. ``digest`` is the SHA-256 of all the rest."""
+        """Deterministic: equal manifests give equal bytes. ``digest`` is the SHA-256 of all other fields."""
         value = asdict(self)
         return _dump(value | {"digest": _digest(value)})
 
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Raises:
-        BundleError: the folder is no bundle.
-        BundleTooNew: its format is newer than this version reads.
-        BundleDamaged: the manifest is not whole; every fault named.
+        BundleError: the folder is not a bundle. BundleTooNew: its format is newer than this version reads.
+        BundleDamaged: the manifest is incomplete or wrong; the message names every fault.
         """
         path = folder / MANIFEST
         try:
@@ -176,7 +175,7 @@ def _digest(value: Mapping[str, Any]) -> str:
 
 
 def _decode(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
-    """JSON -> ``kind`` (a dataclass, a mapping or tuple of kinds, a plain type); ``faults`` takes what does not fit."""
+    """JSON -> ``kind`` (a dataclass, a mapping or tuple of kinds, a plain type); ``faults`` collects the errors."""
     if kind is Any:
         return value
     if is_dataclass(kind):
@@ -214,7 +213,7 @@ def _short(value: Any) -> str:
 
 
 def _unsafe(manifest: Manifest) -> list[str]:
-    """Names that lead out of the bundle: a bundle may come from anywhere."""
+    """Names that lead out of the bundle: bundles are untrusted."""
     names = {f"graphs.{key}.file": graph.file for key, graph in manifest.all_graphs().items()}
     names |= {f"files.{name}": name for name in manifest.files} | {"tokenizer": manifest.tokenizer}
     names |= {f"engines.{e.fingerprint}": name for e in manifest.engines for name in e.files}
@@ -223,7 +222,7 @@ def _unsafe(manifest: Manifest) -> list[str]:
 
 
 def _unprintable(value: Any, where: str = "") -> Iterator[str]:
-    """Texts that could send commands to a terminal which shows them: escapes, line ends, changes of direction."""
+    """Texts that could send commands to a terminal: escapes, line ends, changes of text direction."""
     if isinstance(value, str) and not value.isprintable():
         yield f"{where or 'a name'} is {value[:40]!a}, expected printable characters alone"
     elif isinstance(value, dict):

@@ -12,7 +12,8 @@ from diffplugin.spec import GraphSpec, ModelDims
 
 @dataclass(frozen=True)
 class Range:
-    """Sizes of one axis: smallest, the one to be fastest at, largest. Written ``8:16:32``, or ``8`` where they are one.
+    """Sizes of one axis: smallest, the one to optimise for, largest. Written ``8:16:32``, or ``8`` if all three are
+    equal.
 
     Raises:
         RequestError: not 1 <= least <= best <= most.
@@ -30,7 +31,7 @@ class Range:
 
     @classmethod
     def of(cls, size: int) -> Range:
-        """One size alone."""
+        """A range of a single size."""
         return cls(size, size, size)
 
     @property
@@ -55,16 +56,16 @@ Profile = Mapping[str, Range]
 
 
 def free_inputs(spec: GraphSpec) -> tuple[str, ...]:
-    """Free axes that an input has, in order of first use: those that a profile must give."""
+    """Free axes of the inputs, in order of first use: those that a profile must give."""
     return tuple(axis for axis in spec.free_axes() if any(axis in tensor.axes for tensor in spec.inputs))
 
 
 def full_profile(height: Range, width: Range, dims: ModelDims, *, batch: int, plugins: int) -> dict[str, Range]:
-    """Every free axis for pictures whose latent sides are in ``height`` and ``width``.
+    """The range of every free axis for pictures whose latent sides are within ``height`` and ``width``.
 
     Args:
-        batch: most timesteps of the SCB at once.
-        plugins: how many the bundle has; the selector sees them all.
+        batch: the largest number of timesteps of the SCB at once.
+        plugins: the number of plugins in the bundle; the selector scores all of them.
     """
     return {
         "h": height,
@@ -77,7 +78,9 @@ def full_profile(height: Range, width: Range, dims: ModelDims, *, batch: int, pl
 
 
 def shapes_text(spec: GraphSpec, sizes: Mapping[str, int] | Profile) -> str:
-    """Sizes of the free input axes of a graph, as engines are told apart: ``h=64,w=96``; empty where none is free."""
+    """Sizes of the free input axes of a graph, as text that identifies an engine: ``h=64,w=96``; empty if none is
+    free.
+    """
     return ",".join(f"{axis}={sizes[axis]}" for axis in free_inputs(spec))
 
 
@@ -98,7 +101,7 @@ def parse_shapes(text: str) -> dict[str, Range]:
 
 
 def holds(text: str, spec: GraphSpec, sizes: Mapping[str, int]) -> bool:
-    """An engine built for ``text`` runs ``spec`` at these sizes of its free input axes."""
+    """Whether an engine built for ``text`` runs ``spec`` at these sizes of its free input axes."""
     profile = parse_shapes(text)
     axes = free_inputs(spec)
     return set(profile) == set(axes) and all(sizes[axis] in profile[axis] for axis in axes)

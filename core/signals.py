@@ -1,11 +1,11 @@
-"""Ctrl-C, SIGTERM and a closed terminal end a command in order: one line, an exit code of its own, nothing left.
+"""Ctrl-C, SIGTERM and a closed terminal end a command cleanly: one line, a specific exit code, no files left behind.
 
-A signal raises KeyboardInterrupt or :class:`Terminated` in the main thread, so that the work unwinds. Two things that
-an exception cannot do are done beside it. One that came inside a callback of a library may be swallowed:
-:func:`stop_requested` still tells. And native code may not give the interpreter back for minutes: after ``GRACE_S``
-seconds, or at a second signal, a watching thread removes what is unfinished and ends the process.
+A signal raises KeyboardInterrupt or :class:`Terminated` in the main thread, so that the work unwinds. Two cases need
+more than an exception. A library may swallow an exception raised inside its callback; :func:`stop_requested` still
+reports the signal. And native code may not return to the interpreter for minutes: after ``GRACE_S`` seconds, or at a
+second signal, a watching thread removes unfinished files and ends the process.
 
-This module is imported before everything else, so it imports little itself.
+This module is imported before all others, so it imports little itself.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _SAID = {INTERRUPTED: "interrupted", TERMINATED: "terminated", HUNG_UP: "termina
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP came: unwinds like KeyboardInterrupt, so that temporary files go."""
+    """SIGTERM or SIGHUP was received. Unwinds like KeyboardInterrupt, so that temporary files are removed."""
 
 
 class _State:
-    """What this process knows of signals; one command runs in it at a time."""
+    """The signal state of this process; one command runs in it at a time."""
 
     prog = ""
     code: int | None = None  # of the first signal
@@ -47,17 +47,17 @@ _state = _State()
 
 
 def stop_requested() -> bool:
-    """A signal asked the running command to stop."""
+    """Whether a signal asked the running command to stop."""
     return _state.code is not None
 
 
 def stop_code() -> int | None:
-    """The exit code of the signal that came, or None."""
+    """The exit code of the signal received, or None."""
     return _state.code
 
 
 def say_stopped() -> None:
-    """The one line of a command that a signal ended; a second call says nothing."""
+    """Print the one line of a command that a signal ended; a second call prints nothing."""
     if _state.code is not None and not _state.said:
         _state.said = True
         with suppress(OSError):  # not through sys.stderr, which the interrupted code may be in the middle of
@@ -65,9 +65,9 @@ def say_stopped() -> None:
 
 
 def exit_at_once(prog: str) -> None:
-    """Until a command runs, nothing is there to be cleaned up: a signal is one line and the end of the process.
+    """Before a command runs there is nothing to clean up: a signal prints one line and ends the process.
 
-    A signal that was ignored when the process started stays so (``nohup``; a shell's background jobs).
+    A signal that was ignored when the process started stays ignored (``nohup``; a shell's background jobs).
     """
     _state.prog = prog
 
@@ -80,10 +80,10 @@ def exit_at_once(prog: str) -> None:
 
 
 def exit_with(code: int) -> None:
-    """The command is over: a signal while the interpreter ends leaves at once, with the code that was decided.
+    """Exit after the command is done. A signal while the interpreter ends exits at once, with the code already decided.
 
-    If a signal ended the command, that is now: what it interrupted may be waited for in vain (a lock of an import that
-    a thread of a library needs).
+    If a signal ended the command, exit at once: the interrupted work may hold something that others wait for (the
+    import lock that a library's thread needs).
     """
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
@@ -97,11 +97,11 @@ def exit_with(code: int) -> None:
 
 @contextmanager
 def handled(prog: str, clean_up: Callable[[], None], grace: float | None = GRACE_S) -> Iterator[None]:
-    """Signals unwind the work inside.
+    """Context manager: signals unwind the work inside.
 
     Args:
-        clean_up: removes what is unfinished, where the work cannot unwind any more. Called from another thread.
-        grace: seconds that the work has to unwind; None: as long as it takes, a server that finishes its jobs.
+        clean_up: removes unfinished files when the work can no longer unwind. It is called from another thread.
+        grace: seconds that the work has to unwind; None: no limit (a server that finishes its jobs).
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -133,7 +133,7 @@ def handled(prog: str, clean_up: Callable[[], None], grace: float | None = GRACE
 
 
 def _set_handlers(handler: Callable[[int, FrameType | None], None]) -> dict[signal.Signals, Any]:
-    """Handlers for the signals that are not ignored; returns the former ones."""
+    """Install handlers for the signals that are not ignored; returns the former ones."""
     before = {number: signal.getsignal(number) for number in _CODES}
     before = {number: former for number, former in before.items() if former not in (signal.SIG_IGN, None)}
     for number in before:
@@ -142,7 +142,7 @@ def _set_handlers(handler: Callable[[int, FrameType | None], None]) -> dict[sign
 
 
 def _quiet_hook(unraisable: Any) -> None:
-    """An interrupt that came inside a finalizer is no news: ``stop_requested`` tells the work of it."""
+    """Do not report an interrupt inside a finalizer: the work learns of it from ``stop_requested``."""
     if not issubclass(unraisable.exc_type, KeyboardInterrupt | Terminated):
         sys.__unraisablehook__(unraisable)
 
@@ -160,10 +160,10 @@ def _leave(clean_up: Callable[[], None], number: int) -> NoReturn:
 
 @contextmanager
 def _watched(clean_up: Callable[[], None], grace: float | None, ours: Callable[[int], bool]) -> Iterator[None]:
-    """A thread that is told of signals even while native code holds the main thread.
+    """Run a thread that is notified of signals even while native code holds the main thread.
 
     Args:
-        ours: this signal is handled here; a server inside may have taken it over.
+        ours: whether this signal is still handled by this module; a server inside may have taken it over.
     """
     read, write = os.pipe()
     os.set_blocking(write, False)
@@ -209,7 +209,7 @@ def _after_fork() -> None:
 
 
 def _in_child() -> None:
-    """A forked child (a loader of training data) is no command: signals do there what they do anywhere."""
+    """Restore default signals in a forked child (a loader of training data): it is not a command."""
     if _state.prog:
         signal.set_wakeup_fd(-1)
         for number in _set_handlers(lambda number, frame: None):

@@ -1,8 +1,8 @@
-"""The one table of graphs: names, axes and dtypes. Export, engines, buffers and checks derive from it.
+"""The single table of graphs: names, axes and dtypes. Export, engines, buffers and checks derive from it.
 
-Axes are written as in the architecture: a number is fixed, a name is free at run time.
-``h w`` are latent sides, ``H W`` picture sides (``H = h * factor``), ``n`` steps, ``p`` plugins.
-Widths are never written here: they come from the checkpoint through :class:`ModelDims`.
+Axes: a number is fixed, a name is free at run time. ``h w`` are latent sides, ``H W`` picture sides
+(``H = h * factor``), ``n`` steps, ``p`` plugins. Widths are not part of this table: they come from the checkpoint
+through :class:`ModelDims`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class TensorSpec:
 class GraphSpec:
     """The contract of one graph. ``graph`` is its kind; plugins' graphs share a kind (``tpb``, ``scb``).
 
-    ``factor``: picture pixels per latent pixel, where the graph has both kinds of sides (``H = h * factor``).
+    ``factor``: picture pixels per latent pixel, if the graph has both kinds of sides (``H = h * factor``).
     """
 
     graph: str
@@ -88,11 +88,11 @@ WEIGHTS_OF = {"step": "unet"}
 def graph_specs(dims: ModelDims) -> dict[str, GraphSpec]:
     """All graph kinds of a model with these widths.
 
-    ``time`` is the sinusoidal embedding of the timestep, made by the caller in float32
-    (``runtime.sampling.time_features.sinusoidal``): inside a bf16 graph it would cost three times the error.
-    The SCB takes ``n`` timesteps at once; its ``residual_0`` depends on none of them. ``cond`` and ``latents`` are
-    scaled (x 0.18215 in SD). ``unet_shallow`` is the UNet's outermost blocks alone, with the ``deep`` feature that
-    ``unet`` gave at a step nearby (step caching, arXiv:2312.00858); with that of its own step the two agree.
+    ``time`` is the sinusoidal embedding of the timestep, computed by the caller in float32
+    (``runtime.sampling.time_features.sinusoidal``): inside a bf16 graph it would cost three times the error. The SCB
+    takes ``n`` timesteps at once; its ``residual_0`` depends on none of them. ``cond`` and ``latents`` are scaled (x
+    0.18215 in SD). ``unet_shallow`` is the UNet's outermost blocks alone, with the ``deep`` feature that ``unet`` gave
+    at a nearby step (step caching, arXiv:2312.00858). With the feature of the same step both give the same result.
 
     ``step`` is a whole step of the sampler's loop around the UNet, so that an engine needs one launch per step. Its
     ``weights`` are, in this order: start (latents, cond, noise), denoise (x, eps), correct (last, x, x0, x0_1, x0_2),
@@ -102,8 +102,8 @@ def graph_specs(dims: ModelDims) -> dict[str, GraphSpec]:
         next_x0 = denoise . (x, eps)                          next_last = correct . (last, x, next_x0, x0_1, x0_2)
         next_latents = predict . (next_last, next_x0, x0_1)
 
-    Every tensor is read, also where its weight is 0: it must be finite. It exists where a variant of the bundle has
-    it (float16).
+    Every tensor is read, even if its weight is 0, so it must be finite. The graph exists only in a variant of the
+    bundle (float16).
     """
     c, r, d = dims.latent_channels, dims.residual_channels, dims.token_width
     ids = _tensor("ids", "i64", 1, dims.context)
@@ -156,7 +156,7 @@ def graph_specs(dims: ModelDims) -> dict[str, GraphSpec]:
 
 
 def check_inputs(spec: GraphSpec, inputs: Mapping[str, Array]) -> dict[str, int]:
-    """Sizes of the free axes, once every input fits ``spec``.
+    """Check that every input fits ``spec``; returns the sizes of the free axes.
 
     Raises:
         ShapeMismatch: naming every missing, unknown or misshapen tensor at once.
@@ -175,7 +175,7 @@ def check_inputs(spec: GraphSpec, inputs: Mapping[str, Array]) -> dict[str, int]
 
 
 def check_outputs(spec: GraphSpec, outputs: Mapping[str, Array], sizes: Mapping[str, int]) -> None:
-    """Refuse what a graph made if it is not what its contract says for these inputs.
+    """Refuse a graph's outputs if they break its contract for these inputs.
 
     Args:
         sizes: of the free input axes, as :func:`check_inputs` gives them.
@@ -193,14 +193,14 @@ def check_outputs(spec: GraphSpec, outputs: Mapping[str, Array], sizes: Mapping[
 
 
 def _derived(spec: GraphSpec, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Sizes of the axes that only outputs have."""
+    """Sizes of the axes that exist only in outputs."""
     derived = {f"{axis}+1": size + 1 for axis, size in sizes.items()}
     derived |= {axis.upper(): sizes[axis] * spec.factor for axis in ("h", "w") if axis in sizes}
     return derived | {axis.lower(): sizes[axis] // spec.factor for axis in ("H", "W") if axis in sizes}
 
 
 def _misfit(tensor: TensorSpec, array: Array, bound: dict[str, int]) -> list[str]:
-    """What is wrong with an array, in one line or none; ``bound`` takes the sizes of axes that it is first to have."""
+    """The fault of an array in one line, or None; ``bound`` records the sizes of axes seen for the first time."""
     fits = len(array.shape) == len(tensor.axes) and all(
         size == (bound.setdefault(axis, size) if isinstance(axis, str) else axis)
         for size, axis in zip(array.shape, tensor.axes, strict=True)

@@ -1,7 +1,7 @@
-"""Standard streams that cannot kill work: a closed, full or narrow one costs words, never a photo.
+"""Standard streams whose failures never stop the work: a closed, full or limited stream loses messages, never a photo.
 
-Characters that a terminal does not know are escaped. A write that fails is remembered and the work goes on; what was
-the answer itself (``--json``, a list) is then a failure of the command (``diffplugin.command.execute``).
+Characters that a terminal cannot show are escaped. A failed write is remembered and the work goes on. If the answer
+itself (``--json``, a list) was not written, the command fails (``diffplugin.command.execute``).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ closed_at_start: set[int] = set()  # of the descriptors 0, 1 and 2
 
 
 def open_standard_files() -> None:
-    """Open the descriptors 0, 1 and 2 on the null device where the process came without: else the next file that is
-    opened, a photo perhaps, would get such a number, and what a library prints would go into it."""
+    """Open the descriptors 0, 1 and 2 on the null device if the process started without them. Otherwise the next opened
+    file, such as a photo, would get such a number, and a library's output would be written into it."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
@@ -33,10 +33,10 @@ def open_standard_files() -> None:
 
 
 class Tolerant:
-    """A text stream whose failures are remembered, not raised.
+    """A text stream that remembers failures instead of raising them.
 
     Attributes:
-        failure: the first one, or None.
+        failure: the first failure, or None.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -72,7 +72,7 @@ class Tolerant:
 
 @contextmanager
 def tolerant_streams() -> Iterator[tuple[Tolerant, Tolerant]]:
-    """``sys.stdout`` and ``sys.stderr`` inside are tolerant; gives both."""
+    """Context manager: make ``sys.stdout`` and ``sys.stderr`` tolerant; gives both."""
     if isinstance(sys.stdout, Tolerant) and isinstance(sys.stderr, Tolerant):
         yield sys.stdout, sys.stderr
         return
@@ -97,7 +97,7 @@ def tolerant_streams() -> Iterator[tuple[Tolerant, Tolerant]]:
 
 
 def _discard(number: int, stream: Any) -> None:
-    """Python flushes its streams once more when it ends, and would complain of a closed pipe or a full disk."""
+    """Discard the stream, because Python flushes it once more at exit and would report a closed pipe or a full disk."""
     with suppress(OSError, ValueError, AttributeError):
         if stream.fileno() == number:
             null = os.open(os.devnull, os.O_WRONLY)
@@ -107,7 +107,7 @@ def _discard(number: int, stream: Any) -> None:
 
 @contextmanager
 def stdout_for_data() -> Iterator[BinaryIO]:
-    """The standard output for bytes alone: inside, whatever else is printed, by libraries too, goes to stderr."""
+    """Context manager: reserve standard output for bytes; all other output, also from libraries, goes to stderr."""
     stream = sys.stdout
     stream.flush()
     try:

@@ -1,4 +1,4 @@
-"""Engines behind one base class (``engines.base``). Libraries are imported when an engine is used, not before."""
+"""Engines behind one base class (``engines.base``). Libraries are imported only when an engine is used."""
 
 from diffplugin.engines.offline import turn_off_telemetry
 

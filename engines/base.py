@@ -1,4 +1,4 @@
-"""What every engine is: one base class. Nothing above asks which engine it is."""
+"""The base class of every engine. No code above it depends on the kind of engine."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 
 class Engine(ABC):
-    """One graph, loaded and ready. A kind of engine implements ``_run`` and ``_release``; the rest is here, once.
+    """One graph, loaded and ready. A kind of engine implements ``_run`` and ``_release``; this class does the rest.
 
-    ``run`` and ``close`` may be called from several threads. Runs happen one after another unless the class says that
-    its engines are ``parallel``; ``close`` waits for those that are under way.
+    ``run`` and ``close`` may be called from several threads. Runs happen one after another unless the class sets
+    ``parallel``; ``close`` waits for runs in progress.
 
     Attributes:
         spec: the graph's contract.
-        name: of the kind of engine.
-        precision: what it computes in.
+        name: the kind of engine.
+        precision: the precision that it computes in.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Engine(ABC):
         self._closed = False
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs by name. They are the caller's.
+        """Outputs by name. They belong to the caller.
 
         Raises:
             ShapeMismatch: naming every input, or every output, that does not fit ``spec``.
@@ -56,7 +56,7 @@ class Engine(ABC):
         return outputs
 
     def close(self) -> None:
-        """Free memory and threads once no run is under way; the engine cannot run again."""
+        """Free memory and threads once no run is in progress; the engine cannot run again."""
         with self._idle:
             self._idle.wait_for(lambda: not self._running)
             already, self._closed = self._closed, True
@@ -93,14 +93,14 @@ class Engine(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """How engines are built ahead of time; what a kind of engine does not know, it refuses.
+    """How engines are built ahead of time. A kind of engine refuses options that it does not support.
 
     Attributes:
         gpus: compute capabilities ("sm_89") to build for; empty: this machine's device.
-        workspace: most bytes of scratch memory that a layer may take; None: as the library decides.
+        workspace: the most bytes of scratch memory that a layer may use; None: the library decides.
         weight_streaming: weights may stay in the host's memory.
-        memory: bytes that a build may take; None: unknown, so not checked.
-        log: takes one line of progress now and then.
+        memory: bytes that a build may use; None: unknown, so not checked.
+        log: called with one line of progress from time to time.
     """
 
     gpus: tuple[str, ...] = ()
@@ -112,7 +112,7 @@ class BuildOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildResult:
-    """An engine that was built: its files, and what the builder reported of it (JSON)."""
+    """A built engine: its files, and the builder's report (JSON)."""
 
     files: tuple[Path, ...]
     report: Mapping[str, Any] = field(default_factory=dict)
@@ -124,9 +124,9 @@ class EngineBuilder(Protocol):
     Attributes:
         name: as ``--engine`` takes it.
         concurrent: a loaded engine computes several runs at once, each on its own threads; False: one after another.
-        ahead: its engines may be built for other devices than this machine's.
-        prebuilt_only: it runs engines built ahead and no ONNX.
-        batch: most timesteps of the SCB that an engine built ahead takes at once.
+        ahead: its engines may be built for devices of other machines.
+        prebuilt_only: it runs only engines built ahead, and no ONNX.
+        batch: the most timesteps of the SCB that an engine built ahead takes at once.
     """
 
     name: str
@@ -136,46 +136,49 @@ class EngineBuilder(Protocol):
     batch: int
 
     def unavailable_reason(self) -> str | None:
-        """None: usable here. Else the reason and the remedy."""
+        """None if it is usable on this machine, else the reason and the remedy."""
 
     def version(self) -> str:
-        """Version of the library: an engine built ahead of time belongs to it."""
+        """Version of the library; an engine built ahead of time works only with this version."""
 
     def device(self) -> str:
-        """What an engine built ahead of time is tied to: compute capability, or CPU features."""
+        """The hardware that an engine built ahead of time is tied to: compute capability, or CPU features."""
 
     def precisions(self) -> tuple[str, ...]:
-        """Precisions that run natively here: floating point, fastest first, then what costs accuracy."""
+        """Precisions that run natively on this machine: floating point, fastest first, then those that cost
+        accuracy.
+        """
 
     def load(self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None) -> Engine:
         """The engine of one graph. ``cache``: a folder for compiled models; ``threads``: of one run, None: all cores.
 
         Raises:
-            EngineUnavailable: the precision does not run natively here.
+            EngineUnavailable: the precision does not run natively on this machine.
             EngineError, BundleError: the graph cannot be loaded.
         """
 
     def build_unavailable_reason(self) -> str | None:
-        """None: engines can be built here, ahead of time. Else the reason and the remedy."""
+        """None if engines can be built ahead of time on this machine, else the reason and the remedy."""
 
     def check_options(self, options: BuildOptions) -> None:
         """Raises:
-        RequestError: they are not possible with this engine here.
+        RequestError: they are not possible with this engine on this machine.
         """
 
     def build(
         self, bundle: Bundle, key: str, *, precision: str, profile: Profile, out: Path, options: BuildOptions
     ) -> BuildResult | None:
-        """An engine built ahead of time for these sizes of the free axes, its files in ``out``; None: it loads ONNX.
+        """Build an engine ahead of time for these sizes of the free axes, with its files in ``out``; None: it loads
+        ONNX.
 
         Raises:
-            RequestError: ``profile`` or ``options`` are not possible with this engine here.
+            RequestError: ``profile`` or ``options`` are not possible with this engine on this machine.
             EngineError: it cannot be built; ``out`` is left empty.
         """
 
 
 class OnnxBuilder:
-    """What builders share that build nothing ahead of time."""
+    """Common code of builders that build nothing ahead of time."""
 
     concurrent = ahead = prebuilt_only = False
     batch = 1  # on a CPU a batch saves no operations
@@ -221,7 +224,7 @@ def _physical_cores() -> int:
 
 
 def thread_count(threads: int | None) -> int:
-    """``threads``, or :func:`usable_cores` where it is None.
+    """``threads``, or :func:`usable_cores` if it is None.
 
     Raises:
         RequestError: not positive.
@@ -236,7 +239,7 @@ def engine_threads(threads: int | None) -> int:
 
     Raises:
         RequestError: not positive.
-        EngineError: so many cannot be started here: libraries wait without end for those that they did not get.
+        EngineError: so many threads cannot be started: libraries would wait forever for the missing ones.
     """
     count = min(thread_count(threads), max_threads())
     _check_startable(count)
@@ -244,7 +247,7 @@ def engine_threads(threads: int | None) -> int:
 
 
 def max_threads() -> int:
-    """Processors that this process may use at once; more threads than these only wait for each other."""
+    """Processors that this process may use at once; additional threads would only wait for each other."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota()
     return processors if quota is None else max(1, min(processors, math.ceil(quota)))
@@ -263,7 +266,7 @@ def _check_startable(threads: int) -> None:
 
 
 def _startable(threads: int) -> int:
-    """How many of so many threads could be started at once; they end before this returns."""
+    """How many of this many threads can be started at once; they end before this returns."""
     done = threading.Event()
     waiting: list[threading.Thread] = []
     try:
@@ -291,17 +294,18 @@ NEEDS = {
 
 
 def missing_variant(bundle: Bundle | None, precision: str) -> str | None:
-    """None: the bundle, if there is one yet, has graphs for this precision. Else what it lacks, and the remedy."""
+    """None if the bundle, if there is one yet, has graphs for this precision; else what it lacks, and the remedy."""
     if bundle is not None and precision in VARIANTS and not bundle.manifest.variants.get(precision):
         return f"{bundle.path}: has no {precision} graphs; export it with dp-export --precision {precision}"
     return None
 
 
 def check_precision(builder: EngineBuilder, precision: str, bundle: Bundle | None = None) -> None:
-    """Refuse a precision that would be emulated, or replaced without a word.
+    """Refuse a precision that would be emulated, or silently replaced.
 
     Raises:
-        EngineUnavailable: naming what the precision needs and what runs here, or that the bundle has no such graphs.
+        EngineUnavailable: naming the requirement of the precision and the usable ones, or that the bundle has no such
+            graphs.
     """
     here = builder.precisions()
     if precision not in here:
@@ -314,7 +318,7 @@ def check_precision(builder: EngineBuilder, precision: str, bundle: Bundle | Non
 
 
 def check_names(spec: GraphSpec, path: Path, inputs: Iterable[str], outputs: Iterable[str]) -> None:
-    """Refuse a file whose tensors are not the contract's.
+    """Refuse a file whose tensors do not match the contract.
 
     Raises:
         BundleDamaged: naming both sides.
@@ -344,6 +348,6 @@ def refuse_gpu_options(engine: str, options: BuildOptions) -> None:
 
 
 def one_line(error: BaseException, *, last: bool = False) -> str:
-    """What a library's exception says, on one line: its first line, or its last where source files come first."""
+    """The message of a library's exception on one line: its first line, or its last if source files come first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1 if last else 0] if lines else type(error).__name__

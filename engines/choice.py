@@ -1,4 +1,4 @@
-"""Engines behind one protocol (``engines.base``). Libraries are imported when an engine is used, not before."""
+"""The choice of an engine. Libraries are imported only when an engine is used."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def get_builder(name: str, device: Device | None = None) -> EngineBuilder:
     """The builder of an engine, for its first device or for ``device``.
 
     Raises:
-        EngineUnavailable: no engine of this name, or it does not run on such a device.
+        EngineUnavailable: there is no engine of this name, or it does not run on such a device.
     """
     if name not in _BUILDERS:
         return _from_other_package(name, device)
@@ -60,7 +60,7 @@ def get_builder(name: str, device: Device | None = None) -> EngineBuilder:
 
 
 def _from_other_package(name: str, device: Device | None) -> EngineBuilder:
-    """An engine that another installed package brings (docs/adding-an-engine.md). ``auto`` never takes one."""
+    """An engine from another installed package (docs/adding-an-engine.md). ``auto`` never takes one."""
     entries = importlib.metadata.entry_points(group=ENTRY_POINTS)
     if name not in entries.names:
         known = ", ".join((*_BUILDERS, *sorted(entries.names)))
@@ -86,15 +86,15 @@ def choose(
 ) -> tuple[EngineBuilder, str, str]:
     """(builder, precision, reason) for ``--engine``, ``--precision`` and ``--device``.
 
-    ``auto``: TensorRT where ``bundle`` has engines of it and a GPU is here; else ONNX Runtime on an NVIDIA GPU where
-    there is one that can hold ``bundle``, in float16 where ``bundle`` has graphs for it; else the first precision of
-    ``prefer`` that an engine and ``bundle`` have; else OpenVINO where it is installed and another floating-point
-    precision than fp32 is the fastest here; else fp32 with ONNX Runtime, which ties with OpenVINO there, starts faster
-    and needs half the memory.
+    ``auto``: TensorRT if ``bundle`` has engines of it and the machine has a GPU; else ONNX Runtime on an NVIDIA GPU if
+    there is one that can hold ``bundle``, in float16 if ``bundle`` has graphs for it; else the first precision of
+    ``prefer`` that an engine and ``bundle`` have; else OpenVINO if it is installed and a floating-point precision other
+    than fp32 is the fastest on this machine; else fp32 with ONNX Runtime, which is as fast as OpenVINO there, starts
+    faster and needs half the memory.
 
     Raises:
-        EngineUnavailable: what was asked for cannot run here.
-        RequestError: no such device.
+        EngineUnavailable: the requested engine or precision cannot run on this machine.
+        RequestError: there is no such device.
     """
     builders, faults = _usable(engine, bundle, None if device == "auto" else Device.parse(device))
     if not builders:
@@ -132,8 +132,8 @@ def choose(
 def choose_fallback(
     builder: EngineBuilder, engine: str, precision: str, device: str = "auto"
 ) -> tuple[EngineBuilder, str] | None:
-    """(builder, precision) to go on with where the library of ``builder`` cannot load a graph; None: the user has
-    asked for this engine, or there is no other."""
+    """(builder, precision) to continue with if the library of ``builder`` cannot load a graph; None: the user named
+    this engine, or there is no other."""
     if not engine == precision == device == "auto" or isinstance(builder, DeviceBuilder):
         return None
     other = get_builder("onnxruntime")
@@ -141,7 +141,7 @@ def choose_fallback(
 
 
 def _first(builder: EngineBuilder, bundle: Bundle | None) -> str:
-    """The engine's best precision that the bundle has graphs for; its best one where it has none."""
+    """The engine's best precision that the bundle has graphs for; its best one if there are none."""
     precisions = builder.precisions()
     return next((p for p in precisions if not _missing(builder, bundle, p)), precisions[0])
 
@@ -153,7 +153,7 @@ def _missing(builder: EngineBuilder, bundle: Bundle | None, precision: str) -> s
 
 
 def _usable(engine: str, bundle: Bundle | None, device: Device | None = None) -> tuple[list[EngineBuilder], list[str]]:
-    """Builders that can run here, in the table's order, and why the others cannot."""
+    """Builders that can run on this machine, in the table's order, and the reasons why the others cannot."""
     builders, faults = [], []
     for name in _looked_at(bundle, device) if engine == "auto" else [engine]:
         builder = get_builder(name, device)
@@ -168,7 +168,9 @@ def _usable(engine: str, bundle: Bundle | None, device: Device | None = None) ->
 
 
 def _looked_at(bundle: Bundle | None, device: Device | None) -> list[str]:
-    """Engines that ``auto`` looks at: those of the device; for a GPU, those that may have one, or engines, here."""
+    """Engines that ``auto`` considers: those of the device; for a GPU, only those that may find a GPU or built
+    engines.
+    """
     built = {entry.engine for entry in bundle.manifest.engines} if bundle else set()
     names = [name for name in ENGINES if name not in _BUILT_AHEAD or name in built]
     if device is not None:

@@ -21,7 +21,7 @@ def _check(blob: bytes | memoryview) -> bytes:
 
 
 def write_blob(path: Path, blob: bytes | memoryview) -> None:
-    """``blob`` and its CRC-32, put in place at once: two writers do not collide.
+    """Write ``blob`` and its CRC-32 in one step, so that two writers do not collide.
 
     Raises:
         OSError: the folder cannot be written.
@@ -44,7 +44,7 @@ def read_blob(path: Path) -> Array | None:
 
 
 def trim(folder: Path, limit: int = LIMIT) -> None:
-    """Remove the files of ``folder`` that were used longest ago until the others take no more than ``limit`` bytes."""
+    """Remove the least recently used files of ``folder`` until the others take no more than ``limit`` bytes."""
     files = []
     for path in folder.iterdir():
         with suppress(OSError):  # another process may trim as well

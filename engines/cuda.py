@@ -42,7 +42,7 @@ def _version(number: int) -> str:
 
 
 class CudaDriver:
-    """``engines.device.Driver`` on one GPU. Nothing is touched before the first call.
+    """``engines.device.Driver`` on one GPU. The GPU is not used before the first call.
 
     Args:
         runtime: cuda-python's module ``cuda.bindings.runtime``; None: imported at first use.
@@ -60,10 +60,10 @@ class CudaDriver:
         return self._given if self._given is not None else _runtime()
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """The value of a call, a tuple where it has several.
+        """The value of a call; a tuple if it has several.
 
         Raises:
-            DeviceMemoryFull, EngineUnavailable, EngineError: it failed; names call, error and remedy.
+            DeviceMemoryFull, EngineUnavailable, EngineError: it failed; the message names call, error and remedy.
         """
         calls = [(name, arguments)]
         if CudaDriver._several:  # the current device is the thread's, and libraries change it
@@ -88,7 +88,7 @@ class CudaDriver:
         return EngineUnavailable(message) if missing else EngineError(message)
 
     def unavailable_reason(self) -> str | None:
-        """None: there is a GPU and a driver for it. Else what is missing, and the remedy."""
+        """None if there is a GPU and a driver for it, else what is missing, and the remedy."""
         try:
             error, count = self._cuda.cudaGetDeviceCount()  # of a device that is not here no other call can be made
             if int(error) != 0:
@@ -102,7 +102,7 @@ class CudaDriver:
         return None
 
     def capability(self) -> str:
-        """Compute capability as engines name it: ``sm_89``."""
+        """Compute capability in the form that engines use: ``sm_89``."""
         kinds = self._cuda.cudaDeviceAttr
         major, minor = (
             self._call("cudaDeviceGetAttribute", kind, self.device)

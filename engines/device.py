@@ -1,4 +1,4 @@
-"""What the loop needs of a device with memory of its own: addresses, streams and graphs. No library is named here."""
+"""The interface to a device with its own memory: addresses, streams and graphs. It depends on no library."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _KEPT_SHAPES = 2  # shapes of one graph that keep a context for plain runs
 class Driver(Protocol):
     """Memory, streams and graphs of one device. Handles and addresses are integers; streams run their work in order.
 
-    Every call raises EngineError with the call's name, the library's words and the remedy; ``malloc`` raises
-    DeviceMemoryFull where memory is short.
+    Every call raises EngineError with the call's name, the library's message and the remedy; ``malloc`` raises
+    DeviceMemoryFull if memory is short.
     """
 
     def memory(self) -> tuple[int, int]:
-        """(free, all) bytes of the device's memory."""
+        """(free, total) bytes of the device's memory."""
 
     def malloc(self, size: int) -> int:
         """Address of ``size`` new bytes, aligned to ``ALIGNMENT``."""
@@ -50,16 +50,16 @@ class Driver(Protocol):
     def close_stream(self, stream: int) -> None: ...
 
     def synchronize(self, stream: int) -> None:
-        """Wait until the stream has done its work; raises what went wrong in it."""
+        """Wait until the stream has done its work; raises any error of that work."""
 
     def begin_capture(self, stream: int) -> None:
-        """From here on, work given to the stream by this thread is recorded and not run."""
+        """From this call on, work given to the stream by this thread is recorded and not run."""
 
     def end_capture(self, stream: int) -> int:
         """The recorded graph."""
 
     def instantiate(self, graph: int) -> int:
-        """An executable of a graph. It does not need the graph any more."""
+        """An executable of a graph. The graph may be released afterwards."""
 
     def launch(self, executable: int, stream: int) -> None: ...
 
@@ -69,10 +69,10 @@ class Driver(Protocol):
 
 
 class DeviceContext(Protocol):
-    """A graph ready to run at one set of sizes: bind every address, then enqueue, as often as wanted.
+    """A graph ready to run at one set of sizes: bind every address, then enqueue, any number of times.
 
     Attributes:
-        scratch: bytes of working memory that it needs while it runs. Contexts that run one after another may share.
+        scratch: bytes of working memory that it needs while it runs. Contexts that run one after another may share it.
     """
 
     scratch: int
@@ -83,19 +83,19 @@ class DeviceContext(Protocol):
     def bind_scratch(self, address: int, size: int) -> None: ...
 
     def bind(self, name: str, address: int) -> None:
-        """Where a tensor lies from the next ``enqueue`` on."""
+        """Set the address of a tensor from the next ``enqueue`` on."""
 
     def enqueue(self, stream: int) -> None:
-        """Give one run to the stream, with the addresses that are bound now."""
+        """Give one run to the stream, with the presently bound addresses."""
 
     def capture_blocker(self, stream: int) -> str | None:
-        """None: ``enqueue`` may be captured once it has run. Else the reason."""
+        """None if ``enqueue`` may be captured once it has run, else the reason."""
 
     def close(self) -> None: ...
 
 
 class DeviceEngine(Engine):
-    """An engine that can also run on addresses. From arrays it runs through :class:`PlainRuns`."""
+    """An engine that can also run on addresses. With arrays it runs through :class:`PlainRuns`."""
 
     def __init__(self, spec: GraphSpec, precision: str, driver: Callable[[], Driver]) -> None:
         super().__init__(spec, precision)
@@ -112,7 +112,7 @@ class DeviceEngine(Engine):
         """Whether there is an engine for these sizes of the free input axes.
 
         Raises:
-            ForeignEngine: there is, but not for this machine.
+            ForeignEngine: there is one, but not for this machine.
         """
 
     @abstractmethod
@@ -133,7 +133,7 @@ class DeviceBuilder(Protocol):
 
 @runtime_checkable
 class OwnGraphs(Protocol):
-    """An engine builder that says itself what a bundle must have for it."""
+    """An engine builder that itself decides what a bundle must have for it."""
 
     def missing_variant(self, bundle: Bundle | None, precision: str) -> str | None:
         """None: the bundle, if there is one yet, has graphs for this precision. Else what it lacks, and the remedy."""
@@ -141,10 +141,12 @@ class OwnGraphs(Protocol):
 
 @runtime_checkable
 class OwnMemory(Protocol):
-    """An engine builder whose device has memory of its own."""
+    """An engine builder whose device has its own memory."""
 
     def too_small_reason(self, bundle: Bundle) -> str | None:
-        """None: the device can hold what a photo needs of the bundle. Else the reason and the remedy. Loads nothing."""
+        """None if the device can hold the parts of the bundle that a photo needs, else the reason and the remedy. Loads
+        nothing.
+        """
 
 
 def allocate(driver: Driver, stack: ExitStack, size: int) -> int:
@@ -155,9 +157,9 @@ def allocate(driver: Driver, stack: ExitStack, size: int) -> int:
 
 
 def release(driver: Driver, stream: int | None, stack: ExitStack) -> None:
-    """Give back what ``stack`` holds, once the stream has done its work.
+    """Release everything that ``stack`` holds, once the stream has done its work.
 
-    What cannot be given back is logged and not raised: the error that led here says more, and with most of them the
+    A failed release is logged and not raised: the error that caused it says more, and after most such errors the
     process has lost the device.
     """
     if stream is not None:
@@ -170,7 +172,7 @@ def release(driver: Driver, stream: int | None, stack: ExitStack) -> None:
 
 
 class _PlainRun:
-    """One graph at one set of sizes with buffers of its own."""
+    """One graph at one set of sizes with its own buffers."""
 
     def __init__(self, driver: Driver, spec: GraphSpec, context: DeviceContext) -> None:
         self._driver, self._spec, self._context = driver, spec, context
@@ -207,14 +209,14 @@ class _PlainRun:
 
 
 class PlainRuns:
-    """``Engine.run`` of a device engine: arrays up, one enqueue, arrays down; few shapes kept."""
+    """``Engine.run`` of a device engine: upload arrays, one enqueue, download arrays; few shapes are kept."""
 
     def __init__(self, driver: Callable[[], Driver], spec: GraphSpec) -> None:
         self._driver, self._spec = driver, spec
         self._runs: OrderedDict[tuple[tuple[str, int], ...], _PlainRun] = OrderedDict()
 
     def run(self, engine: DeviceEngine, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
-        """Outputs of ``engine``. A shape whose run fails starts anew at the next.
+        """Outputs of ``engine``. A shape whose run fails is set up again at the next run.
 
         Raises:
             EngineError: it failed.

@@ -18,7 +18,7 @@ class Device:
 
     Attributes:
         kind: of ``KINDS``.
-        number: among those of its kind.
+        number: its index among devices of its kind.
     """
 
     kind: str
@@ -27,7 +27,7 @@ class Device:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Raises:
-        RequestError: no such device.
+        RequestError: there is no such device.
         """
         found = re.fullmatch(r"([a-z]+)(?::(\d{1,3}))?", text)
         if not found or found[1] not in KINDS or (found[2] and found[1] not in _NUMBERED):

@@ -1,4 +1,4 @@
-"""Which floating-point precision is fastest here: measured once per machine, not guessed from a processor's flags.
+"""The fastest floating-point precision, measured once per machine, not derived from a processor's flags.
 
 Native bf16 halves the time of a UNet step on one processor and takes 1.5 times that of float32 on another (an Intel
 one with AVX512-BF16 and without AMX, bench/results/full-512): both report the same capability.
@@ -26,7 +26,7 @@ def fastest_first(
     """``precisions`` in order of their speed on this machine, remembered in the cache folder.
 
     Args:
-        name: of engine, version and device: what the order belongs to.
+        name: engine, version and device to which the order belongs.
         runner: precision -> a function that runs one representative operator.
     """
     file = cache_folder() / _FILE
@@ -54,7 +54,7 @@ def _read(file: Path) -> dict[str, list[str]]:
 
 
 def _write(file: Path, known: Mapping[str, Sequence[str]]) -> None:
-    """At once; a cache that cannot be written costs a third of a second at the next start."""
+    """Write in one step; if the cache cannot be written, the next start takes a third of a second longer."""
     try:
         write_text(file, json.dumps(known, indent=1, sort_keys=True))
     except OSError as error:

@@ -1,7 +1,7 @@
-"""The libraries below the engines report what they do to their makers; here that is turned off, before they load.
+"""Turns off the telemetry of the libraries below the engines, before they load.
 
-OpenVINO asks for www.google-analytics.com and writes ``~/intel``, NNCF does the same, and ONNX Runtime writes
-``~/.cache/Microsoft`` and looks up a host of Microsoft's. ``DIFFPLUGIN_TELEMETRY=1`` leaves all of them as they are.
+OpenVINO contacts www.google-analytics.com and writes ``~/intel``, NNCF does the same, and ONNX Runtime writes
+``~/.cache/Microsoft`` and looks up a host of Microsoft's. ``DIFFPLUGIN_TELEMETRY=1`` leaves all of it on.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ _OPENVINO = "openvino_telemetry"  # OpenVINO and NNCF go without it where it is 
 
 
 def turn_off_telemetry() -> None:
-    """For this process and those that it starts. What the user has chosen for ONNX Runtime stays.
+    """Turn telemetry off for this process and those that it starts. The user's own setting for ONNX Runtime is kept.
 
-    Does nothing for a library that was imported before.
+    Has no effect on a library that was imported before.
     """
     if os.environ.get(ALLOW, "0") not in ("", "0"):
         return

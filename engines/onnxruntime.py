@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the small default."""
+"""ONNX Runtime on the CPU: the default."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class OnnxRuntimeEngine(Engine):
 
     Raises:
         EngineNotLoaded: the file cannot be loaded.
-        BundleDamaged: the file's tensors are not the contract's.
+        BundleDamaged: the file's tensors do not match the contract.
     """
 
     name = "onnxruntime"
@@ -73,11 +73,11 @@ class OnnxRuntimeEngine(Engine):
 
 
 class _Pool:
-    """The threads that all sessions of this process share where there are many: 15 sessions of 64 would be 945.
+    """The threads that all sessions of this process share if each would have many: 15 sessions of 64 would be 945.
 
     ONNX Runtime has one such pool, of one size, from its first use to the end of the process. Its threads spin between
-    two operators, which cannot be turned off and costs others their cores (on two busy ones 1.6 times the processor
-    time). So sessions of few threads have their own, as those that ask for another number have.
+    two operators, which cannot be turned off and takes cores from other work (on two busy cores 1.6 times the processor
+    time). So sessions of few threads have their own threads, and so do sessions with another number of threads.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class _Pool:
         self._size: int | None = None
 
     def holds(self, ort: Any, threads: int) -> bool:
-        """Whether sessions of so many threads share the pool; the first that asks decides its size."""
+        """Whether sessions of this many threads share the pool; the first call decides its size."""
         if threads <= _OWN_POOLS_UP_TO:
             return False
         with self._lock:
@@ -104,7 +104,9 @@ _pool = _Pool()
 
 
 def _options(ort: Any, threads: int) -> Any:
-    """All graph optimisations are on by default, and external weights stay a mapped file: one copy in memory."""
+    """Session options. All graph optimisations are on by default, and external weights stay a mapped file: one copy in
+    memory.
+    """
     options = ort.SessionOptions()
     if _pool.holds(ort, threads):
         options.use_per_session_threads = False

@@ -1,11 +1,12 @@
 """ONNX Runtime on an NVIDIA GPU, behind the device protocol: a whole photo's stage can run as one CUDA graph.
 
-What a capture needs of ONNX Runtime 1.31 was found by running its provider on a recording CUDA (tests/engines/standin):
+The requirements of a capture with ONNX Runtime 1.31 were found by running its provider on a recording stand-in for CUDA
+(tests/engines/standin):
 
 - one stream for all sessions, since a session's is fixed when it is loaded, and no synchronisation after a run;
 - fixed sides: with free ones, host temporaries are copied inside the capture and read again at every replay;
 - no memory pattern, else the second run allocates;
-- no node on the processor: what is placed there reads and writes between the GPU's kernels.
+- no node on the processor: such a node reads and writes between the GPU's kernels.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _LIBRARIES_BYTES = 600 * 2**20
 
 
 def missing_cuda_variant(bundle: Bundle, precision: str) -> str | None:
-    """None: the bundle has graphs in this engine's form. Else what it lacks, and the remedy."""
+    """None if the bundle has graphs in this engine's form, else what it lacks, and the remedy."""
     if bundle.manifest.variants.get(VARIANTS[precision]):
         return None
     return (
@@ -54,7 +55,7 @@ def missing_cuda_variant(bundle: Bundle, precision: str) -> str | None:
 
 
 def weights_bytes(bundle: Bundle, precision: str) -> int:
-    """Bytes of the weights that a photo needs at least on the GPU, with the largest plugin."""
+    """The least bytes of weights that a photo needs on the GPU, with the largest plugin."""
     variant = _variant(bundle, precision)
     sizes = {key: bundle.graph(key, variant).weights_bytes for key in bundle.keys(variant)}
     needed = ["clip_vision", "vae_encoder", "step" if "step" in sizes else "unet", "vae_decoder"]
@@ -63,15 +64,15 @@ def weights_bytes(bundle: Bundle, precision: str) -> int:
 
 
 def _variant(bundle: Bundle, precision: str) -> str:
-    """The variant that runs at this precision: in this engine's form, or else what the bundle has."""
+    """The variant that runs at this precision: in this engine's form, or else the bundle's portable one."""
     return VARIANTS[precision] if bundle.manifest.variants.get(VARIANTS[precision]) else precision
 
 
 class OneStream(CudaDriver):
-    """``engines.device.Driver`` with one stream for all that ask; who captures has it alone.
+    """``engines.device.Driver`` with one stream for all users; a capture uses it alone.
 
     Attributes:
-        lock: held by whoever gives work to the stream.
+        lock: held while work is given to the stream.
     """
 
     def __init__(self, runtime: Any = None, device: int = 0) -> None:
@@ -114,7 +115,7 @@ class OneStream(CudaDriver):
 
 
 class _Session:
-    """A graph loaded for one set of sizes. Its stream lives as long."""
+    """A graph loaded for one set of sizes. Its stream lives as long as it does."""
 
     def __init__(self, engine: OnnxRuntimeCudaEngine, sizes: Mapping[str, int]) -> None:
         import onnxruntime as ort
@@ -199,10 +200,11 @@ class OnnxRuntimeCudaContext:
                 raise _failure(f"{self._engine.spec.graph}: ONNX Runtime failed", error) from None
 
     def capture_blocker(self, stream: int) -> str | None:
-        """None once a run allocates nothing, which is tried: an allocation ends a capture.
+        """None once a trial run allocates nothing, because an allocation ends a capture.
 
-        The arena fits requests into what is free when they come. With all of it free at the start, a second run may fit
-        them otherwise than the first and need more; a run that needed nothing is repeated as it was for ever.
+        The arena places requests into its free memory as they come. With all of it free at the start, a second run may
+        place them differently from the first and need more. A run that allocated nothing repeats in the same way from
+        then on.
         """
         if self._engine.capture_blocker is not None:
             return self._engine.capture_blocker
@@ -214,7 +216,7 @@ class OnnxRuntimeCudaContext:
         return f"{self._engine.spec.graph}: ONNX Runtime still allocates after {_SETTLING} runs"
 
     def _records(self, stream: int) -> bool:
-        """Whether a run can be captured; it is thrown away."""
+        """Whether a run can be captured; the capture is discarded."""
         driver, recorded = self._engine.driver, True
         driver.begin_capture(stream)
         try:
@@ -240,13 +242,13 @@ def _side(axis: int | str, sizes: Mapping[str, int]) -> int:
 
 
 class OnnxRuntimeCudaEngine(DeviceEngine):
-    """One graph, loaded anew for every set of sizes that a context asks for, as long as it has one.
+    """One graph, loaded separately for every set of sizes of its contexts, and kept while such a context exists.
 
     Attributes:
-        driver: of all engines of a bundle.
-        path, reading: the graph's file, and what holds it unchanged while it is loaded.
+        driver: shared by all engines of a bundle.
+        path, reading: the graph's file, and the context manager that keeps it unchanged while it is loaded.
         fused: the graph is in this engine's form; the provider then runs all of it.
-        capture_blocker: why it is only enqueued; None: it may be captured.
+        capture_blocker: why it can only be enqueued; None: it may be captured.
 
     Raises:
         BundleError: the bundle has no such graph.
@@ -269,7 +271,7 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
         self._sessions: WeakValueDictionary[tuple[tuple[str, int], ...], _Session] = WeakValueDictionary()
 
     def sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """Sizes of all free axes, of those of the inputs."""
+        """Sizes of all free axes, from those of the inputs."""
         every = dict(sizes)
         for latent, pixels in (("h", "H"), ("w", "W")):
             if latent in sizes:
@@ -279,7 +281,7 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
         return every
 
     def session(self, sizes: Mapping[str, int]) -> _Session:
-        """The session for these sizes; it goes with the last one that has it."""
+        """The session for these sizes; it is released with its last user."""
         key = tuple(sorted(sizes.items()))
         with self.driver.lock:
             session = self._sessions.get(key)
@@ -323,9 +325,10 @@ class OnnxRuntimeCudaBuilder(OnnxBuilder):
         return self._unavailable
 
     def too_small_reason(self, bundle: Bundle) -> str | None:
-        """None: the GPU can hold what a photo needs of this bundle at its smallest precision. Else how much it lacks.
+        """None if the GPU can hold the parts of this bundle that a photo needs at the smallest precision, else how much
+        it lacks.
 
-        Nothing is loaded for it.
+        Nothing is loaded for this check.
         """
         having = [p for p in self.precisions() if not self.missing_variant(bundle, p)]
         needed = min(weights_bytes(bundle, precision) for precision in having) + _LIBRARIES_BYTES
@@ -338,7 +341,9 @@ class OnnxRuntimeCudaBuilder(OnnxBuilder):
         )
 
     def missing_variant(self, bundle: Bundle | None, precision: str) -> str | None:
-        """Float32 runs from any bundle's graphs; float16 ones that were made for TensorRT compute shapes on the GPU."""
+        """Float32 runs from any bundle's graphs; float16 graphs exported for TensorRT would compute shapes on the
+        GPU.
+        """
         if bundle is None or precision == "fp32":
             return None
         return missing_cuda_variant(bundle, precision)

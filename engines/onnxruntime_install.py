@@ -1,4 +1,6 @@
-"""Which ONNX Runtime is installed, and whether it is whole: two packages bring one module and overwrite each other."""
+"""Which ONNX Runtime is installed, and whether it is complete: two packages install the same module and overwrite each
+other.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ _SMALLEST = bytes.fromhex(
 
 
 def nvidia_driver() -> bool:
-    """Whether an NVIDIA driver is installed: a sign that a GPU may be meant."""
+    """Whether an NVIDIA driver is installed: a sign that the user may want the GPU."""
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -35,7 +37,7 @@ def nvidia_driver() -> bool:
 
 
 def broken_reason() -> str | None:
-    """None: ONNX Runtime can be used, at least on processors. Else what is wrong, and the commands that mend it."""
+    """None if ONNX Runtime can be used, at least on processors; else the fault, and the commands that fix it."""
     here = _packages()
     try:
         module = importlib.import_module("onnxruntime")
@@ -51,10 +53,10 @@ def broken_reason() -> str | None:
 
 
 def cuda_unavailable_reason(device: int, driver: Callable[[], str | None]) -> str | None:
-    """None: ONNX Runtime can run on this GPU. Else the reason and the remedy.
+    """None if ONNX Runtime can run on this GPU, else the reason and the remedy.
 
     Args:
-        driver: why the GPU itself cannot be used; asked once the package is found to be the right one.
+        driver: returns why the GPU itself cannot be used; called once the right package is found.
     """
     if reason := broken_reason():
         return reason
@@ -63,7 +65,7 @@ def cuda_unavailable_reason(device: int, driver: Callable[[], str | None]) -> st
 
 
 def _lacking_provider(ort: Any) -> str | None:
-    """What is wrong with a module that was built without the provider."""
+    """The fault of a module that was built without the provider."""
     if CUDA in ort.get_available_providers():
         return None
     here = _packages()
@@ -77,7 +79,9 @@ def _lacking_provider(ort: Any) -> str | None:
 
 
 def _lacking_library(ort: Any) -> str | None:
-    """The first of CUDA's libraries that cannot be loaded. Those of NVIDIA's packages are loaded from there."""
+    """The first of CUDA's libraries that cannot be loaded. Those of NVIDIA's packages are loaded from these
+    packages.
+    """
     if hasattr(ort, "preload_dlls"):
         with contextlib.redirect_stdout(io.StringIO()):  # what it cannot find is said below, in one line
             ort.preload_dlls()
@@ -90,8 +94,7 @@ def _lacking_library(ort: Any) -> str | None:
 
 
 def _refused_session(ort: Any, device: int) -> str | None:
-    """That the provider is listed does not say that it can be loaded, nor that it has code for this GPU: one kernel
-    tells."""
+    """Run one kernel: a listed provider may still fail to load, or have no code for this GPU."""
     import numpy as np
 
     try:
@@ -103,7 +106,7 @@ def _refused_session(ort: Any, device: int) -> str | None:
 
 
 def meant(error: BaseException) -> str:
-    """What an error of ONNX Runtime says: its source file and a function's signature stand before it."""
+    """The message of an ONNX Runtime error, without the source file and function signature before it."""
     text = " ".join(str(error).split())
     if failed := re.search(r"\b(CUDA|CUBLAS\w*|CUDNN\w*) failure [^;]*", text):
         return failed[0].strip()
@@ -111,10 +114,10 @@ def meant(error: BaseException) -> str:
 
 
 def cuda_session(ort: Any, model: Any, options: Any, settings: Mapping[str, str]) -> Any:
-    """A session on the GPU alone: where the provider fails, so does this.
+    """A session on the GPU alone; it fails if the provider fails.
 
     Raises:
-        Exception: of ONNX Runtime's many kinds.
+        Exception: any of ONNX Runtime's many kinds.
     """
     options.log_severity_level = 4
     ort.set_default_logger_severity(4)  # what it logs beside its errors is no line of ours
@@ -128,7 +131,7 @@ def cuda_session(ort: Any, model: Any, options: Any, settings: Mapping[str, str]
 
 
 def _packages() -> tuple[str, ...]:
-    """Installed packages that bring the module."""
+    """Installed packages that contain the module."""
     found = []
     for name in (_CPU, _GPU):
         try:
@@ -140,7 +143,7 @@ def _packages() -> tuple[str, ...]:
 
 
 def _leftovers() -> bool:
-    """A folder of the module without its files: what uninstalling one of the two packages leaves of the other."""
+    """A folder of the module without its files: left over when one of the two packages is uninstalled."""
     return importlib.util.find_spec("onnxruntime") is not None
 
 

@@ -1,5 +1,5 @@
-"""OpenVINO on the CPU: fp32, bf16 where the processor computes it natively, and int8 where the bundle has it; on the
-graphics and NPUs of Intel fp16, and fp32 where they compute it."""
+"""OpenVINO on the CPU: fp32, bf16 if the processor computes it natively, and int8 if the bundle has it. On Intel's
+graphics and NPUs: fp16, and fp32 if they compute it."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ _OLDEST = (2026, 3)  # knows com.microsoft.MultiHeadAttention and the other oper
 
 
 class OpenVinoEngine(Engine):
-    """One graph; compiled at first use of a shape, or taken from the bundle's engines or from the cache.
+    """One graph; compiled at the first use of a shape, or taken from the bundle's engines or from the cache.
 
     Raises:
         EngineError: the file cannot be loaded (when a shape is first used).
-        BundleDamaged: its tensors are not the contract's.
+        BundleDamaged: its tensors do not match the contract.
     """
 
     name = "openvino"
@@ -115,7 +115,7 @@ class OpenVinoEngine(Engine):
         return self._requests[shapes][0]
 
     def _load(self, shapes: str, sizes: Mapping[str, int]) -> tuple[Any, Any]:
-        """(infer request, what must live as long): from the bundle, else from the cache, else compiled."""
+        """(infer request, objects that must live as long): from the bundle, else from the cache, else compiled."""
         stored = [file for file in (self._built(sizes), self._cache_file(shapes)) if file is not None]
         # the compiled model has its own copy of the weights, in its own order
         with self._bundle.reading(self._key, self._variant), releasing((*graph_files(self._path), *stored)):
@@ -136,7 +136,7 @@ class OpenVinoEngine(Engine):
         return compile_graph(self._path, self.spec, sizes, self._properties, self._builder.target)
 
     def _built(self, sizes: Mapping[str, int]) -> Path | None:
-        """File of the bundle's engine for this shape and machine. A foreign one is named, once, and not used."""
+        """File of the bundle's engine for this shape and machine. A foreign one is reported once and not used."""
         try:
             entry = self._bundle.engine(
                 self._key,
@@ -166,7 +166,7 @@ class OpenVinoEngine(Engine):
 
 
 def _said(error: RuntimeError) -> str:
-    """What OpenVINO says went wrong, on one line."""
+    """OpenVINO's error message on one line."""
     said = one_line(error, last=True)
     if "temporarily unavailable" in said:  # what the system answers where no thread can be started
         said += ": a limit on processes; raise pids.max of the container, or ulimit -u"
@@ -174,7 +174,7 @@ def _said(error: RuntimeError) -> str:
 
 
 def _new_outputs(request: Any, spec: GraphSpec) -> dict[str, Array]:
-    """New arrays that the request will write its outputs to: they are the caller's, and nothing is copied."""
+    """New arrays that the request will write its outputs to: they belong to the caller, and nothing is copied."""
     import openvino
 
     outputs: dict[str, Array] = {}
@@ -186,7 +186,7 @@ def _new_outputs(request: Any, spec: GraphSpec) -> dict[str, Array]:
 
 
 def _properties(path: Path, hint: str, threads: int, target: str = _CPU) -> dict[str, Any]:
-    """How to compile or import the graph in ``path``."""
+    """Properties for compiling or importing the graph in ``path``."""
     if target != _CPU:
         return {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
     properties: dict[str, Any] = {
@@ -212,7 +212,7 @@ def compile_graph(
 
     Raises:
         RuntimeError: OpenVINO cannot read or compile the file.
-        BundleDamaged: the file's tensors are not the contract's.
+        BundleDamaged: the file's tensors do not match the contract.
     """
     core = _core()
     model = core.read_model(path)
@@ -222,7 +222,7 @@ def compile_graph(
 
 
 def _import(file: Path, graph: Path, properties: Mapping[str, Any], target: str = _CPU) -> tuple[Any, Any] | None:
-    """(compiled model, what must live as long) of a blob; None: there is none, or it cannot be used."""
+    """(compiled model, objects that must live as long) of a blob; None: there is none, or it cannot be used."""
     blob = read_blob(file)
     if blob is None:
         return None
@@ -239,7 +239,7 @@ def _import(file: Path, graph: Path, properties: Mapping[str, Any], target: str 
 
 
 def _store(compiled: Any, file: Path) -> None:
-    """Into the cache; a cache that cannot be written costs time, not the run."""
+    """Store it in the cache; if the cache cannot be written, only time is lost."""
     try:
         write_blob(file, compiled.export_model().getbuffer())
         trim(file.parent)
@@ -248,7 +248,7 @@ def _store(compiled: Any, file: Path) -> None:
 
 
 def _check_hint(compiled: Any, properties: Mapping[str, Any]) -> None:
-    """OpenVINO accepts a hint that the processor cannot follow, and computes in float32 without a word."""
+    """Check the hint: OpenVINO accepts one that the processor cannot follow, and silently computes in float32."""
     used, wanted = compiled.get_property("INFERENCE_PRECISION_HINT").to_string(), properties["INFERENCE_PRECISION_HINT"]
     if used != wanted:
         raise EngineUnavailable(f"engine openvino: asked for {wanted}, it computes in {used}; use --precision fp32")
@@ -259,8 +259,8 @@ _living_core: weakref.ref[Any] | None = None
 
 
 def _core() -> Any:
-    """OpenVINO's core, shared by all engines that live. It keeps threads and memory of every model that it compiled,
-    so it goes with the last of them."""
+    """OpenVINO's core, shared by all living engines. It keeps threads and memory of every model that it compiled, so it
+    is released with the last engine."""
     import openvino
 
     global _living_core  # noqa: PLW0603
@@ -279,7 +279,7 @@ def _version() -> str:
 
 @cached
 def _facts(target: str) -> tuple[str, tuple[str, ...]]:
-    """(name, capabilities) of a device as OpenVINO sees it."""
+    """(name, capabilities) of a device as OpenVINO reports them."""
     core = _core()
     name = str(core.get_property(target, "FULL_DEVICE_NAME"))
     return name, tuple(sorted(core.get_property(target, "OPTIMIZATION_CAPABILITIES")))
@@ -287,7 +287,7 @@ def _facts(target: str) -> tuple[str, tuple[str, ...]]:
 
 class OpenVinoBuilder:
     """Args:
-    device: where it runs; None: the processor.
+    device: the device that it runs on; None: the processor.
 
     Attributes:
         target: the device as OpenVINO names it.
@@ -334,15 +334,18 @@ class OpenVinoBuilder:
         return _facts(self.target)[1]
 
     def precisions(self) -> tuple[str, ...]:
-        """Floating point first, in the order of its speed here; int8, which costs accuracy, is never the first choice.
+        """Floating point first, in the order of speed on this machine; int8, which costs accuracy, is never the first
+        choice.
 
-        Without native bf16 it is not offered; see :func:`_check_hint`.
+        bf16 is offered only if it is native; see :func:`_check_hint`.
         """
         int8 = self.target == _CPU or "INT8" in self._abilities()
         return (*self._floats(), *(["int8"] if int8 else []))
 
     def variant(self, precision: str) -> str:
-        """The bundle's graphs for a precision: but for int8 the float32 ones, in which OpenVINO computes as told."""
+        """The bundle's graphs for a precision: except for int8 the float32 ones, which OpenVINO computes at the given
+        precision.
+        """
         return precision if precision == "int8" else "fp32"
 
     def missing_variant(self, bundle: Bundle | None, precision: str) -> str | None:
@@ -365,7 +368,9 @@ class OpenVinoBuilder:
             raise EngineUnavailable(f"engine openvino: cannot compute a convolution here ({_said(error)})") from None
 
     def hint(self, precision: str) -> str:
-        """OpenVINO's name of the floating-point type that a graph computes in; what int8 leaves takes the fastest."""
+        """OpenVINO's name of the floating-point type that a graph computes in; the parts that are not int8 use the
+        fastest.
+        """
         return _HINTS[self._floats()[0] if precision == "int8" else precision]
 
     def load(
@@ -406,7 +411,7 @@ class OpenVinoBuilder:
 
 
 def convolution(core: Any, hint: str, *, threads: int, channels: int = 320, side: int = 32) -> Callable[[], object]:
-    """A 3x3 convolution of the UNet's first level through OpenVINO: half of a picture's work is of this kind."""
+    """A 3x3 convolution of the UNet's first level through OpenVINO: half of the work of a picture is of this kind."""
     import openvino
     from openvino import opset13 as ops
 

@@ -1,4 +1,4 @@
-"""Giving memory back to the system: pages of mapped files that an engine has copied, and what it has freed."""
+"""Returns memory to the system: pages of mapped files that an engine has copied, and memory that it has freed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _DONTNEED = 4  # MADV_DONTNEED
 
 
 def release_pages(path: Path) -> int:
-    """Drop what this process has resident of its read-only mappings of a file; it is read again if it is touched.
+    """Drop the resident pages of this process's read-only mappings of a file; they are read again if touched.
 
     Safe at any time: a page that cannot have been written is the file's. Does nothing but on Linux.
 
     Returns:
-        Bytes of address space given back.
+        Bytes of address space released.
     """
     if sys.platform != "linux":
         return 0
@@ -36,18 +36,18 @@ def release_pages(path: Path) -> int:
 
 
 def give_back_memory() -> None:
-    """Return freed memory to the system, which the C library keeps for later. Does nothing but with glibc."""
+    """Return to the system freed memory that the C library keeps for later. Works only with glibc."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager
 def releasing(paths: Iterable[Path], every: float = 0.1) -> Iterator[None]:
-    """Give back the pages of mapped files again and again while the block copies from them, and once at its end:
-    gigabytes of weights then pass through memory without ever being in it together.
+    """Release the pages of mapped files repeatedly while the block copies from them, and once at its end: gigabytes of
+    weights then pass through memory without being in it all at once.
 
     Args:
-        every: seconds between two times.
+        every: seconds between two releases.
     """
     files, done = tuple(paths), threading.Event()
 

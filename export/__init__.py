@@ -1,1 +1,1 @@
-"""Checkpoints in, bundles out: the only room besides training that may import PyTorch."""
+"""Converts checkpoints to bundles: the only package besides training that may import PyTorch."""

@@ -1,4 +1,4 @@
-"""``dp-export``: checkpoints in, a bundle of engines out; and the care of bundles."""
+"""``dp-export``: converts checkpoints to a bundle of engines, and maintains bundles."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _deliver(args: argparse.Namespace, bundle: Path) -> int:
-    """What is asked for beside the bundle itself."""
+    """Write the requested outputs other than the bundle itself."""
     if args.triton_repo:
         _triton(bundle, args.triton_repo)
     if args.push_to:
@@ -219,7 +219,7 @@ def _triton(bundle: Path, out: Path) -> int:
 
 
 def _pictures(folder: Path | None) -> list[Path]:
-    """At most eight pictures of a folder, evenly over its names."""
+    """At most eight pictures of a folder, spread evenly over its names."""
     if folder is None:
         return []
     from diffplugin.runtime.cli.inputs import find_photos

@@ -1,6 +1,7 @@
 """Variants of a bundle for ONNX Runtime's CUDA provider: its fused operators, channels last, and the graph ``step``.
 
-Exported anywhere: no GPU is needed, nor the provider. :class:`EmulatedCuda` runs them on a processor.
+They are exported on any machine: neither a GPU nor the provider is needed. :class:`EmulatedCuda` runs them on a
+processor.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def cuda_graph(module: Any, spec: GraphSpec, precision: str, *, factor: int) -> 
 
 
 class EmulatedCuda(EmulatedFp16):
-    """Engines of a bundle's graphs for the CUDA provider on this processor: its operators that a processor lacks are
-    written out, and float16 rounds as ``export.fp16.emulate`` says."""
+    """Engines of a bundle's graphs for the CUDA provider on this processor: operators that a processor lacks are
+    expanded, and float16 is rounded as in ``export.fp16.emulate``."""
 
     def variant(self, precision: str) -> str:
         return VARIANTS[precision]

@@ -1,4 +1,4 @@
-"""Where the embedded model's checkpoint lies: in the repository, which the package may or may not come from."""
+"""The location of the embedded model's checkpoint: in the repository, if the package was installed from one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def embedded_checkpoint_folder() -> Path:
     Wheels leave it out: only export and training read it.
 
     Raises:
-        CheckpointError: installed from a wheel; the message says where to get it.
+        CheckpointError: the package was installed from a wheel; the message names where to get it.
     """
     inside = Path("plugins", "embedded_checkpoint")
     places = [Path(__file__).resolve().parents[1] / inside]
@@ -35,7 +35,7 @@ def embedded_checkpoint_folder() -> Path:
 
 
 def _source_folder() -> Path | None:
-    """The folder that ``pip install .`` or ``pip install -e .`` was given, from the installer's note (PEP 610)."""
+    """The folder given to ``pip install .`` or ``pip install -e .``, from the installer's record (PEP 610)."""
     try:
         note = json.loads(importlib.metadata.distribution("diffplugin").read_text("direct_url.json") or "{}")
     except (importlib.metadata.PackageNotFoundError, ValueError):

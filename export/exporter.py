@@ -1,4 +1,4 @@
-"""Checkpoint -> bundle: trace every graph, prove it equal, prepare engines, and only then put the bundle in place."""
+"""Checkpoint -> bundle: trace every graph, validate it, prepare engines, and only then put the bundle in place."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 
 def _sources(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
-    """What the bundle was made from: file name and SHA-256 per part, without the machine's folders."""
+    """The sources of the bundle: file name and SHA-256 per part, without the machine's folders."""
     parts = {part: checkpoint.source(part) for part in checkpoint.parts()}
     hashes = {files: sha256(*files.files) for files in set(parts.values())}  # a single file holds three parts
     return {part: {"name": files.main.name, "sha256": hashes[files]} for part, files in parts.items()}
@@ -72,7 +72,7 @@ def _cards(checkpoint: Checkpoint, folder: Path | None) -> dict[str, PluginCard]
 
 
 def _checked(checkpoint: Checkpoint, cards: Path | None, log: Log) -> dict[str, PluginCard]:
-    """The cards, after everything that can be wrong with files has been looked for: all faults are told at once."""
+    """The cards, after a check for everything that can be wrong with files; all faults are reported at once."""
     faults: list[str] = []
     chosen: dict[str, PluginCard] = {}
     try:
@@ -154,7 +154,9 @@ def _quantize(bundle: Bundle, builder: EngineBuilder, calibration: Sequence[Path
 def _validate(
     bundle: Bundle, checkpoint: Checkpoint, builder: EngineBuilder, precision: str, log: Log
 ) -> dict[str, Any]:
-    """Compare with the reference; the report for the manifest. ParityError after all comparisons are printed."""
+    """Compare with the reference; returns the report for the manifest. Raises ParityError after printing all
+    comparisons.
+    """
     reference = ReferenceBuilder(checkpoint)
     vocabulary = checkpoint.config("text_encoder")["vocab_size"]
     comparisons = []
@@ -213,19 +215,19 @@ def export_bundle(
     Args:
         name: the bundle's name, kept in its manifest.
         cards: folder whose ``<id>/card.toml`` or ``cards/<id>.toml`` replace or add to the shipped cards.
-        engine, precision: what to prepare and to validate with (``diffplugin.engines.choice.choose``).
+        engine, precision: those to prepare and to validate with (``diffplugin.engines.choice.choose``).
         sizes: (width, height) in pixels that engines are built for, one engine per pair and graph; none: 512 x 512.
         options: how engines are built.
         calibration: pictures for int8, best degraded as the plugins expect; none: synthetic ones.
-        validate: compare every graph, one picture and every engine that can run here with the reference, and put a
-            clean and a degraded photo through every plugin.
-        log: takes one line of progress.
+        validate: compare every graph, one picture and every engine that can run on this machine with the reference, and
+            put a clean and a degraded photo through every plugin.
+        log: called with one line of progress.
 
     Raises:
         CheckpointError: the checkpoint does not fit.
-        ParityError: a graph or an engine leaves its error budget; nothing is written then.
+        ParityError: a graph or an engine exceeds its error budget; nothing is written then.
         BundleError: ``out`` cannot be written.
-        EngineUnavailable: the engine cannot run here.
+        EngineUnavailable: the engine cannot run on this machine.
     """
     chosen = _checked(checkpoint, cards, log)
     dims = checkpoint.dims

@@ -1,7 +1,7 @@
 """One tracing wrapper per graph kind: positional tensors in, the spec's outputs out.
 
 Each module below takes the inputs of its :class:`~diffplugin.spec.GraphSpec` in order. The reference runs the same
-modules, so what is exported is what was proved equal to the released model.
+modules, so the exported modules are those that were proved equal to the released model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from diffplugin.plugins.networks.vae import Autoencoder
 
 
 class _UNet(nn.Module):
-    """The three residuals as inputs of their own."""
+    """The UNet with the three residuals as separate inputs."""
 
     def __init__(self, unet: UNet) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class _UNet(nn.Module):
 
 
 class _ShallowUNet(nn.Module):
-    """The outermost blocks alone; what is below them goes, with its weights."""
+    """Only the outermost blocks; the others are removed, with their weights."""
 
     def __init__(self, unet: UNet) -> None:
         super().__init__()
@@ -47,8 +47,8 @@ class _ShallowUNet(nn.Module):
 
 
 class _Step(nn.Module):
-    """A step of the sampler's loop (:func:`diffplugin.spec.graph_specs`), for comparison: its ONNX form is made of the
-    UNet's (:mod:`diffplugin.export.step`)."""
+    """A step of the sampler's loop (:func:`diffplugin.spec.graph_specs`), for comparison: its ONNX form is derived from
+    the UNet's (:mod:`diffplugin.export.step`)."""
 
     def __init__(self, unet: UNet) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Bundles on disk: listed, verified, pruned. Free of PyTorch."""
+"""Lists, verifies and prunes bundles on disk. Does not need PyTorch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def list_bundles(folder: Path) -> list[Bundle]:
 
 
 def verify(path: str | os.PathLike[str]) -> list[str]:
-    """Every fault of a bundle, one line each; empty: sound.
+    """Every fault of a bundle, one line each; empty if there is none.
 
     Finds a missing, changed or unlisted file, a plugin without its graphs, an engine whose fingerprint is not that of
     its manifest entry or whose graph has changed, and engines that this machine would refuse.
@@ -76,7 +76,7 @@ def _changed(folder: Path, name: str, entry: FileEntry) -> str | None:
 
 
 def _open_ends(bundle: Bundle) -> Iterator[str]:
-    """Graphs that take weights from elsewhere than the file beside them."""
+    """Graphs that take weights from anywhere but the file beside them."""
     for entry in bundle.manifest.all_graphs().values():
         path = bundle.path / entry.file
         if path.suffix != ".onnx" or not path.is_file():
@@ -90,7 +90,7 @@ def _open_ends(bundle: Bundle) -> Iterator[str]:
 
 
 def _incomplete(manifest: Manifest) -> Iterator[str]:
-    """What a bundle needs in order to run and the manifest does not list."""
+    """Files that a bundle needs in order to run and that the manifest does not list."""
     kinds = graph_specs(manifest.dims)
     needed = ["clip_vision", "vae_encoder", "unet", "unet_shallow", "vae_decoder"]
     needed += ["clip_text", "selector"] if manifest.selector else []
@@ -143,15 +143,15 @@ def _foreign(engine: EngineEntry) -> str | None:
 
 
 def prune(path: str | os.PathLike[str]) -> tuple[list[str], int]:
-    """Remove stale and foreign engines, unlisted engine folders and what interrupted exports left beside the bundle.
+    """Remove stale and foreign engines, unlisted engine folders and leftovers of interrupted exports beside the bundle.
 
     An export that is still running keeps its folder.
 
     Returns:
-        (names of what went, bytes freed).
+        (names of removed files, bytes freed).
 
     Raises:
-        BundleError: as :func:`open_bundle` says, or the bundle is read-only.
+        BundleError: as for :func:`open_bundle`, or the bundle is read-only.
     """
     bundle = open_bundle(path)
     folder = bundle.path

@@ -1,4 +1,4 @@
-"""How far two results are apart, and a picture to compare on."""
+"""Measures of the difference between two results, and a picture to compare on."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def ssim(a: Pixels, b: Pixels) -> float:
 def gmsd(a: Pixels, b: Pixels) -> float:
     """Gradient magnitude similarity deviation of two 8-bit pictures [H,W,3]: 0 for equal ones, larger is worse.
 
-    Xue et al., IEEE TIP 23(2), 2014, Eq. 3 to 6: Prewitt gradients of the luma at half size, c = 170. It stands in
-    for LPIPS, whose weights cannot be shipped: a perceptual distance that needs none.
+    Xue et al., IEEE TIP 23(2), 2014, Eq. 3 to 6: Prewitt gradients of the luma at half size, c = 170. It replaces
+    LPIPS, whose weights cannot be shipped: it is a perceptual distance that needs no weights.
     """
     one, other = _gradients(a), _gradients(b)
     similarity = (2 * one * other + 170) / (one**2 + other**2 + 170)

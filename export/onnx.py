@@ -1,4 +1,4 @@
-"""PyTorch graph -> ONNX file with the names and axes of the spec, and weights at half size where that is exact."""
+"""PyTorch graph -> ONNX file with the names and axes of the spec, and weights at half size if that is exact."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def example_inputs(spec: GraphSpec, sizes: dict[str, int], *, ids_below: int = 1
 
 
 def export_graph(module: torch.nn.Module, spec: GraphSpec, path: Path, *, factor: int) -> None:
-    """Trace ``module`` and write ``path`` (and ``path`` + ".data" where the weights are large).
+    """Trace ``module`` and write ``path`` (and ``path`` + ".data" if the weights are large).
 
     Args:
         factor: picture pixels per latent pixel, for the axes ``H W``.
@@ -64,7 +64,7 @@ def load(path: Path) -> ir.Model:
 
 
 def save(model: ir.Model, path: Path, *, beside: bool = False) -> None:
-    """Write a graph, its weights beside it where they are large, or with ``beside`` however large they are."""
+    """Write a graph, with its weights beside it if they are large, or, with ``beside``, in any case."""
     import onnx_ir as ir
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,10 +72,11 @@ def save(model: ir.Model, path: Path, *, beside: bool = False) -> None:
 
 
 def trace(module: torch.nn.Module, spec: GraphSpec, *, factor: int, form: Form | None = None) -> ir.Model:
-    """``module`` as a graph with the spec's names and axes, float32, without notes of where it was made.
+    """``module`` as a graph with the spec's names and axes, float32, without notes on the exporting machine.
 
     Args:
-        form: in which it is written (:mod:`diffplugin.plugins.networks.form`); None: that of the caller's context.
+        form: the form in which it is written (:mod:`diffplugin.plugins.networks.form`); None: that of the caller's
+            context.
     """
     if form is not None:
         with traced_as(form):
@@ -107,7 +108,7 @@ def trace(module: torch.nn.Module, spec: GraphSpec, *, factor: int, form: Form |
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """The exporter prints its stages and warns of packages that we do not use."""
+    """Silence the exporter, which prints its stages and warns of packages that we do not use."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -124,7 +125,7 @@ def _quiet() -> Any:
 
 
 def _apply_spec(model: ir.Model, spec: GraphSpec) -> None:
-    """Axes of inputs and outputs as the spec names them; the tracer's own names go."""
+    """Name the axes of inputs and outputs as in the spec; the tracer's own names are removed."""
     import onnx_ir as ir
 
     for values, tensors in ((model.graph.inputs, spec.inputs), (model.graph.outputs, spec.outputs)):
@@ -139,7 +140,9 @@ def _apply_spec(model: ir.Model, spec: GraphSpec) -> None:
 
 
 def _strip(model: ir.Model) -> None:
-    """Drop the tracer's notes: stack traces with the exporting machine's paths, and what makes files differ."""
+    """Drop the tracer's notes: stack traces with the exporting machine's paths, and anything that makes files
+    differ.
+    """
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.graph.doc_string = model.doc_string = None
@@ -157,8 +160,8 @@ def _strip(model: ir.Model) -> None:
 def halve_weights(model: ir.Model) -> None:
     """Store float32 weights as float16 plus a cast where every value survives the round trip.
 
-    Engines fold the cast when they load; a checkpoint in half precision then costs its own size. Large graphs are
-    left alone: their weights are mapped from the file as they are, and a folded cast would be a second copy.
+    Engines fold the cast when they load; a checkpoint in half precision then costs its own size. Large graphs are not
+    changed: their weights are mapped from the file, and a folded cast would be a second copy.
     """
     import onnx_ir as ir
 

@@ -1,7 +1,7 @@
 """Proof at export: every graph against the reference on the same inputs, then one whole picture.
 
-A graph's inputs are the reference's own tensors, made in the order of a restoration, so that activations are what
-they are in use. The error of a tensor is ||engine - reference|| / ||reference||.
+A graph's inputs are the reference's own tensors, computed in the order of a restoration, so that activations are
+realistic. The error of a tensor is ||engine - reference|| / ||reference||.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LATENT_SIDE = 24  # of the picture that is used; not a multiple of 16, and quick
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Errors of one graph, per output tensor, the budget they were held to, and where it was left first."""
+    """Errors of one graph, per output tensor, their budget, and the first place that exceeds it."""
 
     key: str
     errors: Mapping[str, float]
@@ -58,7 +58,7 @@ class Comparison:
 
 
 class Chain:
-    """Tensors of a restoration as far as it has come; what is not there yet is drawn at random.
+    """Tensors of a restoration computed so far; missing ones are drawn at random.
 
     Args:
         vocabulary: of the text encoder.

@@ -1,4 +1,4 @@
-"""Engines built ahead of time: which builder, for which sizes, into which folders of a bundle."""
+"""Builds engines ahead of time: the builder, the sizes, and the folders of a bundle."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def parse_size(text: str) -> tuple[Range, Range]:
 
 
 def checked_sizes(sizes: Sizes, dims: ModelDims) -> Sizes:
-    """``sizes``, or 512 x 512 where there are none.
+    """``sizes``, or 512 x 512 if there are none.
 
     Raises:
         RequestError: a side is under one latent pixel.
@@ -55,10 +55,10 @@ def checked_sizes(sizes: Sizes, dims: ModelDims) -> Sizes:
 
 
 def choose_builder(engine: str, precision: str, options: BuildOptions) -> tuple[EngineBuilder, str, str]:
-    """(builder, precision, reason) for an export: what is built ahead need not run here.
+    """(builder, precision, reason) for an export: engines built ahead need not run on this machine.
 
     Raises:
-        EngineUnavailable: the engine can neither be built nor run here, or not at this precision.
+        EngineUnavailable: the engine can neither be built nor run on this machine, or not at this precision.
         RequestError: ``options`` are not possible with it.
     """
     if engine == "auto" and precision == "fp16":
@@ -90,7 +90,7 @@ def choose_builder(engine: str, precision: str, options: BuildOptions) -> tuple[
 def build_engines(
     bundle: Bundle, builder: EngineBuilder, precision: str, sizes: Sizes, options: BuildOptions, log: Log
 ) -> tuple[EngineEntry, ...]:
-    """Engines built ahead of time for every graph and size; none where the engine loads from ONNX."""
+    """Engines built ahead of time for every graph and size; none if the engine loads ONNX."""
     entries: dict[str, EngineEntry] = {}
     options = replace(options, log=log)
     dims, plugins = bundle.manifest.dims, len(bundle.manifest.plugins)

@@ -1,4 +1,4 @@
-"""A bundle into the Hugging Face hub, with a card that says what it is."""
+"""Uploads a bundle to the Hugging Face hub, with a model card."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def push_bundle(path: str | Path, target: str, log: Callable[[str], None] = lamb
     """Upload a bundle and its card; returns the address of the commit.
 
     Args:
-        target: ``hf:user/name[@branch]``; the repository is made if it is missing.
+        target: ``hf:user/name[@branch]``; the repository is created if it is missing.
 
     Raises:
-        RequestError: ``target`` is no such name.
+        RequestError: ``target`` is not such a name.
         MissingDependency: huggingface_hub is not installed.
-        BundleError: the bundle is not sound, or the hub refuses.
+        BundleError: the bundle has faults, or the hub refuses it.
     """
     from diffplugin.export.maintenance import verify
 
@@ -62,7 +62,7 @@ def push_bundle(path: str | Path, target: str, log: Callable[[str], None] = lamb
 
 
 def measure(bundle: Bundle) -> tuple[Plan, float]:
-    """(plan, seconds) of one photo of ``SIDE`` px by the first plugin, engines prepared."""
+    """(plan, seconds) of one photo of ``SIDE`` px with the first plugin and prepared engines."""
     import diffplugin
 
     plugin = bundle.manifest.plugins[0]

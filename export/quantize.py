@@ -3,7 +3,7 @@
 Convolutions and linear layers run in int8 (activations per tensor, weights per channel); attention, norms, the first
 and last convolution and the VAE's encoder stay in floating point. The vision encoder, 1 % of the work and a fifth of
 the weights, has int8 weights only. The result is OpenVINO IR beside the ONNX graphs. A graph whose error is over
-:data:`GRAPH_BUDGET` stays in floating point: the exporter says which.
+:data:`GRAPH_BUDGET` stays in floating point: the exporter reports it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ GRAPH_BUDGET = 0.1
 
 
 def unavailable_reason() -> str | None:
-    """None: NNCF and OpenVINO are here. Else the remedy."""
+    """None if NNCF and OpenVINO are installed, else the remedy."""
     for package in ("openvino", "nncf"):
         try:
             importlib.metadata.version(package)
@@ -61,7 +61,7 @@ def unavailable_reason() -> str | None:
 
 @dataclass
 class Recorder:
-    """A builder that passes everything on to another one and keeps what entered the graphs.
+    """A builder that passes everything on to another one and records the inputs of the graphs.
 
     Attributes:
         seen: inputs per graph key, in the order of the calls.
@@ -106,7 +106,7 @@ class _Recording(Engine):
 def calibration_inputs(
     bundle: Bundle, builder: EngineBuilder, pictures: Sequence[Array], *, precision: str = "fp32", steps: int = STEPS
 ) -> dict[str, list[Inputs]]:
-    """What enters each graph while every plugin restores every picture: at most :data:`SAMPLES` per graph.
+    """The inputs of each graph while every plugin restores every picture: at most :data:`SAMPLES` per graph.
 
     Args:
         pictures: uint8 [H, W, 3], best degraded as the plugins expect; sides a multiple of the autoencoder's factor.
@@ -127,7 +127,7 @@ def calibration_inputs(
 
 
 def _sample(items: Sequence[Inputs], count: int, random: np.random.Generator) -> list[Inputs]:
-    """``count`` items at random, in their order: an even stride would meet the same timesteps in every picture."""
+    """``count`` items at random, in their order: an even stride would hit the same timesteps in every picture."""
     if len(items) <= count:
         return list(items)
     return [items[i] for i in sorted(random.choice(len(items), count, replace=False))]
@@ -175,14 +175,16 @@ def quantize_graph(path: Path, inputs: Sequence[Inputs], out: Path, *, weights_o
 
 
 def _first_and_last_convolution(model: Any) -> list[str]:
-    """What reads a picture or latents and what writes them: few channels, so little work, and all that is seen."""
+    """The convolutions that read and write a picture or latents: few channels, so little work, but a direct effect on
+    the picture.
+    """
     names = [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_type_name() == "Convolution"]
     return list(dict.fromkeys(names[:1] + names[-1:]))
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """NNCF prints a line per layer and progress bars."""
+    """Silence NNCF, which prints a line per layer and progress bars."""
     logging.getLogger("nncf").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
@@ -200,7 +202,7 @@ def quantize_bundle(
 
     Args:
         builder: an engine that runs int8; it measures each graph's error against its own fp32.
-        inputs: calibration inputs by graph key (:func:`calibration_inputs`); a graph without any stays as it is.
+        inputs: calibration inputs by graph key (:func:`calibration_inputs`); a graph without any is not changed.
         budget: largest relative error of a graph that is kept.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Opening what somebody else made: only regular files, of a bounded size, and one line for every fault."""
+"""Reads untrusted files: only regular files, of a bounded size, and one line for every fault."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ MAX_TOKENIZER_BYTES = 64 * 2**20  # CLIP's tokenizer.json has 3.6 MB
 
 
 def check_file(path: Path, *, max_bytes: int | None = None) -> None:
-    """See that ``path`` is a regular file, or a link to one, and not larger than ``max_bytes``. It is not opened: a
-    pipe or a device would hang there.
+    """Check that ``path`` is a regular file, or a link to one, and not larger than ``max_bytes``. It is not opened,
+    because a pipe or a device would hang.
 
     Raises:
         CheckpointError: it is missing, a folder, a broken link, a device, or too large.
@@ -36,7 +36,7 @@ def check_file(path: Path, *, max_bytes: int | None = None) -> None:
 
 
 def exists(path: Path) -> bool:
-    """Whether anything stands at ``path``: :func:`check_file` then tells what is wrong with it."""
+    """Whether anything exists at ``path``; :func:`check_file` then reports its faults."""
     try:
         return path.is_symlink() or path.exists()
     except (OSError, ValueError):
@@ -44,12 +44,12 @@ def exists(path: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Whether something that is no folder stands at ``path``."""
+    """Whether something other than a folder exists at ``path``."""
     return exists(path) and not is_folder(path)
 
 
 def is_folder(path: Path) -> bool:
-    """Whether ``path`` is a folder or a link to one; False where that cannot be found out."""
+    """Whether ``path`` is a folder or a link to one; False if that cannot be determined."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -60,7 +60,7 @@ def names_in(folder: Path) -> list[str]:
     """Names in a folder, sorted.
 
     Raises:
-        CheckpointError: it is missing, no folder, or unreadable.
+        CheckpointError: it is missing, not a folder, or unreadable.
     """
     try:
         return sorted(entry.name for entry in folder.iterdir())

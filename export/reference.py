@@ -1,7 +1,7 @@
-"""The released model in plain PyTorch, behind the engines' protocol: the oracle in our own words.
+"""The released model in plain PyTorch, behind the engines' protocol: our own implementation of the oracle.
 
-The loop that runs it is the runtime's own; only the networks are PyTorch's. So a golden test of this engine proves
-networks and loop, and a comparison of another engine with it sees that engine alone.
+The loop that runs it is the runtime's own; only the networks are PyTorch's. So a golden test of this engine tests
+networks and loop, and a comparison of another engine with it tests that engine alone.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TorchEngine(Engine):
 
 
 class ReferenceBuilder(OnnxBuilder):
-    """Engines of the reference. They read ``checkpoint``; a bundle gives them its specs only."""
+    """Engines of the reference. They read ``checkpoint``; they take only the specs from a bundle."""
 
     name = "pytorch"
     concurrent = False

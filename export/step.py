@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def to_step(model: ir.Model, spec: GraphSpec) -> None:
-    """Turn the graph ``unet`` into the graph ``step``, in place; its weights stay where they are.
+    """Turn the graph ``unet`` into the graph ``step``, in place; its weights are not moved.
 
-    The sums are float32: a step divides by alpha, which is 0.07 at the first one, and what it makes is carried on to
-    the last.
+    The sums are float32: a step divides by alpha, which is 0.07 at the first one, and its errors are carried on to the
+    last.
     """
     import onnx_ir as ir
 
@@ -57,7 +57,7 @@ def _named(values: Sequence[ir.Value], name: str) -> Iterator[ir.Value]:
 
 
 def _weighted(name: str, weights: Iterator[ir.Value], values: Sequence[ir.Value], nodes: list[ir.Node]) -> ir.Value:
-    """The sum of the values, each times the next weight; its nodes go to the end of ``nodes``."""
+    """The sum of the values, each times the next weight; its nodes are appended to ``nodes``."""
     import onnx_ir as ir
 
     total: ir.Value | None = None

@@ -1,7 +1,7 @@
 """CLIP's tokenizer folder -> one ``tokenizer.json`` that needs no transformers.
 
-A folder has ``vocab.json`` and ``merges.txt``, or ``tokenizer.json`` alone, as transformers 5 saves it. Of the latter,
-vocabulary and merges are read and the rules are our own: a file from anywhere cannot bring patterns of its own.
+A folder has ``vocab.json`` and ``merges.txt``, or ``tokenizer.json`` alone, as transformers 5 saves it. From the
+latter, only vocabulary and merges are read; the rules are built in, so an untrusted file cannot add its own patterns.
 
 Byte-level BPE of arXiv:2103.00020: text is NFC-normalised, lower-cased and split into words, numbers (digit by
 digit) and signs; each piece ends in ``</w>``. Equal to transformers' CLIPTokenizer (a test).
@@ -30,7 +30,7 @@ FILES = ("tokenizer.json", "vocab.json", "merges.txt", *_SETTINGS)
 
 @dataclass
 class _Parts:
-    """What a folder says: token -> id, merges in order, special tokens by role, and what is wrong."""
+    """The contents of a folder: token -> id, merges in order, special tokens by role, and the faults."""
 
     vocab: dict[str, int] = field(default_factory=dict)
     merges: list[tuple[str, str]] = field(default_factory=list)
@@ -47,7 +47,7 @@ def build_tokenizer(folder: str | Path, context: int = 77) -> Tokenizer:
     """The tokenizer of a CLIP ``tokenizer/`` folder; ``encode(text).ids`` always gives ``context`` ids.
 
     Raises:
-        CheckpointError: files are missing, unreadable or contradict each other; all faults at once.
+        CheckpointError: files are missing, unreadable or contradict each other; all faults are reported at once.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -89,7 +89,7 @@ def end_and_largest(folder: Path) -> tuple[int, int]:
     """(the id that ends a text, the largest id) of a tokenizer's folder.
 
     Raises:
-        CheckpointError: the folder holds no usable tokenizer.
+        CheckpointError: the folder has no usable tokenizer.
     """
     parts = _read(folder)
     return parts.vocab[parts.tokens["eos"].content], max(parts.vocab.values())
@@ -205,7 +205,7 @@ def _without_path(error: CheckpointError, path: Path) -> str:
 
 
 def _special(role: str, settings: list[dict[str, Any]], faults: list[str]) -> AddedToken:
-    """The special token of one role: as the settings give it, or CLIP's own."""
+    """The special token of one role: that of the settings, or CLIP's own."""
     from tokenizers import AddedToken
 
     given: Any = next((table[f"{role}_token"] for table in settings if table.get(f"{role}_token")), _ROLES[role])
@@ -221,7 +221,7 @@ def _special(role: str, settings: list[dict[str, Any]], faults: list[str]) -> Ad
 
 
 def _described(content: str, settings: list[dict[str, Any]]) -> Any:
-    """The entry of ``tokenizer.json`` for a token, where there is one."""
+    """The entry of ``tokenizer.json`` for a token, if there is one."""
     for table in settings:
         for value in table.values():
             if isinstance(value, Mapping) and "id" in value and value.get("content") == content:

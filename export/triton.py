@@ -4,7 +4,7 @@
     DIR/diffplugin_<bundle>_<graph>/    config.pbtxt, 1/<graph's files>         one model per graph
 
 A graph with TensorRT engines in the bundle is served by the ``tensorrt`` backend, any other by ``onnxruntime``; names,
-types and axes come from the graph table. Files are hard links where the disk allows: a repository costs no second
+types and axes come from the graph table. Files are hard links if the disk allows it, so a repository needs no second
 copy of the weights. The format is that of the server's ``model_config.proto``.
 """
 
@@ -45,11 +45,12 @@ class _Word:
 def write_repository(bundle: Bundle, out: Path) -> list[str]:
     """Write the repository and return the names of its models, the loop's first.
 
-    Graphs are taken at float16 where the bundle has them so, else at float32.
+    Graphs are taken at float16 if the bundle has that form, else at float32.
 
     Raises:
         BundleError: ``out`` exists and is not empty, or cannot be written, or the bundle lacks a file.
-        RequestError: the bundle has TensorRT engines of several sizes for one graph: a model of the server is one.
+        RequestError: the bundle has TensorRT engines of several sizes for one graph, but a model of the server is a
+            single engine.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BundleError(f"{out}: exists and is not empty; name another folder with --triton-repo")
@@ -111,7 +112,7 @@ def _write_graph(bundle: Bundle, key: str, folder: Path, precision: str) -> None
 
 
 def _fixed(key: str, engines: Sequence[EngineEntry]) -> dict[str, int]:
-    """Sizes of the axes that engines have fixed."""
+    """Sizes of the axes that are fixed in engines."""
     shapes = sorted({entry.shapes for entry in engines})
     if len(shapes) > 1:
         raise RequestError(
@@ -166,7 +167,7 @@ def _scalar(value: Any) -> str:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the disk has no hard links across folders."""
+    """A hard link to a file, or a copy if the disk has no hard links across folders."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source.resolve(), target)

@@ -1,4 +1,4 @@
-"""Writing a bundle so that a reader, an interrupt or a second writer never sees half of one."""
+"""Write a bundle so that, even after an interrupt or with a second writer, no reader sees a partial one."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ TEMPORARY = ".writing-"  # marks what an interrupted export may have left
 
 @contextmanager
 def writing(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` to write a bundle into; it takes the place of ``out`` on success only.
+    """Give a folder beside ``out`` to write a bundle into; it replaces ``out`` only on success.
 
-    On any exception, an interrupt too, it is removed and an older bundle at ``out`` stays as it was. Two writers have
-    folders of their own; the last one to finish wins.
+    On any exception, including an interrupt, it is removed and an older bundle at ``out`` stays unchanged. Two writers
+    have separate folders; the last one to finish wins.
 
     Raises:
-        BundleError: ``out`` exists and is no bundle, or cannot be written.
+        BundleError: ``out`` exists and is not a bundle, or cannot be written.
     """
     out = out.expanduser().resolve()
     try:
@@ -55,7 +55,7 @@ def _unwritable(out: Path, error: OSError) -> BundleError:
 
 
 def _replace(folder: Path, out: Path) -> None:
-    """Swap two folders with two renames; the old one goes last. Whatever stops it, ``out`` is a whole bundle."""
+    """Swap two folders with two renames; the old one is removed last. Whatever stops it, ``out`` is a whole bundle."""
     old = folder.with_name(folder.name + ".old")
     try:
         while True:
@@ -91,7 +91,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def in_use(folder: Path) -> bool:
-    """A living process writes into this folder."""
+    """Whether a living process writes into this folder."""
     if fcntl is None:
         return False
     try:

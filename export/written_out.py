@@ -1,4 +1,4 @@
-"""Fused operators of ONNX Runtime's CUDA provider, written out in operators that every engine has."""
+"""Expands fused operators of ONNX Runtime's CUDA provider into operators that every engine has."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ FUSED = "com.microsoft"
 
 
 def write_out(model: ir.Model) -> set[int]:
-    """Replace GroupNorm and BiasSplitGelu, in place; attention stays, since processors have it.
+    """Replace GroupNorm and BiasSplitGelu, in place; attention stays, because processors have it.
 
     Returns:
-        Python's ids of the new nodes whose results a fused operator keeps to itself, in float32.
+        Python's ids of the new nodes whose results are internal to a fused operator, in float32.
     """
     inside: set[int] = set()
     for node in list(model.graph):
@@ -35,7 +35,7 @@ def write_out(model: ir.Model) -> set[int]:
 
 
 def _group_norm(node: ir.Node) -> list[ir.Node]:
-    """Channels last -> first, GroupNormalization, SiLU where it is asked for, channels last again."""
+    """Channels last -> first, GroupNormalization, SiLU if it is requested, channels last again."""
     import onnx_ir as ir
 
     x, scale, bias = node.inputs

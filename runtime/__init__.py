@@ -1,1 +1,1 @@
-"""The loop without PyTorch: a photo and a request in, the restored photo out."""
+"""The runtime, without PyTorch: takes a photo and a request, returns the restored photo."""

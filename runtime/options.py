@@ -1,4 +1,4 @@
-"""What a caller may ask for one photo: complete, checked once, frozen. Every door takes this object."""
+"""The options of a request for one photo: complete, checked once, frozen. Every interface takes this object."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ class RestoreOptions:
     """A request for one photo.
 
     Attributes:
-        prompt: what to do, in words; the selector chooses plugins for it. Not read where ``plugins`` are named.
+        prompt: the request in words; the selector chooses plugins for it. It is not read if ``plugins`` are named.
         plugins: ids or aliases, run in this order.
         seed: of the start noise; the same numbers as ``torch.Generator("cpu").manual_seed(seed)``.
-        steps: of the first plugin, 1 to 1000; None: its card's (20 as released), or fewer as the quality says. Plugins
-            that follow take at most 3.
+        steps: of the first plugin, 1 to 1000; None: its card's (20 as released), or fewer if the quality sets fewer.
+            Later plugins take at most 3.
         sampler: unipc (released), ddim, dpmpp_2m or euler.
         size: working size: "native", "released", N or (width, height) (``runtime.photos.pixels.working_size``).
         tile: "auto", "off" or the side of a piece in pixels (``runtime.planning.plan.make_plan``).
         output_size: "input": the input's size; "working": the size in which it was restored.
 
     Raises:
-        RequestError: every fault of the request that shows without a bundle and a photo, in one line.
+        RequestError: every fault of the request that can be found without a bundle and a photo, in one line.
     """
 
     prompt: str | None = None
@@ -87,7 +87,7 @@ class RestoreOptions:
 
 
 def complete_options(request: str | RestoreOptions | None, fields: OptionFields) -> RestoreOptions:
-    """Options from words or options, and fields in place of theirs.
+    """Options from words or options; ``fields`` replace theirs.
 
     Raises:
         RequestError: as :class:`RestoreOptions`.
@@ -98,10 +98,10 @@ def complete_options(request: str | RestoreOptions | None, fields: OptionFields)
 
 
 def validate_prompt(prompt: str) -> str:
-    """``prompt`` without outer white space and without bytes that are no text.
+    """``prompt`` without outer white space and without bytes that are not text.
 
     Raises:
-        RequestError: no words, or longer than any request is.
+        RequestError: no words, or too long for a request.
     """
     text = prompt.strip().encode("utf-8", "replace").decode()
     if not any(character.isalnum() for character in text):

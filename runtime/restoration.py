@@ -1,4 +1,4 @@
-"""What a run gives back."""
+"""The result of a run."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from diffplugin.runtime.request.selection import Selection
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Restoration:
-    """A finished run.
+    """The result of a finished run.
 
     Attributes:
         photo: the picture with its alpha, frames and metadata, ready for ``write_photo``.
-        plan, selection: what ran, and why.
+        plan, selection: what ran, and why it was selected.
         timings: seconds per stage ("load", "clip_vision", "unet", "vae_decoder", ...).
         untouched: no plugin was selected; ``photo`` is the input.
     """
@@ -37,8 +37,8 @@ class Restoration:
 
     @property
     def image(self) -> Image.Image:
-        """The picture (of several, the first) as a Pillow image of 8 bits: RGB, or L where the input was grey, and with
-        alpha where the input had transparency. Its ``info`` has profile, EXIF and resolution; Pillow's ``save`` writes
+        """The picture (of several, the first) as a Pillow image of 8 bits: RGB, or L if the input was grey, and with
+        alpha if the input had transparency. Its ``info`` has profile, EXIF and resolution; Pillow's ``save`` writes
         some of it, :meth:`save` all."""
         rgb = np.array(self.photo.rgb)
         image = Image.fromarray(grey_of(rgb) if self.photo.mode == "L" else rgb)
@@ -50,18 +50,20 @@ class Restoration:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was lost or mended on the way in, one short phrase each (``photos.write.not_kept``: on the way out)."""
+        """Losses and repairs during reading, one short phrase each (``photos.write.not_kept``: losses during
+        writing).
+        """
         return self.photo.notes
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the picture in the format of the suffix, with what its file had: profile, EXIF, XMP, resolution, text,
-        grey or palette mode, alpha, 16 bits a channel, frames (``photos.write.write_photo``).
+        """Write the picture in the format of the suffix, with the properties of its file: profile, EXIF, XMP,
+        resolution, text, grey or palette mode, alpha, 16 bits a channel, frames (``photos.write.write_photo``).
 
         Returns:
             The path as given.
 
         Raises:
-            ImageError: it cannot be written there, or not in that format.
+            ImageError: it cannot be written to that path, or not in that format.
         """
         return write_photo(path, self.photo)
 

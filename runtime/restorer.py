@@ -1,4 +1,4 @@
-"""A photo and a request in, the restored photo out."""
+"""The restorer: takes a photo and a request, returns the restored photo."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ Progress = Callable[[int, int, str], None]  # (UNet runs done, in all, the plugi
 
 
 class Restorer:
-    """A loaded bundle. Made by :func:`diffplugin.load`; engines are loaded when first needed and stay.
+    """A loaded bundle, created by :func:`diffplugin.load`. Engines are loaded when first needed and stay loaded.
 
-    One restorer may serve several threads: a run keeps all its state to itself.
+    Several threads may use one restorer: every run has its own state.
 
     Attributes:
-        bundle: what was loaded.
-        engine, precision, reason: what runs it ("onnxruntime", "fp32"), and why that one.
+        bundle: the loaded bundle.
+        engine, precision, reason: the engine and precision in use ("onnxruntime", "fp32"), and why they were chosen.
         quality: how much of the work it does.
-        concurrency: restorations that its plans expect to run at once, each on its part of cores and memory.
+        concurrency: restorations that its plans expect to run at once, sharing cores and memory.
         cards: the installed plugins by id, in the order of a chain.
         dims: the model's widths.
         device: the loop on the engines' device; None: they run on the host.
@@ -150,28 +150,28 @@ class Restorer:
         observe: Observer | None = None,
         **options: Unpack[OptionFields],
     ) -> Restoration:
-        """Restore a photo as ``request`` says, with all its frames: the first one decides which plugins run.
+        """Restore a photo, with all its frames, by ``request``. The first frame decides which plugins run.
 
         Args:
             photo: a path, the bytes of a file, a file object, Pillow image, uint8 array [H,W], [H,W,3] or [H,W,4], or
                 Photo.
             request: the words, or complete options.
             mask: where to restore, white on black: a path, Pillow image or array of any size, or a Mask
-                (``runtime.photos.mask``). The rest stays bit for bit. The plugins see the whole photo; what the mask
-                does not touch is not run.
+                (``runtime.photos.mask``). The rest stays identical, bit for bit. The plugins see the whole photo, but
+                only the parts that the mask touches run.
             on_plan: called once with the plan and the selection, before the work begins.
             progress: called before the first and after every UNet run.
-            cancelled: asked before every graph of the loop, or before every plugin where the plan's loop is "device";
-                the run then ends with Cancelled.
-            observe: sees intermediate tensors (``runtime.execution.run.Run``); for parity checks. The loop then runs
-                from the host, whatever the plan says.
+            cancelled: called before every graph of the loop, or before every plugin if the plan's loop is "device"; if
+                it returns True, the run ends with Cancelled.
+            observe: receives intermediate tensors (``runtime.execution.run.Run``); for parity checks. The loop then
+                runs from the host, whatever the plan has.
             options: fields of :class:`~diffplugin.runtime.options.RestoreOptions`, in place of those of ``request``.
 
         Raises:
             ImageError: the photo cannot be used.
             RequestError: the request cannot be understood, or names a plugin that is not in the bundle.
-            NotFinite: the engine made no picture.
-            Cancelled: ``cancelled`` said so.
+            NotFinite: the engine did not produce a valid picture.
+            Cancelled: ``cancelled`` returned True.
             EngineError, BundleError: the bundle cannot run.
         """
         complete = complete_options(request, options)
@@ -237,7 +237,9 @@ class Restorer:
         mask: Mask | MaskSource | None = None,
         **options: Unpack[OptionFields],
     ) -> tuple[Plan, Selection]:
-        """What :meth:`restore` would run with the same arguments. Runs the selector if it is needed, and no more."""
+        """The plan that :meth:`restore` would run with the same arguments. Runs only the selector, and only if
+        needed.
+        """
         photo = photo_from(photo)
         mask = as_mask(mask, photo.size)
         plan, selection, _ = self._decide(photo, complete_options(request, options), Clock(), mask)
@@ -248,17 +250,17 @@ class Restorer:
         else with all of the bundle's. Reads no photo and runs no graph.
 
         Raises:
-            RequestError, ImageError: such a request cannot run.
+            RequestError, ImageError: the request cannot run.
         """
         return self._plan(size, options, select_named(options.plugins or list(self.cards), self.cards).chosen)
 
     def prepare(self, size: tuple[int, int], *, plugins: Sequence[str] | None = None) -> Plan:
         """Load the engines and run them once as for a photo of ``size``, so that the first restoration takes no longer
-        than those that follow.
+        than later ones.
 
         Args:
             size: (width, height) in pixels.
-            plugins: whose engines to load; None: all of the bundle's.
+            plugins: plugins whose engines are loaded; None: all of the bundle's.
 
         Returns:
             The plan that such a photo would have with the first of them.

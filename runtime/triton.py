@@ -2,11 +2,11 @@
 
 ``dp-export --triton-repo`` writes a repository with one model per graph and one for the loop, whose ``model.py`` names
 :class:`TritonPythonModel`. Each graph is then a request to the server itself ("business logic scripting"), so that the
-server owns the engines, shares them among requests and measures them; the loop stays the runtime's own, with engines
-of another kind. With the parameter ``engine`` set to an engine's name the loop runs the bundle's graphs in its own
-process instead, as ``dp-infer`` does.
+server owns the engines, shares them among requests and measures them; the loop is the runtime's own, with another kind
+of engine. With the parameter ``engine`` set to an engine's name the loop runs the bundle's graphs in its own process
+instead, as ``dp-infer`` does.
 
-The server's module ``triton_python_backend_utils`` exists inside its backend process alone; it is imported there.
+The server's module ``triton_python_backend_utils`` exists only inside its backend process; it is imported there.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def model_name(bundle: str, key: str = "") -> str:
 
 
 class ServerEngine(Engine):
-    """One graph that the server runs as a model of its own."""
+    """One graph that the server runs as a separate model."""
 
     name = SERVER
 
@@ -74,7 +74,7 @@ class ServerEngine(Engine):
 
 
 class ServerBuilder(OnnxBuilder):
-    """Engines that are the server's models, at the one precision that its repository was written with."""
+    """Engines that are models of the server, at the single precision of its repository."""
 
     name = SERVER
 
@@ -98,7 +98,7 @@ class ServerBuilder(OnnxBuilder):
 
 
 class TritonPythonModel:
-    """What the server's Python backend looks for in ``model.py``."""
+    """The class that the server's Python backend looks for in ``model.py``."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called once per instance, with the model's folder, version and configuration."""
@@ -108,7 +108,7 @@ class TritonPythonModel:
         self._restorer = _restorer(bundle, {name: value["string_value"] for name, value in given.items()}, self._utils)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response for each request; a request that fails does not touch the others."""
+        """One response for each request; a failed request does not affect the others."""
         return [self._answer(request) for request in requests]
 
     def finalize(self) -> None:
@@ -165,7 +165,7 @@ def _read(request: Any, utils: Any) -> tuple[Any, RestoreOptions]:
 
 
 def _code(error: DiffPluginError, utils: Any) -> Any:
-    """The server's kind of an error: the client's fault, the client's wish, or ours."""
+    """The server's code for an error: a fault of the client, a cancellation, or an internal error."""
     if isinstance(error, Cancelled):
         return utils.TritonError.CANCELLED
     return utils.TritonError.INVALID_ARG if isinstance(error, RequestError | ImageError) else utils.TritonError.INTERNAL

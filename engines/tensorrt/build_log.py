@@ -1,4 +1,4 @@
-"""What TensorRT says while it builds, read line by line: which operators were fused, memory, inputs and outputs.
+"""Reads TensorRT's build log line by line: fused operators, memory, inputs and outputs.
 
 An engine cannot be inspected without a GPU, but with ``ProfilingVerbosity.DETAILED`` the verbose log of the build
 holds the whole layer report.
@@ -28,7 +28,7 @@ _BETWEEN = ("Reshape", "Mul", "Add", "Cast")
 
 
 class LogReader:
-    """Takes the log's messages; gives the report when the build is done."""
+    """Collects the log's messages; gives the report when the build is done."""
 
     def __init__(self) -> None:
         self._operators: dict[str, str] = {}  # node -> operator
@@ -65,11 +65,11 @@ class LogReader:
                 self._producers |= dict.fromkeys(tensors, found[1])
 
     def complaint(self) -> str:
-        """The first error: those that follow are its consequences."""
+        """The first error; later ones are its consequences."""
         return self._complaints[0] if self._complaints else "it did not say why"
 
     def report(self) -> dict[str, Any]:
-        """JSON, the same for the same build: see ``docs/tensorrt.md``."""
+        """The report as JSON, the same for the same build: see ``docs/tensorrt.md``."""
         softmaxes = [node for node, operator in self._operators.items() if operator == "Softmax"]
         pairs = [n for n, operator in self._operators.items() if operator == "Sigmoid" and self._after_norm(n)]
         attention = {node for layer, nodes in self._layers.items() if ATTENTION in layer for node in nodes}
@@ -85,7 +85,7 @@ class LogReader:
         }
 
     def _after_norm(self, node: str) -> bool:
-        """A SiLU's sigmoid whose input comes from a norm."""
+        """Whether it is a SiLU's sigmoid whose input comes from a norm."""
         while tensors := self._inputs.get(node):
             before = self._producers.get(tensors[0])
             if before is None:
@@ -99,5 +99,5 @@ class LogReader:
 
 
 def _count(nodes: list[str], fused: set[str]) -> dict[str, Any]:
-    """How many of the nodes, how many of them fused, and the names of the others."""
+    """The number of nodes, the number of fused ones, and the names of the others."""
     return {"of": len(nodes), "fused": sum(n in fused for n in nodes), "unfused": [n for n in nodes if n not in fused]}

@@ -1,7 +1,7 @@
 """The process that builds one TensorRT engine: ``python -m diffplugin.engines.tensorrt.build_process spec.json``.
 
-A process of its own, since a parser or a compiler that aborts must not take its caller with it. It writes the engine
-file and says on standard output, a line each: ``progress TEXT`` now and then, and ``answer JSON`` at the end.
+It is a separate process, so that a parser or compiler that aborts does not end its caller. It writes the engine file
+and prints lines to standard output: ``progress TEXT`` from time to time, and ``answer JSON`` at the end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSpec:
-    """What to build.
+    """The specification of a build.
 
     Attributes:
         library: module of the builder, ``tensorrt`` or ``tensorrt_rtx``.
@@ -31,7 +31,7 @@ class BuildSpec:
         engine: file to write.
         gpus: compute capabilities ("sm_89"); empty: the GPU of this machine.
         shapes: smallest, best and largest shape of every input that has a free axis.
-        workspace: bytes of scratch memory; None: as the library decides.
+        workspace: bytes of scratch memory; None: the library decides.
         weight_streaming: weights may stay in the host's memory.
     """
 
@@ -52,11 +52,11 @@ class BuildSpec:
 
 
 class Refused(Exception):
-    """Why there is no engine, on one line."""
+    """The reason why there is no engine, on one line."""
 
 
 def build(spec: BuildSpec, log: Callable[[str], None]) -> dict[str, Any]:
-    """Build and write the engine; the report of :class:`LogReader`.
+    """Build and write the engine; returns the report of :class:`LogReader`.
 
     Raises:
         Refused: with the node, the reason and the remedy.
@@ -86,7 +86,7 @@ def _remedy(spec: BuildSpec, complaint: str) -> str:
 
 
 def make_network(library: Any, builder: Any) -> Any:
-    """A strongly typed network. TensorRT 10 makes one when told to; TensorRT 11 knows nothing else."""
+    """A strongly typed network. TensorRT 10 creates one on request; TensorRT 11 has no other kind."""
     strong = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return builder.create_network(0 if strong is None else 1 << int(strong))
 
@@ -101,7 +101,7 @@ def _parse(library: Any, builder: Any, logger: Any, spec: BuildSpec) -> Any:
 
 
 def _faults(parser: Any) -> list[str]:
-    """What the parser found, one text per node."""
+    """The parser's errors, one text per node."""
     faults = []
     for i in range(parser.num_errors):
         error = parser.get_error(i)
@@ -114,7 +114,8 @@ def _faults(parser: Any) -> list[str]:
 
 
 def check_shapes(network: Any, shapes: Mapping[str, Any]) -> None:
-    """Inputs against their shapes. TensorRT lets two axes of one name have different sizes, and fails when it runs.
+    """Check inputs against their shapes. TensorRT allows two axes of one name to have different sizes, and fails at run
+    time.
 
     Raises:
         Refused: naming every input without a shape, and every axis with a wrong or contradictory one.
@@ -171,7 +172,7 @@ def _config(library: Any, builder: Any, network: Any, spec: BuildSpec) -> Any:
 
 
 def capabilities(library: Any) -> dict[str, Any]:
-    """Compute capabilities that a library builds for without having one: {"sm_89": ...}; none with TensorRT."""
+    """Compute capabilities that a library builds for without such a GPU: {"sm_89": ...}; none with TensorRT."""
     kind = getattr(library, "ComputeCapability", None)
     names = sorted((n for n in dir(kind) if n[:2] == "SM" and n[2:].isdigit()), key=lambda name: int(name[2:]))
     return {f"sm_{name[2:]}": getattr(kind, name) for name in names}
@@ -179,7 +180,7 @@ def capabilities(library: Any) -> dict[str, Any]:
 
 def capability(library: Any, gpu: str) -> Any:
     """Raises:
-    Refused: the library has no such capability.
+    Refused: the library does not have this capability.
     """
     known = capabilities(library)
     if gpu not in known:
@@ -245,7 +246,7 @@ def main(path: str) -> int:
 
 
 def peak_memory() -> int:
-    """Bytes of memory that this process had at most; 0: unknown. (getrusage would count what its parent had.)"""
+    """Peak bytes of memory of this process; 0: unknown. (getrusage would include its parent's memory.)"""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: engines are built ahead of time, in a process of their own, and run on a GPU alone.
+"""TensorRT and TensorRT-RTX: engines are built ahead of time, in a separate process, and run only on a GPU.
 
 TensorRT-RTX builds on a machine without a GPU, for several compute capabilities at once. TensorRT builds on the GPU
 that the engine will run on.
@@ -34,7 +34,7 @@ _BYTES_PER_WEIGHT_BYTE = 3.2
 
 
 class TensorRtBuilder:
-    """One of the two.
+    """The builder of one of the two.
 
     Args:
         name: "tensorrt" or "tensorrt-rtx".
@@ -93,7 +93,7 @@ class TensorRtBuilder:
         return ("fp16",)
 
     def load(self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None) -> Any:
-        """The engine; ``threads`` are for processors."""
+        """The engine; ``threads`` apply only to processors."""
         check_precision(self, precision, bundle)
         return importlib.import_module("diffplugin.engines.tensorrt.engine").TensorRtEngine(
             bundle, key, self, precision=precision, cache=cache
@@ -143,7 +143,7 @@ def input_shapes(spec: GraphSpec, profile: Profile) -> dict[str, tuple[tuple[int
 
 
 def run_build(key: str, spec: BuildSpec, log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Build an engine in a process of its own and return the report. Whatever goes wrong, no engine is left.
+    """Build an engine in a separate process and return the report. After any error no engine is left.
 
     Raises:
         EngineError: naming the graph, the node or the reason, and the remedy.
@@ -170,7 +170,7 @@ def run_build(key: str, spec: BuildSpec, log: Callable[[str], None] = lambda lin
 
 
 def _ask(key: str, spec: BuildSpec, log: Callable[[str], None]) -> dict[str, Any]:
-    """The child's answer."""
+    """The answer of the child process."""
     last: deque[str] = deque(maxlen=5)
     answer: dict[str, Any] | None = None
     with tempfile.TemporaryDirectory() as place:
@@ -196,7 +196,7 @@ def _ask(key: str, spec: BuildSpec, log: Callable[[str], None]) -> dict[str, Any
 
 
 def _end(status: int, last: deque[str]) -> str:
-    """How a child ended that gave no answer."""
+    """How a child process without an answer ended."""
     said = f" ({last[-1]})" if last else ""
     if status == -signal.SIGKILL:
         return f"the build was killed{said}; most often the machine ran out of memory: close other programs"

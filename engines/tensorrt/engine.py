@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX engines: one code path over the API that both have (10.x, 11.x; RTX 1.x)."""
+"""TensorRT and TensorRT-RTX engines: one code path over their common API (10.x, 11.x; RTX 1.x)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SPARE = 2**30  # bytes of device memory to leave free beside weights before the
 
 
 class Flavour(Protocol):
-    """What an engine needs of its builder: ``engines.tensorrt.builder.TensorRtBuilder``."""
+    """The part of ``engines.tensorrt.builder.TensorRtBuilder`` that an engine needs."""
 
     name: str
 
@@ -53,12 +53,12 @@ class _Loaded:
 class TensorRtEngine(DeviceEngine):
     """One graph: the bundle's engines for it, each deserialised when its sizes are first used.
 
-    An engine stays on the device as long as a context of it does; the last one that was used waits for its next.
+    An engine stays on the device as long as one of its contexts does; the one used last is kept for the next context.
 
     Args:
-        cache: a folder for kernels that are compiled when an engine first runs; None: none are kept.
-        weights_budget: bytes of weights that stay in device memory where the engine was built for weight streaming;
-            None: all if they fit, else what TensorRT proposes.
+        cache: a folder for kernels that are compiled when an engine first runs; None: they are not kept.
+        weights_budget: bytes of weights that stay in device memory if the engine was built for weight streaming; None:
+            all if they fit, else the number that TensorRT proposes.
 
     Raises:
         ForeignEngine: (when used) the engines are for another device, version or graph; nothing was loaded.
@@ -145,10 +145,10 @@ class TensorRtEngine(DeviceEngine):
 
 
 class TensorRtContext:
-    """An execution context at fixed sizes, its working memory given from outside.
+    """An execution context at fixed sizes; the caller provides its working memory.
 
     Raises:
-        EngineError: TensorRT cannot make it, or refuses the sizes.
+        EngineError: TensorRT cannot create it, or refuses the sizes.
     """
 
     def __init__(self, library: Any, loaded: _Loaded, spec: GraphSpec, sizes: Mapping[str, int]) -> None:
@@ -161,7 +161,7 @@ class TensorRtContext:
         self.scratch = int(self._context.update_device_memory_size_for_shapes())
 
     def _said(self, answer: Any, what: str) -> Any:
-        """TensorRT's answer, unless it is None or False: then what it logged is the reason."""
+        """TensorRT's answer. If it is None or False, raise the error that TensorRT logged."""
         if answer is None or answer is False:
             raise self._words.error(f"{self._spec.graph}: {what}")
         return answer
@@ -194,8 +194,8 @@ class TensorRtContext:
 
 
 def _new_context(library: Any, loaded: _Loaded) -> Any:
-    """A context without working memory of its own. Kernels are chosen before the first run and stay (TensorRT-RTX by
-    default exchanges them in the background, which a captured graph would not see)."""
+    """A context without its own working memory. Kernels are chosen before the first run and do not change (by default
+    TensorRT-RTX exchanges them in the background, which a captured graph would not see)."""
     engine, strategy = loaded.engine, library.ExecutionContextAllocationStrategy.USER_MANAGED
     if not hasattr(engine, "create_runtime_config"):  # TensorRT before 10.12
         return engine.create_execution_context(strategy)
@@ -212,7 +212,7 @@ def deserialize(library: Any, path: Path) -> Any:
 
     Raises:
         BundleDamaged: the file is missing.
-        DeviceMemoryFull, EngineError: TensorRT refuses it; its own words are in the message.
+        DeviceMemoryFull, EngineError: TensorRT refuses it; its own message is included.
     """
     try:
         data = np.memmap(path, np.uint8, mode="r")
@@ -225,7 +225,7 @@ def deserialize(library: Any, path: Path) -> Any:
 
 
 def check_engine(library: Any, engine: Any, spec: GraphSpec, path: Path) -> None:
-    """Refuse an engine whose tensors are not the contract's.
+    """Refuse an engine whose tensors do not match the contract.
 
     Raises:
         BundleDamaged: naming both sides.
@@ -249,7 +249,9 @@ def _runtime(library: Any) -> Any:
 
 
 class _ErrorLog:
-    """What a library logs: to this package's log, and its last errors kept, since calls fail without an exception."""
+    """Forwards a library's log to this package's log and keeps its last errors, because calls fail without an
+    exception.
+    """
 
     def __init__(self, library: Any) -> None:
         errors: deque[str] = deque(maxlen=4)
@@ -265,7 +267,7 @@ class _ErrorLog:
         self.logger = Logger()
 
     def error(self, what: str) -> EngineError:
-        """The exception for a call that failed, with the last error that was logged; it is taken."""
+        """The exception for a call that failed, with the last logged error, which is removed."""
         said = " ".join(self._errors.pop().split()) if self._errors else "it said nothing"
         full = any(words in said.lower() for words in _MEMORY_WORDS)
         return (DeviceMemoryFull if full else EngineError)(f"{what} ({said})")

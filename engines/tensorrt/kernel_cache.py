@@ -1,4 +1,4 @@
-"""Kernels that TensorRT-RTX compiles for this GPU when an engine first runs, kept from process to process."""
+"""Kernels that TensorRT-RTX compiles for this GPU when an engine first runs, kept between processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class KernelCache:
     """The compiled kernels of one engine. The library itself refuses those of another GPU, version or driver.
 
     Args:
-        file: where they are kept; None: not at all.
+        file: the file that keeps them; None: they are not kept.
     """
 
     def __init__(self, file: Path | None) -> None:
@@ -24,7 +24,9 @@ class KernelCache:
         self._size = 0
 
     def attach(self, config: Any) -> None:
-        """Let contexts of a runtime configuration use and fill it. Does nothing where the library compiles ahead."""
+        """Let contexts of a runtime configuration use and fill it. Does nothing if the library compiles ahead of
+        time.
+        """
         if self._file is None or not hasattr(config, "create_runtime_cache"):
             return
         if self._cache is None:
@@ -35,7 +37,7 @@ class KernelCache:
         config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
-        """Keep what was compiled since; a cache that cannot be written costs time at the next start, not the run."""
+        """Save newly compiled kernels; if the cache cannot be written, only time is lost at the next start."""
         if self._file is None or self._cache is None:
             return
         content = self._cache.serialize()

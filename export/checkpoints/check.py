@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a checkpoint, found before any work and told at once."""
+"""Finds everything that can be wrong with a checkpoint before any work, and reports it at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_checkpoint(checkpoint: Checkpoint) -> list[str]:
     """Read every config, the tokenizer, and the names, shapes, types and values of all weights.
 
     Returns:
-        Notes for the user, one line each: what is ignored, and what was taken where there was a choice.
+        Notes for the user, one line each: ignored settings, and the choice made if there were several.
 
     Raises:
         CheckpointError: naming every fault at once.
@@ -65,7 +65,7 @@ def _preprocessor(checkpoint: Checkpoint) -> None:
 
 
 def _tokenizer(checkpoint: Checkpoint) -> None:
-    """The tokenizer by itself and against the text encoder's config."""
+    """Check the tokenizer by itself and against the text encoder's config."""
     folder = checkpoint.tokenizer
     build_tokenizer(folder)
     end, largest = end_and_largest(folder)

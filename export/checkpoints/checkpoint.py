@@ -44,7 +44,7 @@ _UNUSED = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where the parts of one model lie. Networks are read on request, so that no more than one need be in memory.
+    """The locations of the parts of one model. Networks are read on request, so that only one need be in memory.
 
     A part is ``unet``, ``vae``, ``text_encoder``, ``clip_vision``, ``tpb/<id>``, ``scb/<id>`` or ``selector``.
 
@@ -62,12 +62,14 @@ class Checkpoint:
 
     @property
     def single(self) -> bool:
-        """The base is one file."""
+        """Whether the base is one file."""
         return self.base.suffix in single_file.SUFFIXES and is_file(self.base)
 
     @property
     def tokenizer(self) -> Path:
-        """The tokenizer's folder. A single file has none: then one beside it, or the one of the CLIP folder."""
+        """The tokenizer's folder. A single file has none; then it is the one beside the file, or that of the CLIP
+        folder.
+        """
         if not self.single:
             return self.base / "tokenizer"
         beside = (self.base.parent / "tokenizer", self.base.parent)
@@ -82,7 +84,7 @@ class Checkpoint:
         """The weight files of a part.
 
         Raises:
-            CheckpointError: there are none, or one is no regular file.
+            CheckpointError: there are none, or one is not a regular file.
         """
         kind, _, plugin = part.partition("/")
         if kind in BASE_PARTS:
@@ -96,7 +98,7 @@ class Checkpoint:
         return find_weights(self.clip if kind == "clip_vision" else self.plugins[plugin] / "scb")
 
     def tensors(self, part: str) -> Tensors:
-        """The tensors of a part under today's names.
+        """The tensors of a part under present names.
 
         Raises:
             CheckpointError: a file is missing or unreadable.
@@ -116,7 +118,7 @@ class Checkpoint:
 
     @property
     def averaged(self) -> bool:
-        """The base is a file with two sets of the UNet's weights, of which the averages are taken."""
+        """Whether the base is a file with two sets of the UNet's weights, of which the averages are used."""
         return self.single and single_file.has_average(self._single)
 
     @cached_property
@@ -137,7 +139,7 @@ class Checkpoint:
         return self.base / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
 
     def raw_config(self, part: str) -> dict[str, Any]:
-        """A part's config as its file has it: one of the parts, or ``scheduler`` or ``preprocessor``.
+        """A part's unchanged config from its file: one of the parts, or ``scheduler`` or ``preprocessor``.
 
         Raises:
             CheckpointError: the file is missing or no JSON object.
@@ -186,7 +188,7 @@ class Checkpoint:
 
     @cached_property
     def dims(self) -> ModelDims:
-        """Widths that the configs give; CheckpointError where they contradict each other."""
+        """Widths from the configs; CheckpointError if they contradict each other."""
         unet, vae, text, vision = (self.config(part) for part in (*BASE_PARTS, "clip_vision"))
         dims = ModelDims(
             factor=2 ** (len(vae["block_out_channels"]) - 1),
@@ -223,7 +225,7 @@ class Checkpoint:
                 yield f"{plugin} scb {key}", value, "unet's", theirs[key]
 
     def blank(self, part: str) -> nn.Module:
-        """A part's network without storage: its weights come from the file, and are not held twice.
+        """A part's network without storage: its weights come from the file and are not in memory twice.
 
         Raises:
             CheckpointError: its config is unusable.
@@ -244,13 +246,13 @@ class Checkpoint:
             return make[kind](self.config(part))
 
     def _projected(self) -> int:
-        """Width of the selector's common space, as its file has it."""
+        """Width of the selector's common space, from its file."""
         found = self.tensors("selector").get("proj_t.weight")
         usable = found is not None and found.ndim == 2 and 1 <= found.shape[0] <= MAX_WIDTH
         return found.shape[0] if found is not None and usable else self.config("unet")["cross_attention_dim"]
 
     def misfits(self, part: str) -> tuple[nn.Module, Tensors, list[str]]:
-        """(the network without storage, its tensors, what keeps them apart)."""
+        """(the network without storage, its tensors, the reasons why they do not fit)."""
         network, tensors = self.blank(part), self.tensors(part)
         return network, tensors, weights.misfits(network, tensors, ignore=_UNUSED.get(part, ()))
 
@@ -258,7 +260,7 @@ class Checkpoint:
         """A part's network with its weights, float32, ready for inference.
 
         Raises:
-            CheckpointError: a file is missing or does not fit; every fault of it at once.
+            CheckpointError: a file is missing or does not fit; all its faults are reported at once.
         """
         path = self.source(part).main
         return weights.fill(self.blank(part), self.tensors(part), path, ignore=_UNUSED.get(part, ()))
@@ -300,5 +302,5 @@ class Checkpoint:
 
 
 def _as_linear(name: str, value: Tensor) -> Tensor:
-    """Some old autoencoders keep these projections as 1x1 convolutions."""
+    """Convert projections that some old autoencoders store as 1x1 convolutions."""
     return value[:, :, 0, 0] if ".attentions." in name and value.ndim == 4 and value.shape[2:] == (1, 1) else value

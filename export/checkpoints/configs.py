@@ -1,16 +1,16 @@
-"""The config files that lie beside the weights: what is read of them, checked, with the libraries' defaults.
+"""The config files beside the weights: the settings that are read, checked, with the libraries' defaults.
 
-A key that a file lacks has the default of the class that the file is for, as in the library itself: the published
-Stable Diffusion 1.4 relies on it (``norm_num_groups`` of its autoencoder). Sources of the defaults, all the same from
-the versions that wrote the published files to today's (a test compares them with the installed ones):
+A missing key takes the default of the class that the file is for, as in the library itself: the published Stable
+Diffusion 1.4 relies on this (``norm_num_groups`` of its autoencoder). Sources of the defaults, all the same from the
+versions that wrote the published files to today's (a test compares them with the installed ones):
 
 - ``unet``: diffusers, ``UNet2DConditionModel.__init__``
 - ``vae``: diffusers, ``AutoencoderKL.__init__``
 - ``text_encoder``, ``clip_vision``: transformers, ``CLIPTextConfig`` and ``CLIPVisionConfig``
 - ``preprocessor``: transformers, ``CLIPImageProcessor``
-- ``scb``: Diff-Plugin's ``SCBNet.__init__``, which has those of diffusers' ``ControlNetModel``
+- ``scb``: Diff-Plugin's ``SCBNet.__init__``, which has the defaults of diffusers' ``ControlNetModel``
 
-Settings with a single allowed value are those that Stable Diffusion 1.x fixes: another value is another network.
+Settings with a single allowed value are those that Stable Diffusion 1.x fixes: any other value means another network.
 """
 
 from __future__ import annotations
@@ -184,8 +184,8 @@ def read_config(kind: str, config: Mapping[str, Any], where: str) -> tuple[Confi
 
 
 def defaulted(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Widths and counts that ``config`` lacks, with the defaults that stand in: weights that do not fit are
-    explained by them."""
+    """Widths and counts that ``config`` lacks, with the defaults that replace them; they explain weights that do not
+    fit."""
     table = TABLES[kind]
     return {
         key: setting.default
@@ -267,8 +267,8 @@ _WITHIN: dict[str, Callable[[Config], list[str]]] = {
 
 
 def inner_config(config: Mapping[str, Any], half: str) -> Config:
-    """The ``text`` or ``vision`` half of a CLIP config. A whole CLIP has one in ``<half>_config``; where an old file
-    has ``<half>_config_dict`` too, that one wins, as in transformers (``CLIPConfig.__post_init__``)."""
+    """The ``text`` or ``vision`` half of a CLIP config. A whole CLIP has one in ``<half>_config``; if an old file has
+    ``<half>_config_dict`` too, that one wins, as in transformers (``CLIPConfig.__post_init__``)."""
     found = [config[name] for name in (f"{half}_config", f"{half}_config_dict") if isinstance(config.get(name), dict)]
     if not found and config.get("model_type") != "clip":
         return dict(config)
@@ -278,7 +278,7 @@ def inner_config(config: Mapping[str, Any], half: str) -> Config:
 def native_latent(config: Mapping[str, Any]) -> int:
     """The latent side that the base was trained at, of a complete UNet config.
 
-    Configs that early conversions wrote say 32 for models of 64: all SD 1.x models were trained at 512 pixels or more.
+    Configs from early conversions have 32 for models of 64: all SD 1.x models were trained at 512 pixels or more.
     (diffusers corrects the same value, but only in files of versions below 0.9; later ones have it too.)
     """
     size: int = config["sample_size"]

@@ -1,8 +1,8 @@
-"""Hub ids -> folders on this machine, with the files that an export reads and no others.
+"""Hub ids -> folders on this machine, with only the files that an export reads.
 
 A repository holds many copies of the same weights: float32 and float16, safetensors and pickles, with and without
-moving averages, for Flax, ONNX and OpenVINO, and single files beside folders. The list of its files is asked for first,
-and the smallest complete set is chosen from it.
+moving averages, for Flax, ONNX and OpenVINO, and single files beside folders. The list of its files is read first, and
+the smallest complete set is chosen from it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _only_single_file(names: Collection[str]) -> str:
 
 
 def base_path(name: str, *, offline: bool, log: Callable[[str], None] = lambda line: None) -> Path:
-    """A base as it lies here, or from the hub: a folder, a single file, ``OWNER/NAME`` or ``OWNER/NAME/FILE``.
+    """A base from this machine or from the hub: a folder, a single file, ``OWNER/NAME`` or ``OWNER/NAME/FILE``.
 
     Hub ids come from the local hub cache, or are downloaded (``HF_HOME``, ``HF_HUB_OFFLINE``).
 
@@ -112,7 +112,7 @@ def base_path(name: str, *, offline: bool, log: Callable[[str], None] = lambda l
 def clip_path(
     name: str, *, offline: bool, tokenizer: bool = False, log: Callable[[str], None] = lambda line: None
 ) -> Path:
-    """A CLIP folder as it lies here, or ``OWNER/NAME`` from the hub; ``tokenizer``: as :func:`clip_files`.
+    """A CLIP folder on this machine, or ``OWNER/NAME`` from the hub; ``tokenizer``: as :func:`clip_files`.
 
     Raises:
         CheckpointError: there is no such folder or id, or it is incomplete.
@@ -168,8 +168,8 @@ def _snapshot(name: str, choose: Choose, anchor: str, *, offline: bool, log: Cal
 
 
 def _cached(name: str, anchor: str, why: str) -> Path:
-    """The folder that an earlier download made. The client's own search refuses one without every file of the
-    repository; what is missing of those that matter is told later."""
+    """The folder of an earlier download. The client's own search refuses a folder without every file of the repository;
+    missing files that matter are reported later."""
     from huggingface_hub import hf_hub_download, snapshot_download
 
     try:
@@ -186,6 +186,6 @@ def _cached(name: str, anchor: str, why: str) -> Path:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what the client says."""
+    """The first line of the client's error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:200] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Finding the parts of a model: folders as people have them, and the checkpoint that ships with the package."""
+"""Finds the parts of a model: in a user's folders, and the embedded model's checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
 def find(base: Path, clip: Path, plugins: Path, wanted: Iterable[str] = ()) -> Checkpoint:
-    """The parts of a model, checked for presence; ``wanted``: plugin ids, none for all that the tree holds.
+    """The parts of a model, checked for presence; ``wanted``: plugin ids, none for all in the tree.
 
     Args:
         base: a diffusers folder, or a single file in the original layout.
@@ -57,7 +57,7 @@ def embedded_checkpoint(plugins: list[str]) -> tuple[Checkpoint, Path, str]:
     """(checkpoint, folder of its cards, name) of the model that this project trained.
 
     Raises:
-        CheckpointError: installed from a wheel, which does not carry it.
+        CheckpointError: the package was installed from a wheel, which does not contain it.
     """
     root = embedded_checkpoint_folder()
     return find(root / "base", root / "clip", root / "pre-trained", plugins), root, "embedded"

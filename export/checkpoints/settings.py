@@ -1,4 +1,4 @@
-"""Single settings of a config file: what is read, what it may be, and what its absence means."""
+"""Single settings of a config file: allowed values, and the meaning of a missing one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ MAX_WIDTH, MAX_LEVELS, MAX_LAYERS = 2**16, 8, 128  # far beyond any published mo
 
 @dataclass(frozen=True)
 class Setting:
-    """``default``: the library's, where the key is absent. ``read``: checks and normalises a value. ``fixed``: only the
-    default is allowed, so that its absence says nothing."""
+    """``default``: the library's, if the key is absent. ``read``: checks and normalises a value. ``fixed``: only the
+    default is allowed, so a missing key needs no note."""
 
     default: Any
     read: Read
@@ -121,7 +121,9 @@ def triple(low: float, high: float) -> Read:
 
 
 def side(*keys: str) -> Read:
-    """The side of a square in pixels: a number, or an object with one of ``keys``, or with all where they agree."""
+    """The side of a square in pixels: a number, or an object with one of ``keys``, or with all of them if they
+    agree.
+    """
 
     def read(value: Any) -> int:
         found: list[Any] = list(value.values()) if isinstance(value, dict) and set(value) <= set(keys) else [value]
@@ -149,6 +151,6 @@ def read_settings(
 
 
 def shown(value: Any) -> str:
-    """A value as its file shows it, not longer than a line can bear."""
+    """A value as in its file, shortened to fit a line."""
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,9 +1,9 @@
 """Checkpoints in one file, in the layout of the original Stable Diffusion code (CompVis), as front-ends exchange them.
 
 Such a file holds the UNet below ``model.diffusion_model``, the autoencoder below ``first_stage_model`` and CLIP's text
-encoder below ``cond_stage_model.transformer``, and neither configs nor a tokenizer. The configs follow from the shapes;
-what shapes do not tell is what the original ``v1-inference.yaml`` fixes for every Stable Diffusion 1.x: 8 heads, 32
-groups, the latent's scale, the noise schedule.
+encoder below ``cond_stage_model.transformer``, and neither configs nor a tokenizer. The configs follow from the shapes.
+Settings that shapes do not show come from the original ``v1-inference.yaml``, the same for every Stable Diffusion 1.x:
+8 heads, 32 groups, the latent's scale, the noise schedule.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def part_of(tensors: Tensors, part: str, path: Path) -> Tensors:
 
 
 def _other_model(tensors: Tensors) -> str:
-    """What the file may be instead."""
+    """The kind of model that the file may be instead."""
     for prefix, name in (
         ("cond_stage_model.model.", "Stable Diffusion 2"),
         ("conditioner.", "Stable Diffusion XL"),
@@ -80,8 +80,8 @@ def _other_model(tensors: Tensors) -> str:
 
 
 def averaged(unet: Tensors, tensors: Tensors) -> Tensors:
-    """The exponential moving averages of the UNet where the file has them all: those are what the published folders
-    hold (their other copy is named ``non_ema``)."""
+    """The exponential moving averages of the UNet if the file has all of them: the published folders hold these (their
+    other copy is named ``non_ema``)."""
     flat = {name: f"{_EMA}diffusion_model{name.replace('.', '')}" for name in unet}
     return {name: tensors[flat[name]] for name in unet} if all(n in tensors for n in flat.values()) else unet
 
@@ -153,12 +153,12 @@ def _vae_name(name: str, last: int) -> str:
 
 
 def config_of(part: str, tensors: Tensors, single: Tensors) -> dict[str, Any]:
-    """The config that the shapes of a converted part tell, not checked; what they do not is SD 1.x's.
+    """The config derived from the shapes of a converted part, not checked; other settings are those of SD 1.x.
 
     Args:
         part: ``unet``, ``vae``, ``text_encoder`` or ``scheduler``.
         tensors: the part under diffusers' names.
-        single: the whole file, for its marks: ``v_pred`` and ``ztsnr`` are empty tensors that training scripts leave.
+        single: the whole file, for its markers: ``v_pred`` and ``ztsnr`` are empty tensors that training scripts write.
     """
     if part == "scheduler":
         marks = {"prediction_type": "v_prediction"} if "v_pred" in single else {}
@@ -215,7 +215,7 @@ def _text_config(tensors: Tensors) -> dict[str, Any]:
 
 
 def _side(tensors: Tensors, name: str, axis: int) -> int:
-    """A side of a tensor; 0 where it is not there, which the check of the config then tells."""
+    """A side of a tensor; 0 if it is missing, which the check of the config then reports."""
     value: Tensor | None = tensors.get(name)
     return value.shape[axis] if value is not None and value.ndim > axis else 0
 

@@ -1,4 +1,4 @@
-"""Weight files: which one of a folder, what is in it, and reading it safely. Nothing is unpickled beyond tensors."""
+"""Weight files: choosing one in a folder and reading it safely. Only tensors are unpickled."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _PRECISIONS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The weights of one network. ``index`` names the tensors' files where there are several, else it is None."""
+    """The weights of one network. ``index`` names the tensors' files if there are several, else it is None."""
 
     files: tuple[Path, ...]
     index: Path | None = None
 
     @property
     def main(self) -> Path:
-        """The file that stands for all in messages."""
+        """The file that messages name for all of them."""
         return self.index or self.files[0]
 
 
@@ -63,7 +63,7 @@ def find_weights(folder: Path) -> WeightFiles:
     """The weights in a diffusers or transformers folder (:func:`choose_weights`).
 
     Raises:
-        CheckpointError: there are none, or a file of them is missing or no regular file.
+        CheckpointError: there are none, or one of the files is missing or not a regular file.
     """
     name = choose_weights(names_in(folder))
     if name is None:
@@ -88,7 +88,7 @@ def read_weights(source: WeightFiles) -> Tensors:
     """All tensors of a network, mapped from their files.
 
     Raises:
-        CheckpointError: as :func:`read_tensors`; or the parts do not hold what the index says.
+        CheckpointError: as :func:`read_tensors`; or the parts do not match the index.
     """
     made: Tensors = {}
     for path in source.files:
@@ -102,13 +102,13 @@ def read_weights(source: WeightFiles) -> Tensors:
 
 def read_tensors(path: Path) -> Tensors:
     """Tensors of a safetensors file or of a pickle, the latter through weights-only loading. They are mapped from the
-    file: what is not used costs no memory.
+    file, so unused tensors cost no memory.
 
-    ``{"model": {...}}`` and ``{"state_dict": {...}}`` are unwrapped and ``module.`` prefixes go: released files have
-    them.
+    ``{"model": {...}}`` and ``{"state_dict": {...}}`` are unwrapped and ``module.`` prefixes are removed: released
+    files have them.
 
     Raises:
-        CheckpointError: missing, damaged, or with more than tensors in it.
+        CheckpointError: it is missing, damaged, or contains more than tensors.
     """
     check_file(path)
     try:
@@ -142,10 +142,10 @@ def _is_zip(path: Path) -> bool:
 
 
 def misfits(network: nn.Module, tensors: Tensors, *, ignore: Iterable[str] = ()) -> list[str]:
-    """What keeps ``tensors`` from filling ``network``: missing, unknown, misshapen tensors, and wrong element types.
+    """The reasons why ``tensors`` do not fit ``network``: missing, unknown, misshapen tensors, and wrong element types.
 
     Args:
-        ignore: regular expressions of names that may be there without a use.
+        ignore: regular expressions of names that may exist without being used.
     """
     expected = network.state_dict()
     unknown = [n for n in tensors if n not in expected and not any(re.search(pattern, n) for pattern in ignore)]
@@ -183,7 +183,7 @@ def fill(network: Net, tensors: Tensors, path: Path, *, ignore: Iterable[str] = 
     """Put ``tensors`` into ``network`` as float32, ready for inference.
 
     Raises:
-        CheckpointError: naming what is missing, unknown and misshapen at once (:func:`misfits`).
+        CheckpointError: naming all missing, unknown and misshapen tensors at once (:func:`misfits`).
     """
     if faults := misfits(network, tensors, ignore=ignore):
         raise CheckpointError(line(path, network, faults))

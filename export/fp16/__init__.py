@@ -1,1 +1,1 @@
-"""Graphs in strongly typed float16, and the proof that they hold on a CPU."""
+"""Graphs in strongly typed float16, and their validation on a CPU."""

@@ -1,4 +1,6 @@
-"""Float32 graph -> strongly typed float16 graph: float32 inputs and outputs, and float32 islands where they pay."""
+"""Float32 graph -> strongly typed float16 graph: float32 inputs and outputs, and float32 islands where they are worth
+it.
+"""
 
 from __future__ import annotations
 
@@ -57,8 +59,8 @@ ISLANDS = (
 def to_fp16(model: ir.Model, kind: str, islands: tuple[Island, ...] = ISLANDS) -> dict[str, int]:
     """Turn a graph's float32 operators into float16 ones, in place.
 
-    Inputs and outputs stay float32, with casts behind and before them. Norms compute their statistics in float32 by
-    ONNX's definition (``stash_type``). The sums of ``step`` are an island too: they are put around this graph
+    Inputs and outputs stay float32, with casts after and before them. Norms compute their statistics in float32 by
+    ONNX's definition (``stash_type``). The sums of ``step`` are an island too: they are added around this graph
     (:mod:`diffplugin.export.step`).
 
     Returns:
@@ -114,7 +116,7 @@ class _Converter:
             node.attributes["to"] = self._ir.AttrInt64("to", int(kind))
 
     def _constant(self, node: ir.Node) -> None:
-        """The value in a node that makes one; without it ONNX's default is a float32 zero."""
+        """The value of a node that creates a constant; without it ONNX's default is a float32 zero."""
         value = node.attributes.get("value")
         full = np.zeros(1, np.float32) if value is None else value.as_tensor().numpy()
         if full.dtype == np.float32:
@@ -146,7 +148,7 @@ class _Converter:
         return node
 
     def _weight(self, value: ir.Value) -> ir.Value:
-        """A weight in float16, converted when it is written: the whole of a large model would not fit twice."""
+        """A weight in float16, converted when it is written, because a large model would not fit into memory twice."""
         ir, full = self._ir, value.const_value
         assert full is not None
         name = f"{value.name}.float16"
@@ -184,5 +186,5 @@ def half(weight: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
 
 
 def found_islands(found: Mapping[str, int]) -> str:
-    """For a report."""
+    """The islands found, for a report."""
     return ", ".join(f"{name} ({count})" for name, count in found.items()) or "none"

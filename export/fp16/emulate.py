@@ -1,9 +1,9 @@
-"""What a float16 graph computes, on a processor: every result of its float16 operators rounded to float16.
+"""Emulates a float16 graph on a processor: every result of its float16 operators is rounded to float16.
 
-ONNX Runtime's processor kernels have no float16 for most operators. It puts casts around them and then takes out those
-that follow one another, so that a float16 graph is computed in float32 and nothing overflows: it proves nothing of the
-precision. Here the graph is rewritten to float32 operators with a cast to float16 and back behind each, which ONNX
-Runtime leaves alone. As on a GPU, sums inside an operator are float32; a GPU that fuses operators rounds less often.
+ONNX Runtime's processor kernels have no float16 for most operators. It inserts casts around them and then removes
+adjacent ones, so that a float16 graph is computed in float32 and nothing overflows: this proves nothing about the
+precision. This module rewrites the graph to float32 operators with a cast to float16 and back after each, which ONNX
+Runtime does not remove. As on a GPU, sums inside an operator are float32; a GPU that fuses operators rounds less often.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MOVES |= {"Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 def emulated(model: ir.Model, *, rounding: bool = True) -> None:
     """Rewrite a float16 graph, in place, to a float32 one that rounds as it does, or only its weights.
 
-    Fused operators that processors lack are written out; as they do, what they compute inside stays float32.
+    Fused operators that processors lack are expanded; like them, the expanded form computes internally in float32.
     """
     import onnx_ir as ir
 
@@ -72,7 +72,7 @@ def _widen(value: ir.Value) -> None:
 
 
 def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
-    """Through float16 and back, for all who read ``value``."""
+    """Cast to float16 and back, for all users of ``value``."""
     import onnx_ir as ir
 
     down = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT16)}, name=f"{value.name}.round")
@@ -87,7 +87,7 @@ def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
 
 
 class EmulatedFp16(OnnxBuilder):
-    """Engines of a bundle's fp16 graphs on this processor, as :func:`emulated` says; float32 graphs as they are."""
+    """Engines of a bundle's fp16 graphs on this processor, as in :func:`emulated`; float32 graphs are not changed."""
 
     name = "onnxruntime"
 
@@ -116,7 +116,7 @@ class EmulatedFp16(OnnxBuilder):
         return self.load_file(spec, path, threads=count)
 
     def load_file(self, spec: GraphSpec, path: Path, *, threads: int, precision: str = "fp16") -> OnnxRuntimeEngine:
-        """The engine of a float16 graph, or of one whose fused operators are to be written out."""
+        """The engine of a float16 graph, or of one whose fused operators are to be expanded."""
 
         model = load(path)
         emulated(model)

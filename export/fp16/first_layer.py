@@ -1,4 +1,6 @@
-"""Which layer of a float16 graph first leaves an error budget: every value against the same graph without rounding."""
+"""The first layer of a float16 graph that exceeds an error budget: every value is compared with the same graph without
+rounding.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ def layer_errors(path: Path, inputs: Mapping[str, Array]) -> dict[str, tuple[flo
 
     Args:
         path: the graph.
-        inputs: by name, as the graph takes them.
+        inputs: the graph's inputs by name.
     """
     rounded, exact = (_values(path, inputs, rounding=rounding) for rounding in (True, False))
     return {

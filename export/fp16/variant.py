@@ -1,4 +1,4 @@
-"""The fp16 variant of a bundle: its graphs once more in strongly typed float16, and the graph ``step``."""
+"""The fp16 variant of a bundle: its graphs in strongly typed float16, and the graph ``step``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def export_fp16(checkpoint: Checkpoint, folder: Path, log: Callable[[str], None]
 
 
 def write(model: ir.Model, folder: Path, key: str, variant: str = FOLDER, *, beside: bool = False) -> GraphEntry:
-    """One graph of a variant below a bundle's folder; ``beside``: its weights in a file that others may name."""
+    """One graph of a variant below a bundle's folder; ``beside``: its weights in a file that other graphs may use."""
     path = folder / variant / f"{key}.onnx"
     weights = weights_bytes(model)
     save(model, path, beside=beside)
@@ -50,7 +50,9 @@ def write(model: ir.Model, folder: Path, key: str, variant: str = FOLDER, *, bes
 
 
 def write_step(folder: Path, spec: GraphSpec, variant: str = FOLDER) -> GraphEntry:
-    """The graph ``step``, made of the UNet's file, so that weights beside it are named and not repeated."""
+    """The graph ``step``, derived from the UNet's file, so that it refers to the weights beside that file and does not
+    repeat them.
+    """
     import onnx_ir as ir
 
     unet = folder / variant / "unet.onnx"

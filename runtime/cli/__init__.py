@@ -1,4 +1,4 @@
-"""``dp-infer``."""
+"""The command ``dp-infer``."""
 
 import sys
 

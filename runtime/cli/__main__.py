@@ -1,4 +1,4 @@
-"""``python -m diffplugin.runtime.cli``: as ``dp-infer``."""
+"""``python -m diffplugin.runtime.cli``: the same as ``dp-infer``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What became of every file: for people a few lines, for programs one JSON object, for scripts the exit code."""
+"""The outcome of every file: a few lines for people, one JSON object for programs, the exit code for scripts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHOWN = 3  # names of a kind
 
 
 class Account:
-    """Every file that the words of a command line led to, and what became of it."""
+    """Every file that the arguments of a command line led to, with its outcome."""
 
     def __init__(self, found: Inputs, photos: Sequence[PhotoPaths]) -> None:
         self._found, self._photos = found, photos
@@ -40,11 +40,11 @@ class Account:
         bundle: str,
         notes: Sequence[str] = (),
     ) -> None:
-        """A photo that went through: restored, or untouched since nothing was selected.
+        """Record a photo that succeeded: restored, or untouched because nothing was selected.
 
         Args:
-            bundle: what restored it.
-            notes: what the result's file could not hold.
+            bundle: the bundle that restored it.
+            notes: what the format of the result could not hold.
         """
         if not made.untouched or copied:
             facts: dict[str, Any] = {"output": str(paths.target)}
@@ -58,17 +58,17 @@ class Account:
         self._put(paths, status, **facts, bundle=bundle, seconds=round(seconds, 3), **told)
 
     def planned(self, paths: PhotoPaths, plan: Plan, selection: Selection, *, bundle: str) -> None:
-        """A dry run's photo."""
+        """Record a photo of a dry run."""
         status = "planned" if plan.chain else "nothing selected"
         facts = {"plan": plan.to_json(), "selection": selection.to_json()}
         self._put(paths, status, output=str(paths.target), bundle=bundle, **facts)
 
     def skipped(self, paths: PhotoPaths) -> None:
-        """Its result is up to date."""
+        """Record a photo whose result is up to date."""
         self._put(paths, "up to date", output=str(paths.target))
 
     def failed(self, paths: PhotoPaths, error: str) -> None:
-        """It could not be read, restored or written."""
+        """Record a photo that could not be read, restored or written."""
         self._put(paths, "failed", error=error)
 
     def _put(self, paths: PhotoPaths, status: str, **facts: Any) -> None:
@@ -80,14 +80,16 @@ class Account:
 
     @property
     def code(self) -> int:
-        """The exit code: one failure fails the run; else a photo that is not there because nothing was selected."""
+        """The exit code: one failure fails the run; otherwise it reports a photo without a result because nothing was
+        selected.
+        """
         unread = any(left.reason == "unsupported" for left in self._found.left_out)
         if self._found.faults or unread or self._count("failed"):
             return FAILED
         return NOTHING_SELECTED if self._count("nothing selected") else DONE
 
     def finish(self, restorer: Restorer, args: argparse.Namespace) -> int:
-        """Say it all; returns the exit code."""
+        """Print the summary or the JSON; returns the exit code."""
         unsupported = list(by_kind(self._found.left_out, "unsupported"))
         for kind, files in unsupported:
             print_error("dp-infer", f"{kind}: {_names(files)} not read here; {files[0].remedy}")
@@ -119,7 +121,7 @@ class Account:
         }
 
     def _summary(self, *, verbose: bool) -> list[str]:
-        """``2 of 4 done, 1 failed, 1 nothing selected``, and what was met beside."""
+        """``2 of 4 done, 1 failed, 1 nothing selected``, and the counts of other files."""
         left = self._found.left_out
         unread = sum(one.reason == "unsupported" for one in left)
         total = len(self._results) + len(self._found.faults) + unread

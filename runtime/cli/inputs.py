@@ -1,4 +1,4 @@
-"""Words of a command line -> the request, the photos to read, and an account of every other file that was met."""
+"""Arguments of a command line -> the request, the photos to read, and an account of every other file found."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ Reason = Literal["ignored", "folder", "no photo", "unsupported", "result"]
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """A photo to read. ``root``: the folder on the command line that it was found in; None: it was named itself."""
+    """A photo to read. ``root``: the folder on the command line that it was found in; None: the photo was named
+    itself.
+    """
 
     path: Path
     root: Path | None = None
@@ -28,7 +30,7 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """A file that was met and is not read. ``kind``: what people call its kind (``HEIC``, ``.txt``)."""
+    """A file that was found and is not read. ``kind``: the usual name of its kind (``HEIC``, ``.txt``)."""
 
     path: Path
     reason: Reason
@@ -38,7 +40,7 @@ class LeftOut:
 
 @dataclass
 class Inputs:
-    """What the words name. ``faults``: one line for each word or folder that gives nothing."""
+    """The files that the arguments name. ``faults``: one line for each argument or folder without a photo."""
 
     photos: list[Input] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
@@ -46,12 +48,12 @@ class Inputs:
 
 
 def split_request(words: Sequence[str], *, named: bool) -> tuple[list[str], str | None]:
-    """(inputs, request) of the positional words: the last one is the request.
+    """(inputs, request) of the positional arguments: the last one is the request.
 
-    With plugins ``named`` on the command line no request is needed: the last word is one only if it names no file.
+    With plugins ``named`` on the command line no request is needed: the last argument is one only if it names no file.
 
     Raises:
-        RequestError: no input is left, or the last word is a file and not a request.
+        RequestError: no input is left, or the last argument is a file and not a request.
     """
     *inputs, last = words
     request = _text(last)
@@ -67,7 +69,7 @@ def split_request(words: Sequence[str], *, named: bool) -> tuple[list[str], str 
 
 
 def _text(word: str) -> str:
-    """A request as text: bytes that are no UTF-8 come from a terminal or a script in Latin-1."""
+    """A request as text: bytes that are not UTF-8 are read as Latin-1, the encoding of some terminals and scripts."""
     try:
         word.encode("utf-8")
     except UnicodeEncodeError:
@@ -81,12 +83,14 @@ def _is_input(word: str) -> bool:
 
 
 def _exists(word: str) -> bool:
-    """Whether a word names something: a long request is no path, an empty one not the working folder."""
+    """Whether an argument names a file or folder: a long request is not a path, and an empty one is not the working
+    folder.
+    """
     return bool(word) and os.path.lexists(word)
 
 
 def _expand(word: str) -> str:
-    """``~`` expanded, unless there is a file of that very name; a user who does not exist stays as it is."""
+    """``~`` expanded, unless a file of exactly that name exists; the name of an unknown user stays unchanged."""
     return os.path.expanduser(word) if word.startswith("~") and not _exists(word) else word  # noqa: PTH111
 
 
@@ -97,11 +101,11 @@ def _all_suffixes() -> tuple[str, ...]:
 def find_photos(words: Sequence[str], *, recursive: bool = False) -> Inputs:
     """Photos of files, folders and glob patterns, each once, in the order given.
 
-    A file that is named itself is read whatever it is. Of a folder and of what matches a pattern, the kinds that are
-    read here are taken; all else is left out and accounted for.
+    A file that is named itself is read whatever its kind. From a folder or a pattern, only supported kinds are taken;
+    all other files are left out and accounted for.
 
     Args:
-        recursive: folders below the folders, too. Links to folders are not followed.
+        recursive: also enter subfolders. Links to folders are not followed.
     """
     found = Inputs()
     for word in words:
@@ -179,7 +183,7 @@ def _take(path: Path, root: Path | None, found: Inputs) -> None:
 
 
 def by_kind(left_out: Sequence[LeftOut], reason: Reason) -> Iterator[tuple[str, list[LeftOut]]]:
-    """What was left out for one reason, by kind, in the order met."""
+    """Files that were left out for one reason, by kind, in the order found."""
     kinds: dict[str, list[LeftOut]] = {}
     for left in left_out:
         if left.reason == reason:

@@ -1,4 +1,4 @@
-"""Kinds of files by their names: photos that are read here, photos that are not and why, and what is no photo."""
+"""Kinds of files by their names: supported photos, unsupported photos with the reason, and other files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read_suffixes() -> tuple[str, ...]:
 
 
 def unread_kinds() -> Mapping[str, tuple[str, str]]:
-    """Suffixes of photos that are not read here -> (what people call them, the remedy)."""
+    """Suffixes of unsupported photos -> (usual name of the kind, remedy)."""
     kinds = {suffix: (name, "convert them to PNG, TIFF or JPEG first") for suffix, name in _NEVER.items()}
     for suffixes, name, package, extra in _EXTRAS:
         if not find_spec(package):
@@ -41,10 +41,10 @@ def unread_kinds() -> Mapping[str, tuple[str, str]]:
 
 
 def is_aside(name: str) -> bool:
-    """A hidden file, a sidecar of a photo or a file of the system: nobody means it when a folder is named."""
+    """Whether it is a hidden file, a sidecar of a photo or a system file: not meant when a folder is named."""
     return name.startswith(".") or name.lower() in _SYSTEM or PurePath(name).suffix.lower() in _SIDECARS
 
 
 def is_aside_folder(name: str) -> bool:
-    """A hidden folder or one of the system."""
+    """Whether it is a hidden folder or a system folder."""
     return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS

@@ -32,12 +32,12 @@ def _size(text: str) -> Size:
 
 
 def _bundle(text: str) -> str | Path:
-    """A folder, or the word for the model in the package (./embedded is a folder)."""
+    """A folder, or the word ``embedded`` for the embedded model (./embedded is a folder)."""
     return text if text == EMBEDDED else path(text)
 
 
 def _output(text: str) -> str:
-    """A path, which keeps the slash at its end: that means a folder; or ``-``."""
+    """A path that keeps its final slash, which means a folder; or ``-``."""
     expanded = str(path(text))
     return f"{expanded}/" if text.endswith("/") and not expanded.endswith("/") else expanded
 
@@ -178,7 +178,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options and words in any order; what follows ``--`` is words, whatever it begins with."""
+    """Parse options and positional arguments in any order; everything after ``--`` is positional."""
     given = list(sys.argv[1:] if argv is None else argv)
     end = given.index("--") if "--" in given else len(given)
     parser = build_parser()

@@ -1,4 +1,4 @@
-"""What ``dp-infer`` says: lines for people, and the progress bar."""
+"""Messages of ``dp-infer``: lines for people, and the progress bar."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GIB = 2**30
 
 
 def loaded_line(restorer: Restorer, why: str = "") -> str:
-    """``embedded: onnxruntime fp32 (…)``, why this bundle, and what the quality does where it is not the exact one."""
+    """``embedded: onnxruntime fp32 (…)``, why this bundle, and a description of the quality unless it is exact."""
     line = f"{restorer.bundle.manifest.name}: {restorer.engine} {restorer.precision} ({restorer.reason})"
     line += f"; {why}" if why else ""
     quality = restorer.quality
@@ -34,8 +34,8 @@ def selection_line(selection: Selection) -> str:
 
 
 def example_lines(cards: Iterable[PluginCard], *, copies: bool = False) -> list[str]:
-    """What a user whose request selected nothing may ask for."""
-    lines = [f"nothing selected, {'copied as it is' if copies else 'nothing written'}; requests that are understood:"]
+    """Example requests for a user whose request selected nothing."""
+    lines = [f"nothing selected, {'copied as it is' if copies else 'nothing written'}; examples of requests:"]
     return lines + [f'  {plugin + ":":<12} "{example}"' for plugin, example in example_requests(cards)]
 
 
@@ -46,7 +46,7 @@ def plan_lines(plan: Plan) -> list[str]:
     sizes.append("output {}x{}".format(*plan.output_size))
     free = "" if plan.available is None else f" of {plan.available / GIB:.1f} GiB free"
     return [
-        f"chain:   {chain or 'none, the picture stays as it is'}",
+        f"chain:   {chain or 'none, the picture is not changed'}",
         f"size:    {', '.join(sizes)} px",
         f"pieces:  {len(plan.tiles)} ({plan.tiling})",
         f"sampler: {plan.sampler}, seed {plan.seed}",
@@ -59,7 +59,7 @@ def plan_lines(plan: Plan) -> list[str]:
 def _stage(stage: Stage) -> str:
     """``deblur (20 steps, from the noised input)``."""
     level = "" if stage.first_t == TRAIN_STEPS - 1 else f" at t = {stage.first_t}"
-    kept = ", on the input's own detail" if stage.output == "residual" else ""
+    kept = ", added to the input as a residual" if stage.output == "residual" else ""
     return f"{stage.plugin} ({stage.steps} steps, from {_START[stage.start]}{level}{kept})"
 
 
@@ -96,7 +96,7 @@ def done_line(made: Restoration, target: object, seconds: float) -> str:
 
 
 class ProgressBar:
-    """One line that is drawn again and again, on a terminal only."""
+    """One line that is redrawn, on a terminal only."""
 
     def __init__(self, stream: TextIO, *, width: int = 24, hidden: bool = False) -> None:
         self._stream, self._width = stream, width
@@ -105,7 +105,7 @@ class ProgressBar:
         self._length = 0
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        """``runtime.restorer.Progress``: UNet runs done, in all, the plugin at work."""
+        """``runtime.restorer.Progress``: UNet runs done, UNet runs in total, the current plugin."""
         if not self._shown:
             return
         if done == 0:
@@ -119,7 +119,7 @@ class ProgressBar:
         self._length = len(line)
 
     def clear(self) -> None:
-        """Wipe the line, so that other text may follow."""
+        """Erase the line, so that other text may follow."""
         if self._shown and self._length:
             self._stream.write("\r" + " " * self._length + "\r")
             self._stream.flush()

@@ -1,4 +1,4 @@
-"""Photos from the standard input and to the standard output."""
+"""Photos from standard input and to standard output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_BYTES = 2**31  # of a file that is piped in; pixels are counted when its hea
 
 def check_pipes(*, reads: bool, writes: bool) -> None:
     """Raises:
-    RequestError: somebody sits at the other end, not a file.
+    RequestError: the other end is a terminal, not a file.
     """
     if reads and _is_terminal(sys.stdin):
         raise RequestError("stdin is a terminal, expected a photo: cat photo.jpg | dp-infer - ...")
@@ -26,10 +26,10 @@ def _is_terminal(stream: object) -> bool:
 
 
 def read_stdin() -> bytes:
-    """All that comes.
+    """Read all of standard input.
 
     Raises:
-        ImageError: nothing, too much, or the input is closed.
+        ImageError: the input is empty, too large, or closed.
     """
     try:
         content = sys.stdin.buffer.read(MAX_BYTES + 1)
@@ -43,10 +43,10 @@ def read_stdin() -> bytes:
 
 
 def write_all(stream: BinaryIO, content: bytes) -> None:
-    """All of it, though a pipe may take a part at a time.
+    """Write everything, even if a pipe takes only part of it at a time.
 
     Raises:
-        OSError: the reader went away, or the disk is full.
+        OSError: the reader closed the pipe, or the disk is full.
     """
     rest = memoryview(content)
     try:

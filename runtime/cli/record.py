@@ -1,9 +1,9 @@
-"""The record of results: what was made from what, in the cache folder.
+"""The record of results and their sources, in the cache folder.
 
-A result is known by its contents and its place, not by its name. So a folder run leaves out what earlier runs made of
-the folder's photos and nothing else, ``--skip-existing`` skips what is up to date, and no file of anybody else is
-replaced. Losing the record costs that knowledge alone. One line of JSON for each result; the last one about a file
-counts. Lines are added in one write each, so that several commands may run at the same time.
+A result is recognised by its contents and its place, not by its name. So a folder run leaves out exactly the results of
+earlier runs over that folder's photos, ``--skip-existing`` skips results that are up to date, and no other file is
+replaced. If the record is lost, only this knowledge is lost. It has one line of JSON for each result; the last one
+about a file counts. Each line is added in one write, so that several commands may run at the same time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One result. Paths are absolute, links resolved; ``request`` is a fingerprint of everything asked for."""
+    """One result. Paths are absolute, links resolved; ``request`` is a fingerprint of the whole request."""
 
     target: str
     target_sha256: str
@@ -42,7 +42,7 @@ class Entry:
 
 
 class Record:
-    """What this user's commands have made. Never raises: a record that cannot be kept is a debug line."""
+    """The results of this user's commands. Never raises: a record that cannot be written gives a debug line."""
 
     def __init__(self, cache: Path | None) -> None:
         self._file = None if cache is None else cache / RECORD
@@ -76,7 +76,7 @@ class Record:
         return sizes
 
     def made(self, path: Path) -> Entry | None:
-        """What ``path`` was made from, if it is a result and still as it was made, wherever it lies now."""
+        """The source of ``path``, if it is an unchanged result, wherever it is now."""
         with suppress(OSError):
             status, real = path.stat(), _real(path)
             here = self._by_target.get(real)
@@ -90,13 +90,13 @@ class Record:
         return None
 
     def results_among(self, paths: Iterable[Path], folder: Path | None) -> set[Path]:
-        """Those of a run's photos that were made from others of the run: it must not take them again.
+        """Those of a run's photos that are results of other photos of the run, and so must not be restored again.
 
-        Results whose originals lie elsewhere are photos like any other.
+        Results whose originals are elsewhere are photos like any other.
 
         Args:
-            folder: that all of them were found in: what was made from a photo that lay there is a result, too. None:
-                they were named, or match a pattern.
+            folder: the folder in which all of them were found; a result of a photo that used to be there counts too.
+                None: they were named, or match a pattern.
         """
         paths = list(paths)
         root = None if folder is None else os.path.join(_real(folder), "")  # noqa: PTH118
@@ -111,7 +111,7 @@ class Record:
         return results
 
     def _lies_among(self, entry: Entry, originals: set[str], paths: Iterable[Path]) -> bool:
-        """The photo that a result was made from is one of ``paths``, if need be under another name."""
+        """Whether the source of a result is one of ``paths``, possibly under another name."""
         if entry.source in originals:
             return True
         with suppress(OSError):
@@ -119,7 +119,7 @@ class Record:
         return False
 
     def up_to_date(self, source: Path, target: Path, request: str) -> bool:
-        """``target`` is what ``request`` made of ``source`` as it is now."""
+        """Whether ``target`` is the result of ``request`` for the present contents of ``source``."""
         entry = self.made(target)
         if entry is None or entry.request != request:
             return False
@@ -135,11 +135,11 @@ class Record:
         return sources
 
     def targets_of(self, source: Path) -> list[Path]:
-        """Where results of a photo were put."""
+        """The paths of a photo's results."""
         return [Path(entry.target) for entry in self._by_source.get(_real(source), ())]
 
     def hash(self, path: Path) -> str:
-        """SHA-256 of a file, computed once for as long as it does not change."""
+        """SHA-256 of a file, computed again only if the file changes."""
         status = path.stat()
         key = str(path), status.st_size, status.st_mtime_ns
         if key not in self._hashes:
@@ -147,7 +147,7 @@ class Record:
         return self._hashes[key]
 
     def add(self, source: Path, target: Path, request: str) -> None:
-        """Note that ``target`` was made from ``source``."""
+        """Record that ``target`` is a result of ``source``."""
         if self._file is None:
             return
         try:
@@ -174,7 +174,7 @@ class Record:
 
 
 def _real(path: Path) -> str:
-    """The path with links resolved; as it is where the working folder was deleted."""
+    """The path with links resolved; unchanged if the working folder was deleted."""
     try:
         return os.path.realpath(path)
     except OSError:
@@ -182,5 +182,5 @@ def _real(path: Path) -> str:
 
 
 def fingerprint(facts: object) -> str:
-    """A short name for what was asked for."""
+    """A short hash of a request."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Results on their way out: into files, which are noted in the record, or to the standard output."""
+"""Writing results: into files, which are noted in the record, or to standard output."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ class Results:
     """The results of one run.
 
     Args:
-        request: fingerprint of everything asked for.
-        stdout: where a result goes whose target is the standard output.
-        suffix: of what goes there, with the dot; None: PNG.
+        request: fingerprint of the whole request.
+        stdout: the stream for a result whose target is standard output.
+        suffix: of a result on standard output, with the dot; None: PNG.
     """
 
     def __init__(self, record: Record, request: str, stdout: BinaryIO | None, suffix: str | None) -> None:
         self._record, self._request, self._stdout, self._suffix = record, request, stdout, suffix
 
     def is_up_to_date(self, paths: PhotoPaths) -> bool:
-        """This very request was answered for this very photo."""
+        """Whether the result of this request for this photo already exists."""
         if paths.source == STDIN or paths.target == STDOUT:
             return False
         return all(self._record.up_to_date(paths.source, path, self._request) for path in _files(paths))
 
     def check(self, paths: PhotoPaths, photo: Photo) -> None:
-        """Before hours of work.
+        """Check, before hours of work, that results can be written.
 
         Raises:
             ImageError: a result could not be written.
@@ -46,10 +46,10 @@ class Results:
             check_writable(paths.compare)
 
     def write(self, paths: PhotoPaths, before: Photo, after: Photo) -> tuple[str, ...]:
-        """The result, and before beside after if that is wanted; gives notes of what the file cannot hold.
+        """Write the result, and the side-by-side picture if requested; returns notes of what the file cannot hold.
 
         Raises:
-            ImageError: it cannot be written. OSError: not to the standard output.
+            ImageError: it cannot be written. OSError: standard output cannot be written.
         """
         if self._stdout is not None:
             write_all(self._stdout, photo_bytes(after, self._suffix or ".png"))
@@ -59,10 +59,10 @@ class Results:
         return not_kept(paths.target, after)
 
     def copy(self, paths: PhotoPaths, photo: Photo, content: bytes | None) -> None:
-        """The photo as it came: the very bytes where the format stays.
+        """Write the photo unchanged: the same bytes if the format stays the same.
 
         Args:
-            content: what came by the standard input.
+            content: the bytes read from standard input.
 
         Raises:
             ImageError, OSError: as :meth:`write`.
@@ -93,10 +93,10 @@ def _files(paths: PhotoPaths) -> list[Path]:
 
 
 def make_folders(output: Path, targets: list[Path]) -> None:
-    """The output folder and those below it that results go into.
+    """Create the output folder and the subfolders for results.
 
     Raises:
-        ImageError: one cannot be made.
+        ImageError: one cannot be created.
     """
     for folder in dict.fromkeys((output, *(path.parent for path in targets if path.is_relative_to(output)))):
         try:

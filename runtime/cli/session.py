@@ -1,4 +1,4 @@
-"""One call of ``dp-infer``: photos one after another or several at once, and what becomes of each."""
+"""One call of ``dp-infer``: photos one after another or several at once, and the outcome of each."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _FIELDS = ("seed", "steps", "sampler", "size", "tile", "output_size")
 
 
 class Session:
-    """One call of ``dp-infer``: its options, its loaded bundle, what came of each photo."""
+    """One call of ``dp-infer``: its options, its loaded bundle, the outcome of each photo."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -97,7 +97,7 @@ class Session:
             return self.account.finish(restorer, args)
 
     def _load(self, stack: ExitStack) -> Restorer:
-        """The restorer; the package's model where the last export lacks a plugin that was named."""
+        """The restorer; the embedded model's if the last export lacks a plugin that was named."""
         self._stack, self._bundle = stack, choose_bundle(self.args.bundle)
         restorer = self._open(self._bundle.path)
         if self._bundle.fallback and self.options.plugins:
@@ -123,7 +123,7 @@ class Session:
         )
 
     def _embedded(self, reason: str) -> Restorer:
-        """The package's model, loaded when it first stands in for the last export."""
+        """The embedded model, loaded when it first replaces the last export."""
         with self._lock:
             if self._packaged is None:
                 self._packaged = self._open(default_bundle())
@@ -131,7 +131,7 @@ class Session:
             return self._packaged
 
     def _asked(self, restorer: Restorer) -> dict[str, Any]:
-        """Everything that decides what a result looks like."""
+        """Everything that determines a result."""
         args = self.args
         asked = {name: str(getattr(self.options, name)) for name in ("prompt", "plugins", *_FIELDS)}
         manifest = restorer.bundle.path / MANIFEST
@@ -141,7 +141,7 @@ class Session:
         return asked | own | {"mask": mask, "bundle": bundle}
 
     def _leave_out_results(self, found: Inputs) -> None:
-        """Results of earlier runs are no inputs of a run over the photos or the folder that they were made from."""
+        """Leave out results of earlier runs if their source photos or folder are inputs of this run."""
         for root in dict.fromkeys(photo.root for photo in found.photos):
             paths = [photo.path for photo in found.photos if photo.root == root and photo.path != STDIN]
             results = self.record.results_among(paths, root)
@@ -149,7 +149,7 @@ class Session:
             found.left_out += [LeftOut(path=path, reason="result", kind="result") for path in paths if path in results]
 
     def _together(self, restorer: Restorer, at_once: int) -> None:
-        """Several photos at once; the first error that is not a photo's own ends them all."""
+        """Restore several photos at once; the first error that does not belong to a single photo ends all of them."""
         with ThreadPoolExecutor(at_once) as pool:
             running = [pool.submit(self._attempt, restorer, paths) for paths in self.photos]
             try:
@@ -163,7 +163,7 @@ class Session:
                 raise
 
     def _make_folders(self) -> None:
-        """The output folder and the tree below it, if a folder was asked for."""
+        """Create the output folder and its tree, if the output is a folder."""
         given = self.args.output
         if given is None or self.writes_stdout or self.args.dry_run:
             return
@@ -171,7 +171,7 @@ class Session:
             make_folders(Path(given), [paths.target for paths in self.photos])
 
     def _attempt(self, restorer: Restorer, paths: PhotoPaths) -> None:
-        """One photo; a bad one does not stop the others, a bad request or bundle does."""
+        """Restore one photo. A bad photo does not stop the others; a bad request or bundle does."""
         try:
             self._one(restorer, paths)
         except (ImageError, NotFinite) as error:
@@ -200,7 +200,7 @@ class Session:
             self._restore(restorer, paths, photo, content)
 
     def _plan(self, restorer: Restorer, paths: PhotoPaths, photo: Photo) -> None:
-        """What would be done."""
+        """Report the plan of a photo."""
         mask = self._mask(photo)
         plan, selection = restorer.plan(photo, self.options, mask=mask)
         if not plan.chain and (other := self._instead_of(restorer)):
@@ -245,14 +245,14 @@ class Session:
         )
 
     def _mask(self, photo: Photo) -> Mask | None:
-        """Where this photo is restored; None: all of it."""
+        """The mask of this photo; None: all of it is restored."""
         args = self.args
         if args.mask is not None:
             return read_mask(args.mask, photo.size, feather=args.feather)
         return None if args.region is None else region_mask(args.region, photo.size, feather=args.feather)
 
     def _instead_of(self, restorer: Restorer) -> Restorer | None:
-        """The package's model, where the last export has no plugin for a request."""
+        """The embedded model, if the last export has no plugin for a request."""
         if not self._bundle.fallback or restorer is self._packaged:
             return None
         return self._embedded(f"{restorer.bundle.path} has nothing for this request")
@@ -289,7 +289,7 @@ def _target_name(paths: PhotoPaths) -> str:
 
 
 def _cache() -> Path | None:
-    """The cache folder; None: this user has no place for one."""
+    """The cache folder; None: this user has none."""
     try:
         return cache_folder()
     except (OSError, RuntimeError):

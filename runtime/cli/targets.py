@@ -1,4 +1,4 @@
-"""Where each result goes: never over an input, never over a file of anybody else, the same name at every run."""
+"""The path of each result: never that of an input or of an unrelated file, and the same at every run."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class PhotoPaths:
 
 @dataclass(frozen=True, kw_only=True)
 class Naming:
-    """What a command line says of results.
+    """The options of a command line that name results.
 
     Attributes:
         output: a file, a folder, ``-`` for the standard output, or None: beside each input.
-        suffix: of every result, with the dot; None: the input's own, or .png where that kind is only read.
-        overwrite: "made": replace what was made from the same photo; "always": files of others, too, but neither
-            inputs nor results of other photos; "never". ``output`` as a file is replaced by the first two.
+        suffix: of every result, with the dot; None: the input's own, or .png if that kind can only be read.
+        overwrite: "made": replace results of the same photo; "always": also other files, but neither inputs nor results
+            of other photos; "never". The first two replace ``output`` if it is a file.
     """
 
     output: str | None = None
@@ -51,12 +51,12 @@ class Naming:
 
 
 def plan_targets(photos: Sequence[Input], naming: Naming, record: Record) -> list[PhotoPaths]:
-    """Where each photo's result goes.
+    """The path of each photo's result.
 
     Without an output: beside the input, as ``<name>-restored``. With a folder (it exists, ends in a slash, has no
     suffix, or several photos come): under the photo's own name there, in the tree of the folder it was found in. Else:
-    that file. Where a name is taken by an input, by another photo's result or by a file that was not made from this
-    photo, the result is numbered; it has the same number again at the next run.
+    that file. If a name is taken by an input, by another photo's result or by a file that is not a result of this
+    photo, the result is numbered; it keeps that number at the next run.
 
     Raises:
         RequestError: several photos cannot go to one file, or to the standard output; no name is given for stdin's.
@@ -103,7 +103,7 @@ def _folder(naming: Naming, count: int) -> Path | None:
 
 
 class _Names:
-    """Names that are given away, one photo after another."""
+    """Assigns names, one photo after another."""
 
     def __init__(self, photos: Sequence[Input], naming: Naming, folder: Path | None, record: Record) -> None:
         self._naming, self._output, self._record = naming, folder, record
@@ -135,7 +135,7 @@ class _Names:
         return target
 
     def _natural(self, photo: Input) -> Path:
-        """The name that the result has if nothing is in its way."""
+        """The name of the result if it is free."""
         path = photo.path
         suffix, stem = self.suffix(path), "stdin" if path == STDIN else path.stem
         if suffix != path.suffix and path != STDIN and self._has_sibling(path, suffix):
@@ -147,12 +147,14 @@ class _Names:
         return target.with_name(f"{stem}{RESTORED}{suffix}") if _key(target) in self._sources else target
 
     def _has_sibling(self, path: Path, suffix: str) -> bool:
-        """Another photo beside this one has the same name but for its suffix, so that both results would have one."""
+        """Whether another photo in the folder differs only in its suffix, so that both results would have the same
+        name.
+        """
         others = (path.with_suffix(other) for other in read_suffixes() if other != path.suffix.lower())
         return any(self.suffix(other) == suffix and os.path.lexists(other) for other in others)
 
     def _named(self, photo: Input, natural: Path) -> Path:
-        """``natural``, or the like of it with a number; the one that this photo's result has already, if it has."""
+        """``natural``, or a numbered form of it; if this photo already has a result, the name of that one."""
         numbered = re.compile(re.escape(natural.stem) + r"(-\d+)?" + re.escape(natural.suffix))
         parent = _key(natural.parent)
         for made in self._record.targets_of(photo.path) if self._naming.overwrite == "made" else ():
@@ -180,7 +182,7 @@ class _Names:
 
 
 def _key(path: Path) -> str:
-    """What a path is to the file system: links resolved; on those that ignore case, without it."""
+    """A path as the file system sees it: links resolved; lower case if the file system ignores case."""
     try:
         real = os.path.realpath(path)
     except OSError:  # the working folder was deleted

@@ -1,1 +1,1 @@
-"""Loaded engines at work: one plugin over one photo, on the host or as a captured graph."""
+"""Run loaded engines: one plugin over one photo, on the host or as a captured graph."""

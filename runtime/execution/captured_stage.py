@@ -1,9 +1,9 @@
 """One plugin over one image on a device: encode, SCB, steps and decode as one graph that is captured and replayed.
 
 The loop is that of ``runtime.sampling.loop.sample``: its arithmetic is in the graph ``step``, its bookkeeping in
-addresses. Latents and history rotate through buffers that are bound, never copied; what a request brings (image, noise,
-tokens, time table, step weights) is uploaded into fixed buffers before each launch. So one capture serves any photo,
-seed, sampler and prompt of its size, steps and plugin.
+addresses. Latents and history rotate through buffers that are bound, never copied; the inputs of a request (image,
+noise, tokens, time table, step weights) are uploaded into fixed buffers before each launch. So one capture serves any
+photo, seed, sampler and prompt of its size, steps and plugin.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _log = logging.getLogger("diffplugin")
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureKey:
-    """What a stage is captured for.
+    """The settings that a stage is captured for.
 
     Attributes:
         h, w: latent sides.
@@ -43,7 +43,7 @@ class CaptureKey:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StageInputs:
-    """What one restoration brings, float32.
+    """The inputs of one restoration, float32.
 
     Attributes:
         image: [1,3,H,W] in [-1, 1].
@@ -70,7 +70,7 @@ class _Enqueue:
 
 
 class CapturedStage:
-    """Stream, contexts, buffers and captured graph of one :class:`CaptureKey`. They are made together and die together.
+    """Stream, contexts, buffers and captured graph of one :class:`CaptureKey`. They are created and released together.
 
     The first request runs as plain enqueues, which TensorRT needs before a capture; then the graph is captured, and
     every later request is one launch. One request at a time: threads wait for each other.
@@ -79,10 +79,10 @@ class CapturedStage:
         engine: gives the engine of a graph key ("step", "scb/deblur").
 
     Attributes:
-        plain_reason: why requests run as plain enqueues although a graph was wanted; None: they do not, or not yet.
+        plain_reason: why requests run as plain enqueues instead of a graph; None: they do not, or not yet.
 
     Raises:
-        DeviceMemoryFull, EngineError: it cannot be made; everything that was made of it is released.
+        DeviceMemoryFull, EngineError: it cannot be created; everything allocated for it is released.
     """
 
     def __init__(self, driver: Driver, engine: Callable[[str], DeviceEngine], key: CaptureKey) -> None:
@@ -146,7 +146,7 @@ class CapturedStage:
                 context.bind_scratch(address, scratch)
 
     def _bind(self) -> None:
-        """The addresses that stay."""
+        """Bind the addresses that do not change."""
         at = self._at
         fixed: list[tuple[DeviceContext, dict[str, int]]] = [
             (self._encoder, {"image": at["image"], "cond": at["cond"]}),
@@ -194,17 +194,17 @@ class CapturedStage:
 
     @property
     def replays(self) -> bool:
-        """Requests are launches of the captured graph."""
+        """Whether requests are launches of the captured graph."""
         return self._executable is not None
 
     def restore(self, inputs: StageInputs, *, replay: bool = True) -> Array | None:
         """The restored image [1,3,H,W], float32, nominally in [-1, 1]; None: this object was closed meanwhile.
 
         Args:
-            replay: launch the captured graph, and capture it first if need be; False: plain enqueues.
+            replay: launch the captured graph, capturing it first if needed; False: plain enqueues.
 
         Raises:
-            EngineError: something failed on the device. Nothing is certain about it then: close this object.
+            EngineError: something failed on the device. Its state is then unknown: close this object.
         """
         with self._lock:
             if self._closed:
@@ -258,7 +258,7 @@ class CapturedStage:
             self._driver.upload(self._at[name], np.ascontiguousarray(array), self._stream)
 
     def _capture(self) -> None:
-        """Record the stage as a graph; where that fails, plain enqueues go on, and ``plain_reason`` says why."""
+        """Record the stage as a graph. If that fails, plain enqueues continue, and ``plain_reason`` has the reason."""
         try:
             self.plain_reason = next(filter(None, (c.capture_blocker(self._stream) for c in self._contexts)), None)
             if self.plain_reason is None:
@@ -286,7 +286,7 @@ class CapturedStage:
         return self._driver.end_capture(self._stream)
 
     def close(self) -> None:
-        """Release everything, once a request that runs has ended."""
+        """Release everything, after a running request has ended."""
         with self._lock:
             if self._closed:
                 return

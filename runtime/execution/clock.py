@@ -1,4 +1,4 @@
-"""Seconds of a run, by what took them."""
+"""Seconds of a run, by stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stages that run on a device as a whole: which ones may, how the SCB is batched, and the few that are kept."""
+"""Stages that run completely on a device: which ones can, the batches of the SCB, and the captured stages kept."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ _SCB_MAPS = 11
 
 
 def device_loop(pool: EnginePool) -> DeviceLoop | None:
-    """The loop on the device of the pool's engines; None where they have none."""
+    """The loop on the device of the pool's engines; None if they have no device."""
     return DeviceLoop(pool, pool.builder.driver()) if isinstance(pool.builder, DeviceBuilder) else None
 
 
 class DeviceLoop:
     """Captured stages of one bundle, by :class:`CaptureKey`. Safe to share between threads.
 
-    Requests for the same key wait for each other; different ones run beside each other, each with a stream, buffers
-    and contexts of its own. The least recently used that is idle goes first where more than ``kept`` are wanted or
-    memory is short.
+    Requests for the same key wait for each other; different ones run at the same time, each with its own stream,
+    buffers and contexts. If more than ``kept`` are needed or memory is short, the least recently used idle one is
+    released first.
 
     Attributes:
-        kept: how many captured stages at most.
+        kept: the largest number of captured stages.
         replay: False: plain enqueues only.
         compared: None, or a list: then every replay is done again by plain enqueues, and the difference appended.
-        free: bytes of device memory that were free when the loop was made: what plans count with.
+        free: bytes of device memory that were free when the loop was created; plans use this number.
     """
 
     def __init__(self, pool: EnginePool, driver: Driver, *, kept: int = _KEPT) -> None:
@@ -69,7 +69,7 @@ class DeviceLoop:
 
     @property
     def engine_sizes(self) -> tuple[EngineSizes, ...]:
-        """Latent sides that the bundle's engines take."""
+        """Latent sides that the bundle's engines accept."""
         bundle, name, precision = self._pool.bundle, self._pool.builder.name, self._pool.precision
         found = (
             parse_shapes(entry.shapes)
@@ -79,7 +79,7 @@ class DeviceLoop:
         return tuple(EngineSizes(shapes["h"], shapes["w"]) for shapes in found)
 
     def planned(self, plan: Plan) -> Plan:
-        """The plan with what this loop will do of it: everything, or nothing and why."""
+        """The plan, marked as run by this loop, or with the reason why it is not."""
         width, height = plan.latent_size
         reason = self._why_not(plan, height, width)
         if reason is not None:
@@ -121,13 +121,13 @@ class DeviceLoop:
     def restore(
         self, run: Run, stage: Stage, image: Array, *, table: StepTable, time: Array, tokens: Array
     ) -> Array | None:
-        """One plugin over one image [1,3,H,W]; None: the device has too little memory left for it.
+        """One plugin over one image [1,3,H,W]; None: the device has too little free memory.
 
-        It cannot be cancelled once it has been launched, which is asked before; its steps are counted at the end.
+        It cannot be cancelled after its launch: cancelling is checked before. Its steps are counted at the end.
 
         Raises:
             Cancelled: the caller stopped the run.
-            EngineError: the device failed. What was captured is gone; the next request begins anew.
+            EngineError: the device failed. The captured stage is released; the next request starts with a new one.
         """
         run.check_cancelled()
         height, width = run.noise.shape[2:]
@@ -162,7 +162,7 @@ class DeviceLoop:
 
     @contextmanager
     def _lease(self, key: CaptureKey) -> Iterator[CapturedStage]:
-        """The captured stage for a key, which is not evicted meanwhile. One that fails is closed and forgotten."""
+        """The captured stage for a key, which is not evicted while in use. A failed one is closed and removed."""
         captured = self._taken(key) or self._made(key)
         try:
             yield captured
@@ -179,7 +179,7 @@ class DeviceLoop:
                     del self._users[captured]
 
     def _taken(self, key: CaptureKey) -> CapturedStage | None:
-        """The captured stage for a key if there is one, with one user more."""
+        """The captured stage for a key, if there is one, with its count of users raised by one."""
         with self._lock:
             if self._closed:
                 raise EngineError(_CLOSED)
@@ -190,7 +190,7 @@ class DeviceLoop:
             return captured
 
     def _made(self, key: CaptureKey) -> CapturedStage:
-        """A new captured stage for a key, with one user. One is made at a time; the others go on meanwhile."""
+        """A new captured stage for a key, with one user. Only one is created at a time; other requests continue."""
         with self._making:
             if (captured := self._taken(key)) is not None:  # another thread was quicker
                 return captured
@@ -212,7 +212,7 @@ class DeviceLoop:
             return captured
 
     def _evict(self, most: int) -> int:
-        """Close idle stages, least recently used first, until ``most`` are left; returns how many went."""
+        """Close idle stages, least recently used first, until ``most`` are left; returns the number released."""
         with self._lock:
             idle = [key for key, captured in self._stages.items() if not self._users[captured]]
             gone = [self._stages.pop(key) for key in idle[: max(0, len(self._stages) - most)]]
@@ -221,7 +221,7 @@ class DeviceLoop:
         return len(gone)
 
     def close(self) -> None:
-        """Release everything, once the requests that run have ended; the loop cannot be used again."""
+        """Release everything, after running requests have ended; the loop cannot be used again."""
         with self._lock:
             self._closed = True
             stages = list(self._stages.values())
@@ -231,12 +231,12 @@ class DeviceLoop:
 
 
 def scb_batch(steps: int, possible: Sequence[int], height: int, width: int, dims: ModelDims, budget: int) -> int:
-    """How many of ``steps`` timesteps the SCB takes at once: as many as fit, and batches as even as can be.
+    """How many of ``steps`` timesteps the SCB takes at once: as many as fit, in batches as even as possible.
 
-    All at once is all before the loop; 1 is step by step.
+    All at once means before the loop; 1 means step by step.
 
     Args:
-        possible: batches that an engine takes; 1 among them.
+        possible: batch sizes that an engine accepts, including 1.
         height, width: latent sides.
         budget: bytes for residuals and working memory of a batch.
     """

@@ -25,8 +25,9 @@ class EnginePool:
     """Engines by graph key ("unet", "tpb/deblur"), each loaded once, at first use; safe to share between threads.
 
     Attributes:
-        builder, precision: what makes them; the fallback, once the first builder's library could not load a graph.
-        fallback_reason: why the fallback runs; empty: it does not.
+        builder, precision: the builder of the engines and their precision; the fallback's, once the first builder's
+            library could not load a graph.
+        fallback_reason: why the fallback is used; empty: it is not.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class EnginePool:
                         raise
 
     def _fall_back(self, builder: EngineBuilder, error: EngineNotLoaded) -> bool:
-        """Go on with the fallback, from this graph on; False: there is none, or ``builder`` was it."""
+        """Use the fallback from this graph on; False: there is none, or ``builder`` is already the fallback."""
         with self._lock:
             if self.builder is not builder:  # another thread has done it
                 return True
@@ -90,7 +91,7 @@ class EnginePool:
         return True
 
     def close(self) -> None:
-        """Give back all memory; the pool cannot be used again."""
+        """Free all memory; the pool cannot be used again."""
         with self._lock:
             self._closed = True
             engines, self._engines = self._engines, {}

@@ -1,4 +1,4 @@
-"""What the stages of one request share."""
+"""Data that the stages of one request share."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ Observer = Callable[[str, str, int, Array], object]  # (plugin, tensor, step, va
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What all stages of one request share.
+    """Data that all stages of one request share.
 
     Attributes:
         tiles: pieces in latent pixels.
-        grid: all pieces of the plan, where a mask leaves some of them out; None: ``tiles`` are all.
+        grid: all pieces of the plan, if a mask leaves some of them out; None: ``tiles`` has all.
         factor: picture pixels per latent pixel.
         noise: standard normal [1,4,h,w], the same for every plugin.
         tick: called after every UNet run with the plugin's name.
-        observe: sees what the oracle keeps: tokens, cond, residual_0..2, latents and eps per step, z0.
+        observe: receives the tensors that the oracle records: tokens, cond, residual_0..2, latents and eps per step,
+            z0.
     """
 
     pool: EnginePool

@@ -31,8 +31,8 @@ def restore_stage(
     tokens: Array,
     device: DeviceLoop | None = None,
 ) -> Array:
-    """One plugin: picture [1,3,H,W] in [-1, 1] in, picture out (nominally in that range; clipped to it where the
-    output is a residual).
+    """One plugin: picture [1,3,H,W] in [-1, 1] in, picture out (nominally in that range; clipped to it if the output is
+    a residual).
 
     UNet and SCB see one piece of the global latents at a time; the model outputs are blended and the sampler updates
     the whole latent, so that pieces never drift apart (arXiv:2302.08113).
@@ -41,7 +41,7 @@ def restore_stage(
         table: of ``stage.steps`` steps.
         time: sinusoidal features of the steps [n, F].
         tokens: the plugin's TPB output for the original picture [1,256,D].
-        device: runs the stage as a whole; None: graph by graph from the host.
+        device: runs the whole stage; None: graph by graph from the host.
 
     Raises:
         Cancelled: the caller stopped the run.
@@ -87,8 +87,8 @@ def _from_host(run: Run, stage: Stage, image: Array, table: StepTable, time: Arr
 
 
 def residual_output(image: Array, restored: Array, reconstructed: Array) -> Array:
-    """x + D(z) - D(E(x)), clipped to [-1, 1]: the input x changed by what the plugin changed, so that detail which the
-    autoencoder cannot carry stays. All float32 [n,3,H,W]."""
+    """x + D(z) - D(E(x)), clipped to [-1, 1]: the input x plus the plugin's change, so that detail that the autoencoder
+    cannot carry is kept. All float32 [n,3,H,W]."""
     changed: Array = restored - reconstructed
     changed += image  # in place: each of these is as large as the picture
     np.clip(changed, -1, 1, out=changed)
@@ -126,11 +126,12 @@ def _piecewise(run: Run, key: str, array: Array, scale_in: int, scale_out: int) 
 
 @dataclass
 class _Kept:
-    """What one piece keeps from step to step, for one stage of one run.
+    """Data that one piece keeps between steps, for one stage of one run.
 
     Attributes:
-        deep: feature [1, C1, h, w] of the last whole UNet run where the next step uses it; None: that one runs whole.
-        timeless: residual_0, where the SCB's residuals are shared.
+        deep: feature [1, C1, h, w] of the last whole UNet run, if the next step uses it; None: the next step runs the
+            whole UNet.
+        timeless: residual_0, if the SCB's residuals are shared.
         anchors: residual_1 and residual_2 of the last one or two steps at which the SCB ran.
     """
 
@@ -186,7 +187,8 @@ def _denoiser(
 def _residuals(
     i: int, scb_steps: Sequence[int], t: Array, kept: _Kept, scb: Callable[[int], dict[str, Array]]
 ) -> dict[str, Array]:
-    """The SCB's residuals at step ``i``: its own where it runs at every step, else between its nearest runs.
+    """The SCB's residuals at step ``i``: computed if the SCB runs at every step, else interpolated between its nearest
+    runs.
 
     residual_1 and residual_2 change with the timestep, little but not smoothly: linear interpolation between every
     second of 20 steps leaves 2 to 4 % on the embedded plugins. residual_0 does not depend on it.
@@ -218,16 +220,16 @@ _ROWS = 64
 
 
 def check_restored(image: Array, source: Array, where: str) -> None:
-    """The guard between the sampler and the user: never a silent black picture.
+    """Check a restored picture, so that a black picture is never returned silently.
 
     Args:
         image: restored picture [1,3,H,W].
-        source: the picture it was made from; a flat one may stay flat.
+        source: the source picture; if it is flat, the result may be flat.
         where: plugin, engine and precision, for the message.
 
     Raises:
-        NotFinite: a value is NaN or infinite, or the picture is constant though its source is not. Constant is what
-            the user would see so: clipped to [-1, 1] and rounded to 8 bits.
+        NotFinite: a value is NaN or infinite, or the picture is constant although its source is not. Constant means
+            after clipping to [-1, 1] and rounding to 8 bits, as the user would see it.
     """
     bad = image.size - sum(int(np.isfinite(image[:, :, y : y + _ROWS]).sum()) for y in range(0, image.shape[2], _ROWS))
     if bad:

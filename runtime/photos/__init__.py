@@ -1,1 +1,1 @@
-"""Photos: read, written, as pixels, with their metadata. Knows no model."""
+"""Photos: reading, writing, pixels, metadata. Independent of any model."""

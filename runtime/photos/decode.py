@@ -44,12 +44,12 @@ _Planes = tuple[Image.Image, Image.Image | None]  # colours in mode RGB; alpha i
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where an image came from, as the decoder needs it.
+    """The origin of an image, as the decoder needs it.
 
     Attributes:
         name: for messages.
-        limit: most pixels of all frames together; None: the caller's images are taken as they are.
-        file: what it was opened from; None: it was made in memory.
+        limit: most pixels of all frames together; None: no limit, for images in memory.
+        file: the file it was opened from; None: it was created in memory.
         reopen: opens another file of the same format: (file) -> image, not loaded.
         first_frame: leave further frames and pages out.
     """
@@ -62,7 +62,7 @@ class Source:
 
 
 def check_size(size: tuple[int, int], name: str, limit: int | None) -> None:
-    """Refuse what is too small for one latent pixel or has more than ``limit`` pixels.
+    """Refuse an image that is too small for one latent pixel or has more than ``limit`` pixels.
 
     Raises:
         ImageError: it is.
@@ -81,7 +81,7 @@ def decode(image: Image.Image, source: Source) -> Photo:
     """Decode an opened image with all its frames. May raise whatever Pillow's decoders raise.
 
     Raises:
-        ImageError: a side under ``MIN_SIDE``, more pixels than the limit, or colours that are not understood.
+        ImageError: a side under ``MIN_SIDE``, more pixels than the limit, or an unsupported colour mode.
     """
     check_size(image.size, source.name, source.limit)
     # the further pictures of an MPO file (a phone's JPEG) are previews and depth maps
@@ -164,7 +164,7 @@ def _mode(image: Image.Image, layout: Layout | None) -> Mode:
 
 
 def _lost(image: Image.Image, exif: Image.Exif, mode: str, icc: bytes | None) -> Iterator[str]:
-    """What cannot be kept, one phrase each."""
+    """Properties that cannot be kept, one phrase each."""
     if mode == "1":
         yield "black and white became grey"
     elif mode not in ("L", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "I", "F") and "I;16" not in mode:
@@ -258,7 +258,7 @@ _FLIPS = {
 
 
 def _frozen(array: NDArray[Any]) -> Any:
-    """A read-only contiguous copy, so that nobody's later change reaches the photo."""
+    """A read-only contiguous copy, so that later changes to the source do not reach the photo."""
     copy = np.array(array, order="C")
     copy.setflags(write=False)
     return copy
@@ -268,7 +268,7 @@ def photo_from_array(array: Pixels | Deep, name: str, limit: int | None) -> Phot
     """uint8 or uint16 [H, W] or [H, W, C], copied: 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha) channels.
 
     Raises:
-        ImageError: of another shape or type, or too small or large.
+        ImageError: another shape or type, or too small or too large.
     """
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.dtype not in (np.uint8, np.uint16) or array.ndim not in (2, 3) or not 1 <= channels <= 4:

@@ -1,4 +1,4 @@
-"""Sixteen bits a channel: read where Pillow keeps eight, and written where it cannot."""
+"""Sixteen bits per channel, for formats that Pillow reads as eight bits or cannot write."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _GREY = np.array([19595, 38470, 7471], np.uint32)  # ITU-R BT.601 luma x 65536, 
 
 
 def deep_layout(image: Image.Image) -> Layout | None:
-    """How a Pillow image that is opened and not yet loaded holds 16 bits a channel; None: it does not, or in a way that
-    only Pillow's 8 bits are read of."""
+    """How a Pillow image that is opened and not yet loaded holds 16 bits per channel; None: it does not, or only in a
+    layout from which Pillow's 8 bits are read."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return "grey"
     if image.format not in ("PNG", "TIFF"):

@@ -1,4 +1,4 @@
-"""A photo -> the bytes of a file, and what the file's format cannot hold of it."""
+"""A photo -> the bytes of a file, and the properties that its format cannot hold."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ GIF = Format(
 
 
 def not_kept(photo: Photo, form: Format) -> tuple[str, ...]:
-    """What a file of this format cannot hold of a photo, one phrase each."""
+    """Properties of a photo that a file of this format cannot hold, one phrase each."""
     details = photo.details
     deep = form.deep and not (form is PNG and photo.frames)  # an animated PNG is written by Pillow, at 8
     lost = {
@@ -103,7 +103,7 @@ def encode(photo: Photo, form: Format, file: IO[bytes]) -> None:
 
 
 def _metadata(photo: Photo, form: Format) -> dict[str, Any]:
-    """Pillow's options for what the photo's file said."""
+    """Pillow's options for the metadata of the photo's file."""
     details = photo.details
     options: dict[str, Any] = {}
     if form.icc and _icc_fits(photo, form):
@@ -183,7 +183,7 @@ def _iptc_fits(iptc: bytes, form: Format) -> bool:
 
 
 def _image(photo: Photo, form: Format) -> Image.Image:
-    """The picture as a Pillow image in the mode that the file had, if the format has it."""
+    """The picture as a Pillow image in the mode of its file, if the format has that mode."""
     rgb, alpha = np.ascontiguousarray(photo.rgb), photo.alpha
     if alpha is not None and not form.alpha:
         over = Image.new("RGB", photo.size, "white")

@@ -1,4 +1,4 @@
-"""What a file is, from its first bytes: which reader takes it, or the name of a kind that none does."""
+"""The kind of a file, from its first bytes: its reader, or the name of an unsupported kind."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _SAMPLES = {1: "unsigned", 2: "signed", 3: "floating-point", 4: "undefined", 5: 
 
 
 def reader_of(file: IO[bytes], suffix: str) -> Reader:
-    """Which reader a file is for, from its content; the suffix only tells camera RAW files from other TIFF files."""
+    """The reader for a file, from its content; the suffix only distinguishes camera RAW files from other TIFF files."""
     head = _head(file)
     if head[4:8] == b"ftyp":
         brands = [head[8:12], *(head[i : i + 4] for i in range(16, min(len(head), _box_length(head)), 4))]
@@ -73,7 +73,7 @@ def reader_of(file: IO[bytes], suffix: str) -> Reader:
 
 
 def unread_kind(file: IO[bytes]) -> str | None:
-    """The name of a kind of file that is not read here ("a JPEG XL picture"), or None: it may be a damaged picture."""
+    """The name of an unsupported kind of file ("a JPEG XL picture"), or None: it may be a damaged picture."""
     head = _head(file)
     for place, mark, name in _OTHERS:
         if head[place:].startswith(mark):
@@ -85,19 +85,19 @@ def unread_kind(file: IO[bytes]) -> str | None:
 
 
 def looks_like_a_picture(file: IO[bytes]) -> bool:
-    """Whether a file begins as pictures do that are read here."""
+    """Whether a file begins like a supported picture."""
     head = _head(file)
     return head[4:8] == b"ftyp" or head.startswith(_SIGNATURES)
 
 
 def first_words(file: IO[bytes]) -> str:
-    """The beginning of a file as text, for messages; empty where it is none."""
+    """The beginning of a file as text, for messages; empty if it is not text."""
     text = " ".join(_head(file)[:24].decode("latin-1").split())
     return text if text.isprintable() else ""
 
 
 def tiff_numbers(file: IO[bytes]) -> Mapping[int, tuple[int, ...]]:
-    """The whole numbers of a TIFF file's first directory by tag (a few of each); empty if it is no such file."""
+    """The whole numbers of a TIFF file's first directory by tag (a few of each); empty if it is not a TIFF file."""
     file.seek(0)
     head = file.read(8)
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(head[:4])
@@ -122,13 +122,15 @@ def tiff_numbers(file: IO[bytes]) -> Mapping[int, tuple[int, ...]]:
 
 
 def _is_raw_tiff(layout: Mapping[int, tuple[int, ...]]) -> bool:
-    """A DNG, or a file whose first picture is a small copy and whose others hang below it, as in NEF and ARW."""
+    """Whether it is a DNG, or a file whose first picture is a thumbnail with the others as its sub-directories, as in
+    NEF and ARW.
+    """
     small_copy = layout.get(_NEW_SUBFILE, (0,))[:1] == (1,) and _SUB_IFDS in layout
     return _DNG_VERSION in layout or small_copy
 
 
 def _tiff_kind(layout: Mapping[int, tuple[int, ...]]) -> str | None:
-    """The layout of a TIFF file in words; None for those that are read here."""
+    """The layout of a TIFF file in words; None for supported ones."""
     bits = max(layout.get(258) or (1,))
     sample, count, plane = ((layout.get(tag) or (1,))[0] for tag in (339, 277, 284))
     if sample == 1 and plane == 1 and (bits in (1, 2, 4, 8) or (bits == 16 and count in (1, 3, 4))) and count <= 5:

@@ -1,7 +1,7 @@
-"""Masks: where a photo is restored. Outside of the mask the output is the input, bit for bit.
+"""Masks: the part of a photo that is restored. Outside the mask the output is the input, bit for bit.
 
-A mask is grey, white where to restore; it may have any size and is brought to the photo's. Its edge is feathered
-*inwards*, so that what was black stays untouched.
+A mask is grey, white where to restore; it may have any size and is resized to the photo's. Its edge is feathered
+*inwards*, so that black areas stay untouched.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def read_mask(
 
     Args:
         source: a path; a Pillow image; a uint8 array [H, W], [H, W, 3] or [H, W, 4], white where to restore, or a bool
-            array [H, W]. What is transparent counts as black.
-        feather: width of the soft edge in pixels, inwards; 0: none; None: up to 16, as much as the mask is wide
-            enough for, and none where it has a soft edge already.
+            array [H, W]. Transparent pixels count as black.
+        feather: width of the soft edge in pixels, inwards; 0: none; None: up to 16, as far as the width of the mask
+            allows, and none if it has a soft edge already.
         name: of a file in messages; None: its path.
 
     Raises:
@@ -86,7 +86,7 @@ def read_mask(
 
 
 def as_mask(mask: Mask | MaskSource | None, size: tuple[int, int]) -> Mask | None:
-    """What a caller gave as a mask, for a photo of ``size``.
+    """A caller's mask as a Mask, for a photo of ``size``.
 
     Raises:
         ImageError, RequestError: as :func:`read_mask`, or a Mask for a photo of another size.
@@ -115,10 +115,10 @@ def read_region(text: str) -> Region:
 
 
 def region_mask(region: Region, size: tuple[int, int], *, feather: int | None = None) -> Mask:
-    """The mask of a rectangle (x, y, width, height) in a photo of ``size``; what hangs over the border is left out.
+    """The mask of a rectangle (x, y, width, height) in a photo of ``size``; parts beyond the border are left out.
 
     Raises:
-        RequestError: nothing of it lies in the photo, or ``feather`` is not 0 to ``MAX_FEATHER``.
+        RequestError: no part of it is in the photo, or ``feather`` is not 0 to ``MAX_FEATHER``.
     """
     x, y, width, height = region
     grey = np.zeros((size[1], size[0]), np.uint8)
@@ -187,7 +187,8 @@ def _box_sum(padded: NDArray[np.bool_], radius: int) -> NDArray[np.int64]:
 
 
 def blend(before: NDArray[_Level], after: NDArray[_Level], weight: Pixels | float) -> NDArray[_Level]:
-    """before + weight x (after - before), uint8 or uint16 [H, W, 3]; exactly the one or the other at weight 0 and 1.
+    """before + weight x (after - before), uint8 or uint16 [H, W, 3]; exactly ``before`` at weight 0 and ``after`` at
+    weight 1.
 
     Args:
         weight: uint8 [H, W], 255 for 1; or one number for all pixels.
@@ -200,11 +201,11 @@ def blend(before: NDArray[_Level], after: NDArray[_Level], weight: Pixels | floa
 def compose(
     before: NDArray[_Level], piece: NDArray[_Level], place: tuple[int, int], working: NDArray[_Level], mask: Mask
 ) -> NDArray[_Level]:
-    """The photo with a restored piece put in through the mask, uint8 or uint16 [H, W, 3] of the size of ``before``.
+    """The photo with a restored piece inserted through the mask, uint8 or uint16 [H, W, 3] of the size of ``before``.
 
     Args:
         before: the photo at the size of the output.
-        piece: what was restored, at the working size; its top left corner lies at ``place`` (top, left).
+        piece: the restored part, at the working size; its top left corner is at ``place`` (top, left).
         working: the photo at the working size.
         mask: of any size of the same ratio.
     """

@@ -1,4 +1,4 @@
-"""Harmless faults: a JPEG file that lacks its end marker, a PNG file with a broken part beside its pixels."""
+"""Harmless faults: a JPEG file without its end marker, a PNG file with a broken chunk other than its pixels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PROGRESSIVE, _FRAMES = (0xC2, 0xCA), (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
 
 
 def mended(data: bytes, open_image: Callable[[io.BytesIO], Image.Image]) -> tuple[bytes, str] | None:
-    """(a file that decoders take, what was done) where a fault of ``data`` is harmless; None: it is not."""
+    """(a file that decoders accept, the repair) if a fault of ``data`` is harmless; None: it is not."""
     if data.startswith(_PNG):
         return _without_broken_parts(data)
     whole = with_end_marker(data, open_image) if data.startswith(b"\xff\xd8") else None
@@ -40,10 +40,10 @@ def _without_broken_parts(data: bytes) -> tuple[bytes, str] | None:
 
 
 def with_end_marker(data: bytes, open_jpeg: Callable[[io.BytesIO], Image.Image]) -> bytes | None:
-    """``data`` with the end marker (EOI) that it lacks, where nothing else is missing; else None.
+    """``data`` with the missing end marker (EOI) added, if nothing else is missing; else None.
 
-    A decoder fills what is missing with grey and says nothing. So the picture is decoded twice, with other bytes where
-    the missing ones would be: if all is there, they are never looked at.
+    A decoder silently fills missing data with grey. So the picture is decoded twice, with different bytes in place of
+    the missing ones: if nothing is missing, the decoder never reads them.
     """
     if not data.startswith(b"\xff\xd8") or data.rstrip(b"\0").endswith(_END) or not _all_scans(data):
         return None

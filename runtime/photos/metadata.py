@@ -1,4 +1,4 @@
-"""ICC profiles, EXIF, XMP and the rest: what may follow a picture into another file."""
+"""ICC profiles, EXIF, XMP and other metadata that may be copied to another file."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def to_srgb(image: Image.Image, icc: bytes) -> Image.Image | None:
 
 
 def portable_exif(exif: Image.Exif) -> bytes | None:
-    """What of an EXIF block still holds for an upright picture of another size, in another format.
+    """The part of an EXIF block that is still valid for an upright picture of another size, in another format.
 
     Kept: camera, exposure, place, time, author, copyright, resolution. Left out: orientation (it was applied),
     thumbnail (it shows the old picture), sizes, maker note, and the layout tags of TIFF files.
@@ -96,17 +96,17 @@ _MAX_TEXT = 1 << 20  # characters of a file's text chunks together
 
 
 def upright_xmp(xmp: bytes) -> bytes:
-    """An XMP packet whose orientation, if it has one, says upright: it has been applied."""
+    """An XMP packet whose orientation, if it has one, is reset to upright: it has been applied."""
     for pattern in _XMP_ORIENTATION:
         xmp = pattern.sub(rb"\g<1>1", xmp)
     return xmp
 
 
 def file_details(image: Image.Image, file: IO[bytes] | None) -> FileDetails:
-    """What a loaded Pillow image says beside pixels, profile and EXIF. Broken parts are left out.
+    """Metadata of a loaded Pillow image other than profile and EXIF. Broken parts are left out.
 
     Args:
-        file: the file that it was opened from; None: it was made in memory.
+        file: the file that it was opened from; None: it was created in memory.
     """
     info: Mapping[Any, Any] = image.info
     xmp, comment, loop = _packet(image), info.get("comment"), info.get("loop")

@@ -13,8 +13,8 @@ _COLOURS = 256
 def with_palette(rgb: Pixels, alpha: Pixels | None) -> tuple[Image.Image, bool]:
     """(image of mode P, whether every colour is exact) of uint8 [H, W, 3] and [H, W].
 
-    The picture's own colours where there are at most 256 of them; else the 256 that Pillow's median cut finds, spread
-    by error diffusion. Transparency is exact where it is all or nothing, and then takes one entry.
+    The picture's own colours if there are at most 256 of them; else the 256 that Pillow's median cut finds, with error
+    diffusion. Transparency is exact if every pixel is fully opaque or fully transparent, and then takes one entry.
     """
     exact = _exact(rgb, alpha)
     if exact is not None:

@@ -1,4 +1,4 @@
-"""A decoded picture with everything that its file said about it."""
+"""A decoded picture with all metadata of its file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MIN_SIDE = 8  # one latent pixel
 
 @dataclass(frozen=True, kw_only=True)
 class FileDetails:
-    """What a file holds beside its pixels, profile and EXIF, ready for another file.
+    """Metadata of a file other than its profile and EXIF, ready for another file.
 
     Attributes:
         xmp: XMP packet, its orientation reset.
@@ -27,11 +27,12 @@ class FileDetails:
         text: PNG text chunks (keyword, text), in order.
         comment: of a JPEG or GIF file.
         compression: of a TIFF file, Pillow's name ("tiff_lzw", "raw", ...).
-        colour_chunks: PNG chunks that say what the numbers mean (gAMA, cHRM, sRGB, cICP), as (type, data).
-        grey_icc: profile of a grey file; the pixels were converted from it to sRGB and go back when it is written.
+        colour_chunks: PNG chunks that define the colours (gAMA, cHRM, sRGB, cICP), as (type, data).
+        grey_icc: profile of a grey file; the pixels were converted from it to sRGB and are converted back when the
+            photo is written.
         duration: of this frame, milliseconds.
         loop: how often an animation repeats (0: for ever).
-        poster: the first frame of an animated PNG stands for it and is not part of it.
+        poster: the first frame of an animated PNG is its still image and not part of the animation.
     """
 
     xmp: bytes | None = None
@@ -49,20 +50,20 @@ class FileDetails:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Photo:
-    """An upright picture with what its file needs again when it is written.
+    """An upright picture with the metadata needed to write it again.
 
     Attributes:
         rgb: uint8 [H, W, 3], read-only.
-        alpha: uint8 [H, W] (0 = transparent), or None where the input had none.
-        deep: the same colours, uint16 [H, W, 3], where the file had 16 bits a channel; None otherwise.
+        alpha: uint8 [H, W] (0 = transparent), or None if the input had none.
+        deep: the same colours, uint16 [H, W, 3], if the file had 16 bits per channel; None otherwise.
         deep_alpha: the same alpha, uint16 [H, W].
-        mode: how the file held its colours: "RGB", "L" (grey) or "P" (palette). ``rgb`` is RGB all the same.
-        path: where it came from.
+        mode: how the file held its colours: "RGB", "L" (grey) or "P" (palette). ``rgb`` is RGB in every case.
+        path: the file it came from.
         icc: the RGB profile that ``rgb`` is in, or None for sRGB.
         exif: a block without orientation, thumbnail or sizes.
-        details: what else the file said.
+        details: other metadata of the file.
         frames: the frames or pages that follow this one; each is a photo without frames.
-        notes: what was lost or mended on the way in, one short phrase each.
+        notes: losses and repairs during reading, one short phrase each.
     """
 
     rgb: Pixels

@@ -1,6 +1,6 @@
-"""Pictures as arrays: working sizes, pixels <-> tensors, CLIP's view, before beside after.
+"""Pictures as arrays: working sizes, pixels <-> tensors, CLIP's preprocessing, side-by-side pictures.
 
-Pictures are uint8 [H, W, 3] (RGB; uint16 where they are deep), tensors float32 [1, 3, H, W], sizes (width, height) as
+Pictures are uint8 [H, W, 3] (RGB; uint16 if they have 16 bits), tensors float32 [1, 3, H, W], sizes (width, height) as
 in Pillow.
 """
 
@@ -48,8 +48,8 @@ def working_size(width: int, height: int, size: Size) -> tuple[int, int]:
     """(width, height) in which a picture of ``width x height`` is restored.
 
     Args:
-        size: ``"native"``: as it is. ``"released"``: the released single-plugin script's rule: a short side under 512
-            becomes 512, as an int N makes it; then both sides are rounded down to multiples of 8. An int N: the
+        size: ``"native"``: unchanged. ``"released"``: the rule of the released single-plugin script: a short side under
+            512 becomes 512, as with an int N; then both sides are rounded down to multiples of 8. An int N: the
             released demo's rule: the short side becomes N and the other ``int((N / short) * long)`` in floating point,
             as written there; then both are rounded down to multiples of 8. ``(w, h)``: exactly that.
 
@@ -92,10 +92,10 @@ def _enlarged(width: int, height: int) -> tuple[int, int]:
 
 
 def working_photo(photo: Photo | Pixels, size: Size = "native") -> Pixels | Deep:
-    """The picture at its working size (:func:`working_size`), uint8 [H', W', 3]; uint16 where the photo is deep.
+    """The picture at its working size (:func:`working_size`), uint8 [H', W', 3]; uint16 if the photo has 16 bits.
 
     ``"released"`` and N resize with Pillow's default filter (bicubic) and round down to multiples of 8 with Lanczos,
-    as the released scripts do; ``(w, h)`` is Lanczos. A size that fits already returns the very pixels.
+    as the released scripts do; ``(w, h)`` is Lanczos. If the size already fits, the same pixels are returned.
 
     Raises:
         RequestError, ImageError: as :func:`working_size`.
@@ -129,7 +129,7 @@ def resize(pixels: NDArray[_Any], size: tuple[int, int], resample: Image.Resampl
 def with_rgb(photo: Photo, rgb: NDArray[Any], *, colour: bool = False) -> Photo:
     """``photo`` with new pixels [H', W', 3], uint8 or (a deep photo's) uint16.
 
-    Alpha follows in size (Lanczos), metadata stay. A grey photo stays grey (luma) unless its restoration brought
+    Alpha is resized too (Lanczos), and metadata stay. A grey photo stays grey (luma) unless its restoration has
     ``colour``: then its mode is RGB.
     """
     if photo.mode == "L":
@@ -161,7 +161,7 @@ def from_tensor(image: NDArray[np.floating[Any]]) -> Pixels:
     """float [1, 3, H, W], nominally in [-1, 1] -> uint8 [H, W, 3]: clamp(x / 2 + 0.5) x 255, rounded half to even.
 
     Raises:
-        ShapeMismatch: not of that shape. NotFinite: a NaN or an infinity is in it.
+        ShapeMismatch: not of that shape. NotFinite: it contains a NaN or an infinity.
     """
     return _levels(image, np.uint8)
 
@@ -190,7 +190,7 @@ def _levels(image: NDArray[np.floating[Any]], dtype: type[_Any]) -> NDArray[_Any
 
 
 def pad(image: NDArray[_Any], size: tuple[int, int]) -> NDArray[_Any]:
-    """[..., H, W] grown at the bottom and right to ``size`` (width, height) by reflection (a side of 1 is repeated).
+    """[..., H, W] padded at the bottom and right to ``size`` (width, height) by reflection (a side of 1 is repeated).
     The same array if nothing is needed."""
     height, width = image.shape[-2:]
     for axis, extra, side in ((-2, size[1] - height, height), (-1, size[0] - width, width)):
@@ -209,7 +209,7 @@ def crop(image: NDArray[_Any], size: tuple[int, int]) -> NDArray[_Any]:
 def clip_pixels(
     rgb: Pixels, size: int = 224, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
 ) -> Tensor:
-    """CLIP's view of the original picture: uint8 [H, W, 3] -> float32 [1, 3, size, size].
+    """CLIP's preprocessing of the original picture: uint8 [H, W, 3] -> float32 [1, 3, size, size].
 
     Short side to ``size`` (bicubic, Pillow; the other side rounded down), centre crop (rounded up and left), then
     (x / 255 - mean) / std per channel; what transformers' CLIPImageProcessor calls resize, center_crop, normalize.

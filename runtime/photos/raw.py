@@ -19,7 +19,7 @@ _SRGB_CURVE = (2.4, 12.92)  # exponent and slope near black, IEC 61966-2-1
 
 
 def raw_size(file: IO[bytes], name: str) -> tuple[int, int]:
-    """(width, height) of a RAW file, not developed.
+    """(width, height) of a RAW file, without developing it.
 
     Raises:
         UnsupportedImage, DamagedImage, ImageError: as :func:`read_raw`; there is no upper limit of pixels here.
@@ -32,7 +32,7 @@ def raw_size(file: IO[bytes], name: str) -> tuple[int, int]:
 
 @contextmanager
 def _opened(file: IO[bytes], name: str) -> Iterator[tuple[Any, Any]]:
-    """(the package rawpy, the file opened by it); its faults become ours."""
+    """(the package rawpy, the file opened by it); its errors become those of this package."""
     try:
         import rawpy
     except ImportError:
@@ -57,7 +57,7 @@ def read_raw(file: IO[bytes], name: str, limit: int | None) -> Photo:
     """A RAW file as sRGB at 16 bits a channel, with the camera's white balance; turned upright by LibRaw.
 
     Raises:
-        UnsupportedImage: rawpy is not installed, or LibRaw does not know the camera.
+        UnsupportedImage: rawpy is not installed, or LibRaw does not support the camera.
         DamagedImage: LibRaw cannot read it.
         ImageError: too small, or more pixels than ``limit``.
     """
@@ -82,7 +82,7 @@ def read_raw(file: IO[bytes], name: str, limit: int | None) -> Photo:
 
 
 def _exif(file: IO[bytes]) -> Image.Exif:
-    """Of the TIFF structure that most RAW files are."""
+    """EXIF from the TIFF structure of most RAW files."""
     exif = Image.Exif()
     try:
         file.seek(0)

@@ -1,22 +1,22 @@
 """Reading: any file, Pillow image or array -> one upright RGB :class:`Photo`, or one clear line.
 
-What becomes of each kind of input:
+Treatment of each kind of input:
 
 * EXIF orientation is applied (as ``PIL.ImageOps.exif_transpose`` does) and reset, in XMP too.
-* 16 bits a channel of PNG and TIFF files are kept beside the 8 that Pillow reads (``Photo.deep``); 16-bit grey is
-  scaled to 8 bits by value / 257, rounded; Pillow itself keeps the high byte of 16-bit RGB.
-* CMYK and grey files with an ICC profile are converted to sRGB through it (grey goes back when it is written); without
-  one, by Pillow's formulas.
-* RGB values are kept as they are, as the release does, and their ICC profile goes on to the output.
+* 16 bits a channel of PNG and TIFF files are kept in addition to the 8 that Pillow reads (``Photo.deep``); 16-bit grey
+  is scaled to 8 bits by value / 257, rounded; Pillow itself keeps the high byte of 16-bit RGB.
+* CMYK and grey files with an ICC profile are converted to sRGB through it (grey is converted back when it is written);
+  without one, by Pillow's formulas.
+* RGB values are kept unchanged, as in the release, and their ICC profile is copied to the output.
 * Transparency (alpha, or a transparent palette entry) becomes ``Photo.alpha``; colours under it are kept.
 * Frames and pages that follow are ``Photo.frames``, or left out with a note (``first_frame``).
 * Floating-point and 32-bit pixels are refused: their scale is unknown.
-* A JPEG that lacks nothing but its end marker is read, with a note; a PNG with broken parts beside its pixels also.
+* A JPEG that lacks only its end marker is read, with a note; so is a PNG with broken chunks other than its pixels.
 * HEIC needs the extra [heif], camera RAW the extra [raw].
 
 Limits: a side has at least ``MIN_SIDE`` pixels (one latent pixel), a picture with all its frames at most ``MAX_PIXELS``
 (adjustable by argument or by the environment variable ``DIFFPLUGIN_MAX_PIXELS``); the header is checked before anything
-is decoded. Pillow's own limit for the process stays as the caller set it.
+is decoded. Pillow's own limit for the process is not changed.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def read_photo(
         name: of the picture in messages; None: its path.
 
     Raises:
-        UnsupportedImage: one line naming the file, its kind and the remedy: it is no picture, or of a kind that is not
-            read (here, or without an extra).
-        DamagedImage: a picture that is cut off or broken.
+        UnsupportedImage: one line naming the file, its kind and the remedy: it is not a picture, or its kind is not
+            supported (at all, or without an extra).
+        DamagedImage: the picture is truncated or broken.
         ImageError: it is missing, a folder, empty, smaller than ``MIN_SIDE`` or larger than ``max_pixels``.
         RequestError: ``DIFFPLUGIN_MAX_PIXELS`` is not a positive whole number.
     """
@@ -98,7 +98,7 @@ def read_header(path: str | os.PathLike[str], *, name: str | None = None) -> tup
     """(Pillow's name of the format, or "RAW"; (width, height) as stored) of a file; no pixel is decoded.
 
     Raises:
-        ImageError: as :func:`read_photo`, as far as the header tells; there is no upper limit of pixels here.
+        ImageError: as :func:`read_photo`, as far as the header shows; no upper limit of pixels applies.
     """
     name = printable(path) if name is None else name
     _check_is_file(path, name)
@@ -114,7 +114,7 @@ def read_header(path: str | os.PathLike[str], *, name: str | None = None) -> tup
 def photo_from(
     image: Photo | Image.Image | Pixels | Deep | str | os.PathLike[str] | bytes | bytearray | IO[bytes],
 ) -> Photo:
-    """A :class:`Photo` from what a Python caller has at hand.
+    """A :class:`Photo` from any input that a Python caller may have.
 
     Args:
         image: a path, bytes or file object, as :func:`read_photo` takes them; a Pillow image of any mode, its current
@@ -156,7 +156,7 @@ def pixel_limit(max_pixels: int | None = None) -> int:
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-    """A path as it stands in a one-line message: control characters escaped, shortened to 200 characters."""
+    """A path for a one-line message: control characters escaped, shortened to 200 characters."""
     text = os.fspath(path)
     text = text if text.isprintable() else repr(text)
     return text if len(text) <= 200 else f"{text[:120]}…{text[-60:]}"
@@ -215,10 +215,10 @@ def _mended(file: IO[bytes], name: str, limit: int) -> tuple[io.BytesIO, str] | 
 
 
 def _open_pillow(file: IO[bytes], name: str) -> Image.Image:
-    """The image in a file, not loaded, as ``Image.open`` finds it; Pillow's limit of pixels is not asked: ours is.
+    """The image in a file, not loaded, as ``Image.open`` finds it; our limit of pixels applies, not Pillow's.
 
     Raises:
-        UnsupportedImage, DamagedImage: no decoder takes it.
+        UnsupportedImage, DamagedImage: no decoder accepts it.
     """
     Image.init()
     for form in _FORMATS:
@@ -254,7 +254,7 @@ def _open_heif(file: IO[bytes], name: str) -> Image.Image:
 
 
 def _unidentified(file: IO[bytes], name: str) -> ImageError:
-    """What to say of a file that no decoder wants."""
+    """The error for a file that no decoder accepts."""
     kind = unread_kind(file)
     if kind is not None and kind.startswith("a TIFF"):
         remedy = "save it with 8 or 16 unsigned bits a channel, all channels in one plane"
@@ -269,7 +269,7 @@ def _unidentified(file: IO[bytes], name: str) -> ImageError:
 
 @contextmanager
 def _plain_faults(name: str, kind: str = "") -> Iterator[None]:
-    """One line instead of whatever decoders raise on hostile bytes."""
+    """Turn whatever decoders raise on hostile bytes into one line."""
     try:
         yield
     except (ImageError, RequestError):
@@ -285,7 +285,7 @@ def _plain_faults(name: str, kind: str = "") -> Iterator[None]:
 
 @contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Pillow without warnings: what matters in them is an error or a note here."""
+    """Silence Pillow's warnings: the relevant ones are errors or notes of this package."""
     with _lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""A window of a resized picture, without the rest of it."""
+"""A window of a resized picture, computed without the rest."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _SUPPORT = 2.0  # of the cubic, in output pixels
 def bicubic_window(
     pixels: NDArray[np.uint8], size: tuple[int, int], box: tuple[int, int, int, int]
 ) -> NDArray[np.uint8]:
-    """What Pillow's ``resize(size, BICUBIC).crop(box)`` makes of uint8 [H, W, C], bit by bit, from the few source
-    pixels that ``box`` needs: memory and time follow the box, not ``size``.
+    """The result of Pillow's ``resize(size, BICUBIC).crop(box)`` for uint8 [H, W, C], bit for bit, from only the source
+    pixels that ``box`` needs: memory and time depend on the box, not on ``size``.
 
     The same two passes with rounding to 8 bits between them, columns first, and the same fixed-point weights
     (Pillow's Resample.c; from version 13 on it takes the rows first where a tall picture is made smaller).

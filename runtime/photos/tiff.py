@@ -1,4 +1,4 @@
-"""TIFF files: pages of 8 or 16 bits in any lossless compression, with profile, EXIF and the rest.
+"""TIFF files: pages of 8 or 16 bits in any lossless compression, with profile, EXIF and other metadata.
 
 Pillow writes either compressed files or the blocks inside EXIF, and no 16-bit colour. TIFF revision 6.0, little-endian.
 """
@@ -41,7 +41,8 @@ class Page:
     Attributes:
         levels: uint8 or uint16 [H, W, C]: grey, grey and alpha, RGB or RGBA; or the indices of a palette [H, W, 1].
         palette: uint8 [256, 3] for indices.
-        compression: Pillow's name; one that is not written here (:func:`is_written`) becomes ``DEFAULT``.
+        compression: Pillow's name; one that :func:`write_tiff` does not support (:func:`is_written`) becomes
+            ``DEFAULT``.
     """
 
     levels: NDArray[Any]
@@ -55,7 +56,7 @@ class Page:
 
 
 def is_written(compression: str) -> bool:
-    """Whether :func:`write_tiff` knows a compression (Pillow's name)."""
+    """Whether :func:`write_tiff` supports a compression (Pillow's name)."""
     return compression in _CODES
 
 

@@ -1,4 +1,4 @@
-"""Writing: a finished picture reaches its file whole or not at all."""
+"""Writing: a finished picture is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def output_suffixes() -> tuple[str, ...]:
 
 
 def not_kept(path: str | os.PathLike[str], photo: Photo) -> tuple[str, ...]:
-    """What the format of ``path`` cannot hold of a photo: no note, or one.
+    """Properties of a photo that the format of ``path`` cannot hold: no note, or one.
 
     Raises:
         ImageError: the suffix names no format.
@@ -49,10 +49,10 @@ def not_kept(path: str | os.PathLike[str], photo: Photo) -> tuple[str, ...]:
 
 
 def check_writable(path: str | os.PathLike[str], photo: Photo | None = None) -> None:
-    """Find out before hours of work whether :func:`write_photo` could write ``path``. Leaves nothing behind.
+    """Check, before hours of work, whether :func:`write_photo` can write ``path``. Leaves no file behind.
 
     Args:
-        photo: what will be restored; None: only the path is asked about.
+        photo: the photo to restore; None: only the path is checked.
 
     Raises:
         ImageError: the suffix names no format, the folder is missing or cannot be written, ``path`` is a folder or
@@ -73,9 +73,9 @@ def check_writable(path: str | os.PathLike[str], photo: Photo | None = None) -> 
 def write_photo(path: str | os.PathLike[str], photo: Photo | Pixels) -> Path:
     """Write a picture in the format of the suffix: a temporary file beside ``path``, then one rename.
 
-    What the file had, the result has, as far as its format holds it (:func:`not_kept` says what it does not): mode
+    The result keeps the properties of the file that its format can hold (:func:`not_kept` lists the others): mode
     (grey, palette), alpha, 16 bits a channel, frames or pages, ICC profile, EXIF, XMP, IPTC, resolution, text, comment,
-    TIFF compression. Where there is no alpha the picture stands over white. JPEG: quality 95 without chroma
+    TIFF compression. If the format has no alpha, the picture is composed over white. JPEG: quality 95 without chroma
     subsampling; WebP and HEIC: quality 95; AVIF: quality 90; PNG and TIFF: lossless. The mode bits of a file that is
     replaced are kept, and a link is followed.
 
@@ -84,7 +84,7 @@ def write_photo(path: str | os.PathLike[str], photo: Photo | Pixels) -> Path:
 
     Raises:
         ImageError: as :func:`check_writable`, the picture is not uint8 [H, W, 3] or too long for the format, it has
-            frames and the format holds one picture, or writing failed (nothing is left behind and a former file is
+            frames and the format holds one picture, or writing failed (no file is left behind and a former file is
             untouched).
     """
     if not isinstance(photo, Photo):

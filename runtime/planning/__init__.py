@@ -1,1 +1,1 @@
-"""What will run, decided before it runs: sizes, tiles, memory, quality, concurrency."""
+"""Planning before a run: sizes, tiles, memory, quality, concurrency."""

@@ -1,4 +1,4 @@
-"""Several pictures at once: how many fit, and what each may count on."""
+"""Several pictures at once: how many fit, and the resources of each."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 def restorations_at_once(
     wanted: int | None, builder: EngineBuilder, *, cores: int, memory: Footprint, piece: int
 ) -> int:
-    """``wanted``, or as many restorations as there are cores and memory for; at least one.
+    """``wanted``, or as many restorations as cores and memory allow; at least one.
 
-    Small operators leave cores idle wherever threads join: on the embedded model, ONNX Runtime finishes two pictures on
+    Small operators leave cores idle whenever threads join: on the embedded model, ONNX Runtime finishes two pictures on
     a core each 1.2 to 1.4 times as fast as one after the other on both.
 
     Args:
-        wanted: None: as many as the machine can take; one where the engine computes one run after another.
+        wanted: None: as many as the machine can take; one if the engine computes one run after another.
         memory: of one restoration; its weights are shared.
         piece: latent pixels of the largest piece that a picture runs in.
 
@@ -46,7 +46,7 @@ def restorations_at_once(
 
 
 def memory_share(memory: Footprint, concurrency: int) -> int | None:
-    """Bytes that one of ``concurrency`` restorations may count on: the shared weights, and its part of the rest.
+    """Bytes available to one of ``concurrency`` restorations: the shared weights, and its part of the rest.
 
     None: unknown on this system.
     """

@@ -1,4 +1,4 @@
-"""Pictures for engines that were built for certain sizes: grown to one of them, or cut into pieces of one."""
+"""Pictures for engines that were built for certain sizes: padded to one of them, or cut into pieces of one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffplugin.shapes import Range
 
 @dataclass(frozen=True)
 class EngineSizes:
-    """Latent sides that an engine takes."""
+    """Latent sides that an engine accepts."""
 
     h: Range
     w: Range
@@ -29,10 +29,10 @@ class Fit:
     """A way to run a picture.
 
     Attributes:
-        latent: (width, height) that it is grown to.
-        side: longest side of a piece; at least the longest of ``latent`` where it stays whole.
-        bytes, work: memory that it takes, and latent pixels of all pieces together.
-        alone: the engine is for this size alone.
+        latent: (width, height) that it is padded to.
+        side: longest side of a piece; at least the longest of ``latent`` if it stays whole.
+        bytes, work: its memory, and latent pixels of all pieces together.
+        alone: the engine is for this single size.
     """
 
     latent: tuple[int, int]
@@ -66,7 +66,7 @@ def fits(
 
 
 def best_fit(found: Sequence[Fit], available: int | None, *, native: int, most: float) -> Fit | None:
-    """The way that a picture runs; None: there is none. Where none fits into memory: what takes the least.
+    """The best way to run a picture; None: there is none. If none fits into memory: the one with the least memory.
 
     Whole with the least work, up to ``most`` latent pixels or where an engine is for that size alone. Else pieces:
     from the ``native`` side up to that area those of the least work, then the next larger, then the next smaller ones.
@@ -86,7 +86,7 @@ def best_fit(found: Sequence[Fit], available: int | None, *, native: int, most: 
 
 
 def no_fit(what: str, engine_sizes: Sequence[EngineSizes], factor: int) -> RequestError:
-    """The error for a picture that no engine takes."""
+    """The error for a picture that no engine accepts."""
     sizes = ", ".join(dict.fromkeys(one.pixels(factor) for one in engine_sizes))
     return RequestError(
         f"no engine takes {what}; those of this bundle are for {sizes} px: choose --size or --tile, "

@@ -1,4 +1,4 @@
-"""How much memory a run needs, and how much there is."""
+"""The memory that a run needs, and the memory available."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Footprint:
 
     Attributes:
         weights: bytes that stay.
-        per_latent_pixel: bytes per latent pixel of the largest piece, since one runs at a time.
+        per_latent_pixel: bytes per latent pixel of the largest piece, because one runs at a time.
         kept_per_latent_pixel: bytes per latent pixel of *every* piece, kept from step to step.
         picture_per_latent_pixel: bytes per latent pixel of the whole picture, in arrays as large as it.
     """
@@ -87,7 +87,7 @@ def footprint(
 
 
 def available_memory() -> int | None:
-    """Bytes that this process may still take before the machine swaps or its control group kills it; None: unknown."""
+    """Bytes that this process may still use before the machine swaps or its control group kills it; None: unknown."""
     found = [value for value in (_machine(), spare_memory()) if value is not None]
     return min(found) if found else None
 

@@ -1,4 +1,4 @@
-"""What will run, decided before it runs: sizes, tiles, chain, engine, memory."""
+"""The plan of a run: sizes, tiles, chain, engine, memory."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Stage:
     Attributes:
         first_t: timestep of the first step.
         output: "decoded" or "residual" (``plugins.cards.PluginCard``).
-        full_steps: steps that run the whole UNet, the first among them; the others run its outermost blocks alone.
+        full_steps: steps that run the whole UNet, the first among them; the others run only its outermost blocks.
         scb_steps: steps whose residuals are computed, the first and the last among them.
-        scb_batch: timesteps that the SCB takes at once; more than 1 on a device only.
+        scb_batch: timesteps that the SCB takes at once; more than 1 only on a device.
     """
 
     plugin: str
@@ -53,24 +53,25 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run. Sizes are (width, height).
+    """The plan of a run. Sizes are (width, height).
 
     Attributes:
-        input_size: of the picture that came, px.
-        working_size: in which it is restored, px.
-        area: the part of it that runs, px: all of it, or what a mask touches and some context.
-        padded_size: the area grown to multiples of the autoencoder's factor, or to what an engine takes, px.
+        input_size: of the input picture, px.
+        working_size: the size at which it is restored, px.
+        area: the part that runs, px: all of it, or the part that a mask touches with some context.
+        padded_size: the area padded to multiples of the autoencoder's factor, or to a size that an engine accepts, px.
         latent_size: padded size / factor.
-        output_size: of the picture that leaves, px.
+        output_size: of the output picture, px.
         tiles: pieces of the area in latent pixels, in the order in which they run; one: the whole area.
-        grid: all its pieces, where the mask touches only some of them; else empty.
+        grid: all its pieces, if the mask touches only some of them; else empty.
         tiling: why it runs whole or in pieces, for people.
         chain: plugins in order; empty: the picture stays untouched.
-        sampler, seed, engine, precision: as they will run ("auto" resolved).
+        sampler, seed, engine, precision: as used ("auto" resolved).
         quality: name of the quality that the stages follow.
-        memory: estimate; ``estimated_bytes`` stands against ``available`` bytes (None: unknown).
-        loop: "device": each stage runs there as a whole (``runtime.execution.captured_stage``); "host": graph by graph.
-        loop_reason: why, where the engine could do both.
+        memory: estimate; compare ``estimated_bytes`` with ``available`` bytes (None: unknown).
+        loop: "device": each stage runs completely on the device (``runtime.execution.captured_stage``); "host": graph
+            by graph.
+        loop_reason: the reason, if the engine could do both.
     """
 
     input_size: tuple[int, int]
@@ -132,11 +133,11 @@ def plan_stages(
     steps: int | None = None,
     sampler: str = "unipc",
 ) -> tuple[Stage, ...]:
-    """The stages of a chain, as released: all steps for the first plugin, few for those that follow.
+    """The stages of a chain, as released: all steps for the first plugin, few for later ones.
 
     Args:
         chosen: plugin ids in order.
-        quality: which steps run everything.
+        quality: decides which steps run everything.
         steps: of the first plugin; those that follow take ``min(steps, card.steps_chained)``. None: the cards', and
             no more than ``quality.steps``.
 
@@ -169,7 +170,7 @@ def plan_stages(
 
 
 def chain_footprint(manifest: Manifest, chain: Sequence[Stage], precision: str) -> Footprint:
-    """What a run of this chain needs beyond the engines that are loaded already."""
+    """Memory that a run of this chain needs beyond the engines that are already loaded."""
     deep = any(len(stage.full_steps) < stage.steps for stage in chain)
     shared = any(len(stage.scb_steps) < stage.steps for stage in chain)
     keys = ["clip_vision", "vae_encoder", "unet", *(["unet_shallow"] if deep else []), "vae_decoder"]
@@ -203,9 +204,9 @@ def make_plan(
     Neighbours overlap by at least a quarter of the side, or of the native side if that is less.
 
     Args:
-        engine_sizes: sizes that the engines were built for, where they take no others. The picture is then grown to
-            one of them, or cut into pieces of one.
-        mask: only what it touches is planned, with context around it.
+        engine_sizes: sizes that the engines were built for, if they accept no others. The picture is then padded to one
+            of them, or cut into pieces of one.
+        mask: only the part that it touches is planned, with context around it.
 
     Raises:
         RequestError: the tile is smaller than a piece may be, or no engine takes such a photo.
@@ -286,7 +287,7 @@ def _pieces(latent: tuple[int, int], side: int, dims: ModelDims) -> tuple[Tile, 
 def _tile_side(
     latent: tuple[int, int], dims: ModelDims, memory: Footprint, available: int | None, tile: Tiling
 ) -> tuple[int, str]:
-    """(longest side of a piece in latent pixels, why)."""
+    """(longest side of a piece in latent pixels, reason)."""
     whole, factor = max(*latent, MULTIPLE), dims.factor
     if tile == "off":
         return whole, "one piece: tiles are off"
@@ -315,7 +316,7 @@ def _engine_side(
     available: int | None,
     tile: Tiling,
 ) -> tuple[tuple[int, int], int, str]:
-    """(latent grown to what an engine takes, longest side of a piece, why)."""
+    """(latent padded to a size that an engine accepts, longest side of a piece, reason)."""
     factor, largest = dims.factor, max(max(one.h.most, one.w.most) for one in engine_sizes)
     sides: Sequence[int] = range(MIN_TILE, largest + 1, MULTIPLE)
     if not isinstance(tile, str):

@@ -1,4 +1,4 @@
-"""How much of the work a run does: everything, or less with features of a step nearby."""
+"""How much of the work a run does: all of it, or less by reusing features of a nearby step."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Quality:
     Attributes:
         name: as ``--quality`` takes it.
         description: one line for people.
-        steps: most steps of a plugin where the caller names none; None: the card's.
-        deep_every: the whole UNet runs once in so many steps, at the others its outermost blocks with the deep feature
-            of the last whole run (arXiv:2312.00858); 1: always whole.
-        scb_every: the SCB runs once in so many steps and at the last, between its runs the residuals are interpolated;
-            1: at every step.
-        precisions: taken first where the precision is "auto", if the bundle and the engine have them.
+        steps: the most steps of a plugin if the caller gives none; None: the card's.
+        deep_every: the whole UNet runs once in this many steps; the other steps run its outermost blocks with the deep
+            feature of the last whole run (arXiv:2312.00858); 1: always whole.
+        scb_every: the SCB runs once in this many steps and at the last one; between its runs the residuals are
+            interpolated; 1: at every step.
+        precisions: preferred if the precision is "auto" and the bundle and the engine have them.
     """
 
     name: str
@@ -31,11 +31,13 @@ class Quality:
     precisions: tuple[str, ...] = ()
 
     def full_steps(self, steps: int) -> tuple[int, ...]:
-        """Of ``steps`` steps those that run the whole UNet, rising; the first is one."""
+        """The steps, of ``steps``, that run the whole UNet, in rising order; the first is always one of them."""
         return tuple(range(0, steps, self.deep_every))
 
     def scb_steps(self, steps: int) -> tuple[int, ...]:
-        """Of ``steps`` steps those whose residuals are computed, rising; the first and the last are two."""
+        """The steps, of ``steps``, whose residuals are computed, in rising order; the first and the last are always
+        among them.
+        """
         return tuple(sorted({*range(0, steps, self.scb_every), steps - 1}))
 
 

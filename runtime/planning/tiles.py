@@ -1,6 +1,6 @@
 """Overlapping tiles over a picture or a latent, and their seamless sum.
 
-A tile plan is made once, in latent pixels; the same plan scaled by the autoencoder's factor serves the pixels.
+A tile plan is computed once, in latent pixels; the same plan scaled by the autoencoder's factor is used for pixels.
 Blended predictions of overlapping windows: arXiv:2302.08113 (MultiDiffusion), with smooth weights instead of a mean.
 """
 
@@ -32,7 +32,7 @@ class Tile:
         return Tile(self.top * factor, self.left * factor, self.height * factor, self.width * factor)
 
     def clipped(self, h: int, w: int) -> Tile:
-        """The part of it that lies in ``h x w``."""
+        """The part of it within ``h x w``."""
         return Tile(self.top, self.left, min(self.height, h - self.top), min(self.width, w - self.left))
 
     def cut(self, array: NDArray[Any]) -> NDArray[Any]:
@@ -83,7 +83,7 @@ def blend_weights(tiles: Sequence[Tile], h: int, w: int, grid: Sequence[Tile] | 
     overlaps, and so at the picture's borders, it is 1.
 
     Args:
-        grid: all tiles of the plan, where ``tiles`` are some of them; None: they are all.
+        grid: all tiles of the plan, if ``tiles`` has only some of them; None: it has all.
 
     Raises:
         ShapeMismatch: the tiles are not a grid that covers ``h x w``, as :func:`plan_tiles` makes it, or its

@@ -1,1 +1,1 @@
-"""A request in words, and which plugins answer it."""
+"""From a request in words to the plugins for it."""

@@ -1,4 +1,4 @@
-"""What the model sees in a photo and reads in a request: prompt tokens of the plugins, scores of the selector."""
+"""Encodings of a photo and a request: prompt tokens of the plugins, scores of the selector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which plugins answer a request: the released selection rule and the mapping of compound tasks."""
+"""The choice of plugins for a request: the released selection rule and the mapping of compound tasks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from diffplugin.spec import Array
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What the selector decided.
+    """The decision of the selector.
 
     Attributes:
-        chosen: plugin ids in the order of the chain; empty: the picture stays as it is.
+        chosen: plugin ids in the order of the chain; empty: the picture is not changed.
         reason: one line for people.
-        scores: score of every plugin and of ``null`` (last); empty where the caller named the plugins.
+        scores: score of every plugin and of ``null`` (last); empty if the caller named the plugins.
         compounds: compound tasks of the mapping table that the request asks for.
     """
 
@@ -39,8 +39,7 @@ def select(scores: Array, plugins: Sequence[str], prompt: str, table: Table, thr
 
     Every plugin with a score above the threshold is chosen. A request for a compound task ("a rainy night") also gets
     that task's installed sub-tasks, whatever their scores: the selector was trained on single tasks, the table is
-    explicit.
-    All run in registry order. Where nothing is chosen, ``null`` wins and the picture stays untouched.
+    explicit. All run in registry order. If nothing is chosen, ``null`` wins and the picture stays untouched.
 
     Args:
         scores: output of the selector graph, [1, p + 1], ``null`` last.

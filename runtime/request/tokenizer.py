@@ -1,4 +1,4 @@
-"""A request in words -> the ids that the text encoder takes. The bundle's ``tokenizer.json`` holds all rules."""
+"""A request in words -> token ids for the text encoder. The bundle's ``tokenizer.json`` holds all rules."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load_tokenizer(path: str | Path) -> tokenizers.Tokenizer:
     """The tokenizer in a bundle's ``tokenizer.json``.
 
     Raises:
-        BundleError: the file is missing, or is no tokenizer of CLIP's kind.
+        BundleError: the file is missing, or is not a tokenizer of CLIP's kind.
         MissingDependency: the ``tokenizers`` package is not installed.
     """
     try:
@@ -52,8 +52,8 @@ def load_tokenizer(path: str | Path) -> tokenizers.Tokenizer:
 
 
 def _faults(value: Any) -> Iterator[str]:
-    """What a tokenizer of CLIP's kind does not have. The package runs whatever the file says: paddings of any length,
-    texts that grow with every replacement, patterns that never end."""
+    """Faults of a file that is not a tokenizer of CLIP's kind. The package runs whatever the file contains: paddings of
+    any length, texts that grow with every replacement, patterns that never end."""
     if not isinstance(value, dict):
         yield "no object"
         return

@@ -36,13 +36,13 @@ def sample(
         start: "noised_input": the first step starts from the noised ``cond``, and at every later step with
             t >= ``renoise_from_t`` the latents are *replaced* by the noised ``cond`` while the sampler's history goes
             on, as the release does. "input": the first step starts from ``cond`` without noise, scaled as if it had
-            some. "noise": pure noise. Neither is ever replaced.
+            some. "noise": pure noise. With these two the latents are never replaced.
         renoise_from_t: in training timesteps (960 in the release).
-        cancelled: asked before each step.
+        cancelled: called before each step.
         on_step: called with (step index, latents that entered the model, its output).
 
     Raises:
-        Cancelled: ``cancelled`` said so.
+        Cancelled: ``cancelled`` returned True.
         NotFinite: a model output has a NaN or an infinity; names the step.
         ShapeMismatch: noise, cond and model output differ in shape.
         RequestError: unknown ``start``.
@@ -72,7 +72,7 @@ def step_weights(table: StepTable, i: int, start: Start, renoise_from_t: float) 
 
     Start (latents, cond, noise), denoise (x, output), correct (last, x, x0, previous x0, the x0 before), predict
     (c, x0, previous x0): with them the graph does what :func:`sample` does at this step. The first step
-    takes its latents from the noise; it reads no history, so any finite numbers may stand there.
+    takes its latents from the noise; it reads no history, so any finite numbers may be there.
 
     Args:
         start, renoise_from_t: as :func:`sample` takes them.
@@ -93,7 +93,7 @@ def _entering(table: StepTable, i: int, start: Start, renoise_from_t: float) -> 
 
 
 def _weighted(weights: Sequence[float] | Array, arrays: Sequence[Array]) -> Array:
-    """Sum of weight x array in float32; a lone array of weight 1 comes back as it is, not copied."""
+    """Sum of weight x array in float32; a single array of weight 1 is returned without a copy."""
     terms = [(np.float32(weight), array) for weight, array in zip(weights, arrays, strict=True) if weight]
     if len(terms) == 1 and terms[0][0] == 1:
         return terms[0][1]

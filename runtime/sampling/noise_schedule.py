@@ -134,12 +134,14 @@ class NoiseSchedule:
 
 
 def sampler_settings(config: Mapping[str, Any]) -> list[str]:
-    """Settings that are switched on in a ``scheduler_config.json`` and have no meaning here: they are of a sampler."""
+    """Settings that are switched on in a ``scheduler_config.json`` and are ignored, because they belong to a
+    sampler.
+    """
     return [key for key in _OF_A_SAMPLER if config.get(key)]
 
 
 def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """``config`` with what its class takes where a key is absent. Of an unknown class, betas have no default."""
+    """``config`` with the defaults of its class for absent keys. For an unknown class, betas have no default."""
     name = config.get("_class_name")
     known = _DEFAULTS.get(name) if isinstance(name, str) else None
     betas = dict(zip(("beta_start", "beta_end", "beta_schedule"), known, strict=True)) if known else {}
@@ -148,7 +150,7 @@ def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def defaulted_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Betas that a ``scheduler_config.json`` lacks, with the defaults of its class that stand in."""
+    """Betas that a ``scheduler_config.json`` lacks, with the defaults of its class that replace them."""
     complete = _with_defaults(config)
     return {key: complete[key] for key in ("beta_start", "beta_end", "beta_schedule") if key not in config}
 

@@ -24,7 +24,7 @@ from diffplugin.runtime.sampling.noise_schedule import Doubles, NoiseSchedule, f
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepTable:
-    """A sampler for n steps: what the loop needs to know, read-only float64.
+    """A sampler for n steps: the numbers that the loop needs, read-only float64.
 
     At step i, with sample x [1,4,h,w] and the model's output there:
 
@@ -61,7 +61,7 @@ def unipc(schedule: NoiseSchedule, steps: int, first_t: int | None = None) -> St
 def dpmpp_2m(schedule: NoiseSchedule, steps: int, first_t: int | None = None) -> StepTable:
     """DPM-Solver++(2M), midpoint; arXiv:2211.01095 Algorithm 2. The last update is of first order, onto a clean latent.
 
-    diffusers' ``DPMSolverMultistepScheduler()`` as it comes.
+    diffusers' ``DPMSolverMultistepScheduler()`` with its defaults.
     """
     t = _linspace(schedule, steps, first_t)
     order = [1 if i in (0, steps - 1) else 2 for i in range(steps)]
@@ -85,7 +85,7 @@ def euler(schedule: NoiseSchedule, steps: int, first_t: int | None = None) -> St
     """Euler's method on dx/dsigma; arXiv:2206.00364 Algorithm 1 without the second-order correction.
 
     diffusers' ``EulerDiscreteScheduler(timestep_spacing="trailing")``, its samples divided by sqrt(1 + sigma^2): in
-    these coordinates Euler's step is DDIM's, and what differs is where it lands.
+    these coordinates Euler's step is DDIM's; only the end points differ.
     """
     t = _trailing(schedule, steps, first_t)
     return _table("euler", schedule, t=t, landing=np.append(schedule.alphas_cumprod[t[1:]], 1.0), order=[1] * steps)
@@ -113,8 +113,8 @@ def step_table(name: str, schedule: NoiseSchedule, steps: int, first_t: int | No
             last training step. Lower, sampling starts from a picture with that much noise (SDEdit, arXiv:2108.01073).
 
     Raises:
-        RequestError: the sampler is unknown, ``first_t`` is no training step, or ``steps`` is not an integer from 1 to
-            ``first_t`` + 1 (one less for unipc and dpmpp_2m, which would visit a timestep twice).
+        RequestError: the sampler is unknown, ``first_t`` is not a training step, or ``steps`` is not an integer from 1
+            to ``first_t`` + 1 (one less for unipc and dpmpp_2m, which would visit a timestep twice).
     """
     faults = []
     last = schedule.num_train_timesteps - 1

@@ -1,8 +1,8 @@
 """Start noise: the numbers that PyTorch's CPU generator gives for a seed, without PyTorch.
 
-The released scripts seed a ``torch.Generator("cpu")``; the same seed must give the same picture here. The stream is
-the 32-bit Mersenne Twister (Matsumoto & Nishimura 1998), which NumPy has. What turns it into normal numbers is
-PyTorch's, in two ways that differ:
+The released scripts seed a ``torch.Generator("cpu")``; the same seed must give the same picture in this package. The
+stream is the 32-bit Mersenne Twister (Matsumoto & Nishimura 1998), which NumPy has. PyTorch turns it into normal
+numbers in two different ways:
 
 * 16 numbers and more: Box-Muller in float32 over blocks of sixteen, eight radii and eight angles. Its logarithm, sine
   and cosine are the single-precision Cephes approximations (Moshier 1992). They are evaluated here in the same order
@@ -11,8 +11,8 @@ PyTorch's, in two ways that differ:
 
 Measured against PyTorch 2.13: **bit-equal** to its AVX2 kernel (20 million numbers, five seeds; the oracle's goldens
 were made with it). PyTorch's portable kernel (``ATEN_CPU_CAPABILITY=default``) rounds its angles differently: 61 %
-of its numbers are equal, the largest difference is 2.3e-6. Nothing here depends on the machine's mathematics library,
-so from sixteen numbers on, every machine gets the same bits.
+of its numbers are equal, the largest difference is 2.3e-6. This module does not depend on the machine's mathematics
+library, so from sixteen numbers on, every machine gets the same bits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Timesteps as the networks read them."""
+"""Timesteps in the form that the networks read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def time_features(t: NDArray[Any], manifest: Manifest) -> Floats:
-    """What the networks of a bundle take for timesteps [n]: sinusoidal features [n, F]."""
+    """The input of a bundle's networks for timesteps [n]: sinusoidal features [n, F]."""
     return sinusoidal(t, manifest.dims.time_features, **time_settings(manifest.time_embedding))
 
 
@@ -40,7 +40,7 @@ def sinusoidal(t: NDArray[Any], width: int, *, flip_sin_to_cos: bool, freq_shift
 
     ``flip_sin_to_cos`` puts the cosines first (SD does); the order matters silently. The angles are float32, as the
     models were trained with: at t = 999 that shows in the fifth digit. PyTorch's exponential rounds 2 % of the
-    frequencies otherwise, which leaves a relative L2 difference of up to 5.5e-6 (measured, width 320).
+    frequencies differently, which leaves a relative L2 difference of up to 5.5e-6 (measured, width 320).
     """
     half = width // 2
     exponent = np.float32(-math.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half - freq_shift)

@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Restore the folder; 1 where a photo failed."""
+    """Restore the folder; returns 1 if a photo failed."""
     options = RestoreOptions(prompt=args.prompt, plugins=args.plugin or None, steps=args.steps, seed=args.seed)
     recipe = Recipe(
         bundle=args.bundle, engine=args.engine, precision=args.precision, quality=args.quality, threads=args.cpus

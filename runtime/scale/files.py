@@ -1,4 +1,4 @@
-"""Folders of photos wherever fsspec reads and writes: what is there, what is done, one photo from there to there."""
+"""Folders of photos on any file system of fsspec: listing, checking for results, restoring one photo."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _READ_ONLY = (".gif", ".jfif", ".jp2", ".jpe", ".ppm")
 
 @dataclass(frozen=True)
 class Task:
-    """One photo: where it is, where its result and the record of it go, and the mark of what would be made.
+    """One photo: its path, the paths of its result and record, and the mark of that result.
 
     ``mark`` changes with the photo (as its file system tells), the request and the recipe.
     """
@@ -60,7 +60,7 @@ def find_tasks(source: str, target: str, request: str) -> Iterator[Task]:
         request: everything that shapes a result, as text.
 
     Raises:
-        RequestError: ``source`` is no folder.
+        RequestError: ``source`` is not a folder.
     """
     files, root = filesystem(source)
     _, out = filesystem(target)
@@ -78,7 +78,7 @@ def find_tasks(source: str, target: str, request: str) -> Iterator[Task]:
 
 
 def is_done(task: Task, target: str) -> bool:
-    """Whether the result is there and was made from this very photo by this very request."""
+    """Whether the result exists and comes from the same photo and the same request."""
     files, _ = filesystem(target)
     try:
         record = json.loads(files.cat_file(task.record))
@@ -88,7 +88,7 @@ def is_done(task: Task, target: str) -> bool:
 
 
 def restore_task(restorer: Restorer, task: Task, source: str, target: str, options: RestoreOptions) -> dict[str, Any]:
-    """Restore one photo. A photo that cannot be restored is told of, not raised.
+    """Restore one photo. A photo that cannot be restored is reported in the record; no error is raised.
 
     Args:
         source, target: URLs of the file systems.
@@ -114,7 +114,7 @@ def restore_task(restorer: Restorer, task: Task, source: str, target: str, optio
 
 
 def _put(target: str, data: bytes, path: str) -> None:
-    """Write a file whole or not at all: beside its place, then moved; an object store does so by itself."""
+    """Write a file whole or not at all: beside its destination, then moved. An object store does this itself."""
     files, _ = filesystem(target)
     files.makedirs(posixpath.dirname(path), exist_ok=True)
     if "file" not in (files.protocol if isinstance(files.protocol, tuple) else (files.protocol,)):

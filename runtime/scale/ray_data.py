@@ -43,16 +43,16 @@ def restore_folder(
 
     Args:
         source, target: folders as fsspec names them; every worker must reach both.
-        workers: actors, each with a restorer of its own.
-        cpus, gpus: that Ray reserves for each.
+        workers: actors, each with its own restorer.
+        cpus, gpus: the number that Ray reserves for each.
         address: of a Ray cluster; None: one is started on this machine.
 
     Yields:
-        The record of each photo (:func:`restore_task`), as they are finished.
+        The record of each photo (:func:`restore_task`), as each is finished.
 
     Raises:
         MissingDependency: Ray is not installed.
-        RequestError: ``source`` is no folder.
+        RequestError: ``source`` is not a folder.
     """
     try:
         import ray

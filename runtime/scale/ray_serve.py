@@ -1,7 +1,7 @@
 """The API of ``dp-serve`` over a Ray cluster: ``serve run diffplugin.runtime.scale.ray_serve:app``.
 
 One replica of :class:`Api` takes requests and keeps the jobs; its worker threads hand each photo to a replica of
-:class:`Photos`, which Ray adds and removes by the number of requests that wait.
+:class:`Photos`, which Ray adds and removes by the number of waiting requests.
 
 Settings come from the environment: ``DIFFPLUGIN_BUNDLE``, ``DIFFPLUGIN_STATE``, ``DIFFPLUGIN_TOKENS`` (a token file),
 ``DIFFPLUGIN_MAX_REPLICAS``.
@@ -38,13 +38,13 @@ MAX_REPLICAS = int(os.environ.get("DIFFPLUGIN_MAX_REPLICAS", "8"))
 
 
 class Photos:
-    """A restorer in a process of its own."""
+    """A restorer in its own process."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._restorer = recipe.load()
 
     def restore(self, job: Job, files: Mapping[str, bytes], max_pixels: int) -> tuple[bytes, str, Restoration]:
-        """(the result's file, its name, the restoration) of a job, whose files come as bytes."""
+        """(the result's file, its name, the restoration) of a job; its files are given as bytes."""
         with tempfile.TemporaryDirectory() as folder:
             paths = {kind: Path(folder) / kind for kind in files}
             for kind, path in paths.items():
@@ -72,14 +72,14 @@ scaled_photos: Any = serve.deployment(
 
 
 class RemoteModels(Models):
-    """What is served, for the API's replica: plans and answers, and loads no engine before it must."""
+    """The models that the API's replica uses to plan and answer; it loads no engine before one is needed."""
 
     def prepare(self, size: tuple[int, int]) -> None:
         self.unready = None
 
 
 def remote_job(handle: Any) -> Callable[..., tuple[Restoration, str]]:
-    """``restore_job`` of the API's replica: the same, done by one of the others. A job that runs is not cancelled."""
+    """``restore_job`` for the API's replica, run by another replica. A running job is not cancelled."""
 
     def run(
         restorer: Restorer, job: Job, files: Mapping[str, Path], results: Path, *, max_pixels: int, **hooks: Any
@@ -126,6 +126,8 @@ def _settings() -> Settings:
 
 
 def app(arguments: dict[str, str]) -> Any:
-    """What ``serve run`` builds; arguments ``bundle=…``, ``engine=…``, ``quality=…`` go into the recipe."""
+    """The application that ``serve run`` builds; arguments ``bundle=…``, ``engine=…``, ``quality=…`` go into the
+    recipe.
+    """
     fields: dict[str, Any] = {"bundle": os.environ.get("DIFFPLUGIN_BUNDLE"), **arguments}
     return build(Recipe(**fields), _settings())

@@ -1,4 +1,4 @@
-"""How to load a restorer somewhere else: small, picklable."""
+"""How to load a restorer in another process: small, picklable."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Recipe:
     """Arguments of :func:`diffplugin.load`, to be sent to the process that loads.
 
     Attributes:
-        bundle: a folder that the other process can read, too; None: the model in the package.
-        threads: processor cores there; None: all.
+        bundle: a folder that the other process can also read; None: the embedded model.
+        threads: processor cores in that process; None: all.
     """
 
     bundle: str | None = None

@@ -1,1 +1,1 @@
-"""``dp-serve``: restoration over HTTP, for a team and a fleet. Needs the extra ``[serve]``."""
+"""``dp-serve``: restoration over HTTP. Needs the extra ``[serve]``."""

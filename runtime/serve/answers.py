@@ -31,7 +31,7 @@ MEDIA_TYPES = {
 
 
 def job_document(job: Job, service: Service) -> dict[str, Any]:
-    """A job for its caller: state, place in the queue or step, time left, and what came of it."""
+    """A job for its caller: state, place in the queue or step, time left, and its outcome."""
     found: dict[str, Any] = {
         "id": job.id,
         "state": job.state,
@@ -78,7 +78,7 @@ def _time(value: float | None) -> str | None:
 
 
 def plan_document(plan: Plan, selection: Selection, seconds: float | None, need_bytes: int) -> dict[str, Any]:
-    """What would run: for ``POST /v1/plan``."""
+    """The plan, for ``POST /v1/plan``."""
     from diffplugin.runtime.serve.service import short_plan
 
     return {
@@ -91,7 +91,7 @@ def plan_document(plan: Plan, selection: Selection, seconds: float | None, need_
 
 
 def result_response(job: Job, service: Service, *, download: bool = False) -> FileResponse:
-    """The restored photo, with what was done in the headers."""
+    """The restored photo, with plan and timings in the headers."""
     assert job.result is not None
     suffix = Path(job.result).suffix
     name = f"{Path(job.name).stem or 'photo'}-restored{suffix}"

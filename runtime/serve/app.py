@@ -1,4 +1,4 @@
-"""The application: routes, the words of its errors, the page."""
+"""The application: routes, error messages, the page."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OF_STATUS = {status: kind for kind, (status, _) in reversed(KINDS.items())}
 
 
 def make_app(service: Service) -> FastAPI:
-    """The server's ASGI application; its lifespan starts the work. Stopping it is the caller's (``Service.stop``)."""
+    """The server's ASGI application; its lifespan starts the service. The caller stops it (``Service.stop``)."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -89,7 +89,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 
 async def _http(request: Request, error: Exception) -> Response:
-    """What the framework refuses itself: paths, methods, forms that cannot be parsed."""
+    """Errors of the framework itself: paths, methods, forms that cannot be parsed."""
     error = cast("HTTPException", error)
     body = request.scope.get("diffplugin.body")
     if body is not None and body.problem is not None:

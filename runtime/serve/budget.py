@@ -1,4 +1,4 @@
-"""Memory of the photos that run: never more together than the machine or the container has."""
+"""Memory of running photos: together never more than the machine or the container has."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ GIB = 2**30
 
 
 class MemoryBudget:
-    """Bytes that running jobs have reserved, and what there is for them.
+    """Bytes that running jobs have reserved, and the limit for them.
 
     Args:
-        measure: bytes that this process may still take; None: unknown, then nothing is limited.
+        measure: bytes that this process may still use; None: unknown, and then there is no limit.
     """
 
     def __init__(self, measure: Callable[[], int | None] = available_memory) -> None:
@@ -33,23 +33,23 @@ class MemoryBudget:
 
     @property
     def limit(self) -> int | None:
-        """Bytes for all running photos together; measured anew whenever none runs."""
+        """Bytes for all running photos together; measured again whenever none runs."""
         with self._changed:
             if not self.running:
                 self._limit = self._fresh()
             return self._limit
 
     def fits(self, need: int) -> bool:
-        """Whether a photo could run here at all."""
+        """Whether a photo could run on this machine at all."""
         limit = self.limit
         return limit is None or need <= limit
 
     @contextmanager
     def hold(self, need: int, stopped: Callable[[], bool]) -> Iterator[None]:
-        """Wait until ``need`` bytes are free beside the other photos, and reserve them. A photo that is alone runs.
+        """Wait until the other photos leave ``need`` bytes free, and reserve them. A photo that is alone always runs.
 
         Raises:
-            Cancelled: ``stopped`` said so.
+            Cancelled: ``stopped`` returned True.
         """
         with self._changed:
             while self.running and self._limit is not None and self.reserved + need > self._limit:

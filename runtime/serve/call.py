@@ -1,4 +1,4 @@
-"""The one place where a job becomes a call of the restorer, and its result a file."""
+"""Turns a job into a call of the restorer, and its result into a file."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 
 def restore_options(request: JobRequest) -> RestoreOptions:
-    """What the restorer is asked for.
+    """The restorer's options for a job.
 
     Raises:
-        RequestError: every fault of the request that shows without a bundle and a photo.
+        RequestError: every fault of the request that can be found without a bundle and a photo.
     """
     fields: Any = {name: getattr(request, name) for name in ("prompt", "seed", "steps", "sampler", "size", "tile")}
     return RestoreOptions(**fields, plugins=request.plugins or None)
 
 
 def mask_of(request: JobRequest, photo: Photo, mask_file: Path | None) -> Mask | None:
-    """Where the photo is restored; None: all of it.
+    """The mask of the photo; None: all of it is restored.
 
     Raises:
-        ImageError, RequestError: the mask cannot be read, or nothing of it lies in the photo.
+        ImageError, RequestError: the mask cannot be read, or no part of it is in the photo.
     """
     if mask_file is not None:
         return read_mask(mask_file, photo.size, feather=request.feather, name="mask")
@@ -57,7 +57,7 @@ def restore_job(
     progress: Callable[[int, int, str], None],
     cancelled: Callable[[], bool],
 ) -> tuple[Restoration, str]:
-    """Restore a job's photo and write the result below ``results``, on the disk when this returns.
+    """Restore a job's photo and write the result below ``results``; it is on the disk when this returns.
 
     Args:
         files: "inputs" and, with a mask, "masks".
@@ -88,7 +88,7 @@ def restore_job(
 
 
 def blended(before: Photo, after: Photo, strength: float) -> Any:
-    """Pixels [H, W, 3], 16 bits where the photo has them: before + strength x (after - before)."""
+    """Pixels [H, W, 3], 16 bits if the photo has them: before + strength x (after - before)."""
     was, now = (before.rgb, after.rgb) if after.deep is None or before.deep is None else (before.deep, after.deep)
     return now if strength == 1 else blend(resize(was, after.size), now, strength)
 

@@ -1,4 +1,6 @@
-"""uvicorn, with patience that ends: clients that never finish their headers, and a stop without a re-raised signal."""
+"""uvicorn with a timeout for clients that never finish their headers, and a stop that does not raise the signal
+again.
+"""
 
 from __future__ import annotations
 

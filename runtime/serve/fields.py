@@ -60,7 +60,7 @@ def read_strength(value: float) -> float:
     """0 to 1.
 
     Raises:
-        RequestError: not in there.
+        RequestError: not in that range.
     """
     if not math.isfinite(value) or not 0 <= value <= 1:
         raise RequestError(f"strength is {value}, expected 0 to 1")
@@ -71,7 +71,7 @@ def read_format(text: str | None) -> str:
     """Suffix of the result's format; "": the input's.
 
     Raises:
-        RequestError: no format that is written here.
+        RequestError: the format cannot be written.
     """
     if text in (None, "", "input"):
         return ""
@@ -81,6 +81,6 @@ def read_format(text: str | None) -> str:
 
 
 def suffix_of(format_name: str) -> str:
-    """Suffix of the result for an input of Pillow's ``format_name``; PNG where that is only read."""
+    """Suffix of the result for an input of Pillow's ``format_name``; PNG if that format can only be read."""
     suffix = _OF_FORMATS.get(format_name, ".png")
     return suffix if suffix in output_suffixes() else ".png"

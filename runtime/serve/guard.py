@@ -1,4 +1,4 @@
-"""What stands before every request: who may ask, from where, how much and how slowly. Pure ASGI, before any parsing."""
+"""Checks before every request: token, origin, size and speed. Pure ASGI, before any parsing."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ class Guard:
             self._service.metrics.request(_known_method(scope["method"]), route, status[0], time.perf_counter() - began)
 
     async def refuse(self, problem: Problem, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Answer without reading the body; the connection is closed, or its rest would be read as a request."""
+        """Answer without reading the body; the connection is closed, because the rest would be read as a request."""
         self._service.metrics.error(problem.kind)
         openai = scope["path"].startswith("/v1/images")
         answer = respond(details(problem), {**problem.headers, "Connection": "close"}, openai=openai)
         await answer(scope, receive, send)
 
     def _refusal(self, scope: MutableMapping[str, Any]) -> Problem | None:
-        """Why this request is not let in."""
+        """Why this request is refused."""
         settings = self._service.settings
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "")
@@ -101,7 +101,7 @@ class _Body:
     """The body of one request, counted and timed while it arrives.
 
     Attributes:
-        problem: why it was cut off, or None.
+        problem: why it was stopped, or None.
     """
 
     def __init__(self, receive: Receive, most: int, silence: float) -> None:

@@ -1,4 +1,4 @@
-"""``python -m diffplugin.runtime.serve.health [URL]``: exit code 0 if the server answers, where there is no curl."""
+"""``python -m diffplugin.runtime.serve.health [URL]``: exit code 0 if the server answers, for images without curl."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is served and how it does: plugins, bundles, health, metrics."""
+"""Information about the server: plugins, bundles, health, metrics."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ FINISHED = ("done", "failed", "cancelled")
 
 @dataclass(frozen=True, kw_only=True)
 class JobRequest:
-    """What the caller asks for, complete and validated (``runtime.serve.fields`` reads it from a form).
+    """The caller's request, complete and validated (``runtime.serve.fields`` reads it from a form).
 
     Attributes:
         bundle: name of the bundle that restores.
@@ -22,7 +22,7 @@ class JobRequest:
         strength: 0 to 1: how much of the change is kept.
         region: (x, y, width, height) to restore, or None.
         feather: of the mask's edge, in pixels; None: by the mask.
-        fit: the result is made to fit into this (width, height), or None.
+        fit: the result is resized to fit into this (width, height), or None.
         suffix: of the result's format, with the dot; "": the input's.
     """
 
@@ -59,19 +59,19 @@ class Job:
 
     Attributes:
         number: place in the order of acceptance.
-        id: unguessable; what callers know it by.
+        id: unguessable; the name that callers use.
         owner: name of the caller's token; "" without tokens.
         key: the caller's Idempotency-Key, or None.
-        digest: SHA-256 of everything that was asked.
+        digest: SHA-256 of the whole request.
         name: of the caller's file, for messages and downloads.
         width, height: of the input as stored, px.
-        has_mask: a mask came with it.
+        has_mask: the request has a mask.
         need_bytes: estimated peak memory beyond the engines.
-        attached: the caller waits on the connection that made it; it ends with that connection.
-        attempts: how often it was begun.
+        attached: the caller waits on the connection that created it; it ends with that connection.
+        attempts: how often it was started.
         created, started, finished: seconds since 1970.
         report: plan, selection and timings, once done.
-        problem: what failed, as problem details.
+        problem: the failure, as problem details.
         result: file name below ``results/``, or None.
     """
 
@@ -102,11 +102,11 @@ class Job:
 
 
 class Progress:
-    """How far a running job is; written by its worker, read by anybody.
+    """The progress of a running job; written by its worker, read by any thread.
 
     Attributes:
         step, steps: of all plugins together; 0 of 0 until the plan is known.
-        plugin: the one at work.
+        plugin: the plugin that is running.
         began: ``time.monotonic()`` of the first step.
         plan, selection: what will run and why, once decided.
         cancel: set when the caller has cancelled it.

@@ -59,13 +59,13 @@ _JOB_ANSWER: dict[int | str, dict[str, Any]] = {
 
 
 def service_of(request: Request) -> Service:
-    """The server's work, from any route."""
+    """The service behind any route."""
     found: Service = request.app.state.service
     return found
 
 
 def owner_of(request: Request) -> str:
-    """Who asks: the name of the token."""
+    """The caller: the name of the token."""
     return request.scope["diffplugin.owner"] or ""
 
 
@@ -73,7 +73,7 @@ async def job_of(request: Request, job_id: str) -> Job:
     """The caller's job of an id.
 
     Raises:
-        Problem: there is none, or it is another caller's.
+        Problem: there is none, or it belongs to another caller.
     """
     job = await run_in_threadpool(service_of(request).store.get, job_id)
     if job is None or job.owner != owner_of(request):
@@ -82,10 +82,11 @@ async def job_of(request: Request, job_id: str) -> Job:
 
 
 async def wait_for(request: Request, jobs: list[Job]) -> list[Job]:
-    """The jobs, finished. If the caller goes away first, those that only this connection waited for are cancelled.
+    """Wait for jobs and return them finished. If the caller disconnects first, jobs that only this connection waited
+    for are cancelled.
 
     Raises:
-        Cancelled: the caller went away.
+        Cancelled: the caller disconnected.
         Problem: the server stops.
     """
     service = service_of(request)

@@ -76,7 +76,7 @@ def _workers(text: str) -> int | None:
 
 def read_settings(args: argparse.Namespace) -> Settings:
     """Raises:
-    RequestError: the token file is no such, or the server would be open to everybody.
+    RequestError: the token file is not valid, or the server would be open to everybody.
     """
     tokens = {} if args.token_file is None else read_tokens(args.token_file)
     if not tokens and not args.insecure and not is_loopback(args.host):
@@ -116,7 +116,7 @@ def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        DiffPluginError: it cannot begin.
+        DiffPluginError: it cannot start.
     """
     import uvicorn
 
@@ -172,10 +172,10 @@ def _started_line(service: Service, listener: socket.socket) -> str:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections.
+    """A socket that accepts connections.
 
     Raises:
-        DiffPluginError: the address is not to be had.
+        DiffPluginError: the address is not available.
     """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

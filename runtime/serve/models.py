@@ -24,11 +24,11 @@ _log = logging.getLogger("diffplugin.serve")
 
 
 class Models:
-    """Restorers by the names of their bundles; the first is the one of requests that name none.
+    """Restorers by the names of their bundles; the first one serves requests that name none.
 
     Attributes:
         workers: photos restored at the same time.
-        unready: why requests would wait now; None: everything is prepared.
+        unready: why requests must wait; None: everything is prepared.
         failed: why preparing failed, or None.
     """
 
@@ -87,19 +87,19 @@ class Models:
         return found
 
     def learn(self, bundle: str, plan: Plan, seconds: float) -> None:
-        """Remember how long a photo took."""
+        """Record how long a photo took."""
         if plan.chain:
             self._paces[bundle].append((_work(plan), seconds))
 
     def seconds(self, bundle: str, plan: Plan) -> float | None:
-        """How long a photo will take, from those before it; None: there was none."""
+        """Estimated time of a photo, from earlier ones; None: there was none."""
         done = list(self._paces[bundle])
         if not done:
             return None
         return _work(plan) * sum(took for _, took in done) / sum(work for work, _ in done)
 
     def typical_seconds(self) -> float:
-        """A job's, on the mean of those before it; 1 before there was one."""
+        """Mean time of earlier jobs; 1 before the first one."""
         took = [seconds for pace in self._paces.values() for _, seconds in list(pace)]
         return sum(took) / len(took) if took else 1.0
 
@@ -109,16 +109,16 @@ class Models:
 
 
 def _work(plan: Plan) -> float:
-    """What a run costs, in latent pixels: each step, and one for the autoencoder."""
+    """The cost of a run, in latent pixels: each step, and one for the autoencoder."""
     tile = plan.tiles[0]
     return float((plan.unet_runs + len(plan.chain) * len(plan.tiles)) * tile.height * tile.width)
 
 
 def needed_bytes(restorer: Restorer, size: tuple[int, int], request: JobRequest) -> int:
-    """Most memory that a photo may take beyond the engines, whatever the selector will say.
+    """The most memory that a photo may take beyond the engines, whatever the selector chooses.
 
     Raises:
-        RequestError, ImageError: such a request cannot run.
+        RequestError, ImageError: the request cannot run.
     """
     plan = restorer.plan_for_size(size, restore_options(request))
     largest = max(w * h for w, h in (plan.input_size, plan.working_size, plan.output_size))

@@ -126,7 +126,7 @@ def _signature(service: Service, job_id: str) -> str:
 
 
 def _secret(path: Path) -> bytes:
-    """The state folder's own secret, made once."""
+    """The state folder's own secret, created once."""
     try:
         return path.read_bytes()
     except FileNotFoundError:

@@ -56,11 +56,11 @@ _OF_ERRORS: tuple[tuple[type[BaseException], str], ...] = (
 
 
 class Problem(DiffPluginError):
-    """A request that is refused: its kind, what to say, and when to come again.
+    """A refused request: its kind, its message, and when to retry.
 
     Attributes:
         kind: one of ``KINDS``.
-        retry_after: seconds, where coming again helps.
+        retry_after: seconds, if a retry can help.
         headers: further headers of the answer.
     """
 
@@ -77,7 +77,7 @@ class Problem(DiffPluginError):
 
 
 def problem_of(error: BaseException) -> Problem:
-    """Any error as a problem; what is nobody's fault outside says nothing of the server's inside."""
+    """Any error as a problem; an internal error reveals nothing about the server."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, OSError) and error.errno == 28:  # no space left on device
@@ -90,7 +90,7 @@ def problem_of(error: BaseException) -> Problem:
 
 
 def details(problem: Problem, instance: str | None = None) -> dict[str, Any]:
-    """The document of a problem. ``error`` says the same as OpenAI's clients read it."""
+    """The document of a problem. ``error`` has the same in the form that OpenAI's clients read."""
     status, title = KINDS[problem.kind]
     found = {
         "type": f"urn:diffplugin:{problem.kind}",

@@ -1,4 +1,4 @@
-"""The work behind the API: accepting, running, cancelling and handing back jobs."""
+"""The service behind the API: accepts, runs, cancels and returns jobs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _EXPIRE_EVERY = 30.0  # seconds
 
 
 class Service:
-    """One server's jobs and the threads that run them. Everything here may be called from any thread."""
+    """One server's jobs and the threads that run them. All methods may be called from any thread."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Service:
         budget: MemoryBudget | None = None,
         run_job: Callable[..., tuple[Restoration, str]] = restore_job,
     ) -> None:
-        """``run_job`` has the arguments of :func:`restore_job`, and may do the work elsewhere."""
+        """``run_job`` has the arguments of :func:`restore_job`, and may run the job in another process."""
         self._run_job = run_job
         self.settings, self.models, self.store, self.metrics = settings, models, store, metrics
         self.budget = budget or MemoryBudget()
@@ -56,7 +56,7 @@ class Service:
         self._listening = threading.Lock()
 
     def start(self) -> None:
-        """Take up what a former server left, prepare the engines and begin to work."""
+        """Recover the jobs of a former server, prepare the engines and start the workers."""
         queued, again = self.store.recover()
         if queued:
             _log.info("%d jobs of the former server wait, %d of them had begun", queued, again)
@@ -86,7 +86,7 @@ class Service:
         return Problem("queue-full", detail, retry_after=min(max(wait, 1), 600))
 
     def accept(self, values: Mapping[str, Any], files: Mapping[str, Path]) -> tuple[Job, bool]:
-        """Queue a job; (the job, whether it is new).
+        """Queue a job; returns (the job, whether it is new).
 
         Raises:
             Problem: the queue is full. KeyReused: as :meth:`JobStore.add`.
@@ -126,7 +126,7 @@ class Service:
                     del self._listeners[job_id]
 
     def notify(self, job_id: str) -> None:
-        """Tell all who listen that a job has changed."""
+        """Notify all listeners that a job has changed."""
         with self._listening:
             entries = list(self._listeners.get(job_id, ()))
         for loop, event in entries:
@@ -232,14 +232,14 @@ class Service:
     # stopping
 
     def stop_accepting(self) -> None:
-        """From now on requests are refused and no further job begins."""
+        """Refuse requests from now on and start no further job."""
         self.stopping.set()
         with self._wake:
             self._wake.notify_all()
         self.notify_all()
 
     def stop(self, grace_seconds: float) -> bool:
-        """Give running jobs that long, then hand them back to the queue. False: one did not stop in time."""
+        """Give running jobs this long, then return them to the queue. False: one did not stop in time."""
         self.stop_accepting()
         deadline = time.monotonic() + grace_seconds
         workers = [thread for thread in self._threads if thread.name.startswith("worker")]

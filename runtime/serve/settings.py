@@ -1,4 +1,4 @@
-"""What ``dp-serve`` was told, validated."""
+"""The validated settings of ``dp-serve``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHORTEST_TOKEN = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One server.
+    """The settings of one server.
 
     Attributes:
         bundles: folders; empty: the embedded model.
@@ -32,8 +32,8 @@ class Settings:
         max_pixels: of one photo.
         state: folder of the queue and of the results.
         warm: (width, height) to prepare for.
-        grace_seconds: that running jobs have to finish after SIGTERM.
-        read_seconds: that a client may stay silent while it sends.
+        grace_seconds: time that running jobs have to finish after SIGTERM.
+        read_seconds: the longest pause of a client while it sends.
     """
 
     host: str = "127.0.0.1"
@@ -55,7 +55,7 @@ class Settings:
     read_seconds: float = 30
 
     def owner(self, authorization: str | None) -> str | None:
-        """Name of who sends this Authorization header; None: no known token."""
+        """Name of the sender of this Authorization header; None: the token is unknown."""
         if not self.tokens:
             return ""
         scheme, _, token = (authorization or "").partition(" ")
@@ -77,7 +77,7 @@ def hashed(token: str) -> bytes:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it."""
+    """Whether only this machine can reach it."""
     if host == "localhost":
         return True
     try:

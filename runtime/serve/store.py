@@ -1,4 +1,4 @@
-"""Jobs that last: their states in SQLite (write-ahead log), their files in folders beside it.
+"""Durable jobs: their states in SQLite (write-ahead log), their files in folders beside it.
 
     STATE/lock                 held by the server that uses this folder
     STATE/jobs.sqlite          one row a job
@@ -30,18 +30,18 @@ FOLDERS = ("incoming", "inputs", "masks", "results")
 
 
 class QueueFull(DiffPluginError):
-    """As many jobs wait as may."""
+    """The queue has its maximum number of waiting jobs."""
 
 
 class KeyReused(DiffPluginError):
-    """An Idempotency-Key came again with another request."""
+    """An Idempotency-Key was used again with another request."""
 
 
 class JobStore:
     """The jobs of one server. Its methods may be called from any thread."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the folder, which is made if it is missing.
+        """Open the folder; it is created if it is missing.
 
         Raises:
             DiffPluginError: another server uses it, it cannot be written, or its format is newer.
@@ -104,7 +104,7 @@ class JobStore:
 
     def recover(self) -> tuple[int, int]:
         """After a start: running jobs are queued again, those that nobody waits for any more or that ended the server
-        too often are finished, and files without a job go.
+        too often are finished, and files without a job are removed.
 
         Returns:
             (jobs queued, jobs among them that had been running).
@@ -140,7 +140,7 @@ class JobStore:
             max_queue: how many jobs may wait.
 
         Returns:
-            (the job, whether it is new): one that was accepted before under this owner's key comes again.
+            (the job, whether it is new): a job that was accepted before under this owner's key is returned again.
 
         Raises:
             QueueFull, KeyReused.
@@ -194,7 +194,7 @@ class JobStore:
         return int(found)
 
     def claim(self) -> Job | None:
-        """The next queued job, running from now on; None: nothing waits."""
+        """Take the next queued job and mark it as running; None: nothing waits."""
         with self._mutex:
             row = self._db.execute(
                 "UPDATE jobs SET state = 'running', started = ?, attempts = attempts + 1 WHERE number = "
@@ -204,7 +204,7 @@ class JobStore:
         return None if row is None else job_of_row(row)
 
     def hand_back(self, job_id: str) -> None:
-        """A running job waits again, as if it had not begun: the server stops."""
+        """Return a running job to the queue, as if it had not started, because the server stops."""
         with self._mutex:
             self._db.execute(
                 "UPDATE jobs SET state = 'queued', started = NULL, attempts = attempts - 1 "
@@ -221,7 +221,7 @@ class JobStore:
         report: Mapping[str, Any] | None = None,
         problem: Mapping[str, Any] | None = None,
     ) -> bool:
-        """The end of a queued or running job; its input goes. False: it had ended before."""
+        """End a queued or running job and remove its input. False: it had ended before."""
         texts = [None if value is None else json.dumps(value) for value in (report, problem)]
         with self._mutex:
             done = self._db.execute(
@@ -235,18 +235,18 @@ class JobStore:
         return ended
 
     def cancel_queued(self, job_id: str, problem: Mapping[str, Any]) -> bool:
-        """Cancel a job that has not begun; False: it has."""
+        """Cancel a job that has not started; False: it has."""
         with self._mutex:
             found = self.get(job_id)
             return found is not None and found.state == "queued" and self.finish(job_id, "cancelled", problem=problem)
 
     def detach(self, job_id: str) -> None:
-        """The job goes on without the connection that made it."""
+        """Let the job continue without the connection that created it."""
         with self._mutex:
             self._db.execute("UPDATE jobs SET attached = 0 WHERE id = ?", (job_id,))
 
     def forget(self, jobs: Iterable[Job]) -> int:
-        """Remove finished jobs and their results; returns how many went."""
+        """Remove finished jobs and their results; returns the number removed."""
         gone = 0
         for job in jobs:
             with self._mutex:
@@ -260,7 +260,7 @@ class JobStore:
         return gone
 
     def expire(self, keep_seconds: float) -> int:
-        """Remove what finished longer ago than that; returns how many went."""
+        """Remove jobs that finished longer ago than that; returns the number removed."""
         old = self._rows("finished IS NOT NULL AND finished < ? LIMIT 1000", time.time() - keep_seconds)
         return self.forget(old)
 

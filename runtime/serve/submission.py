@@ -1,4 +1,4 @@
-"""A form that arrives -> a job in the queue."""
+"""A received form -> a job in the queue."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def checked_key(key: str | None) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Upload:
-    """A form whose files lie below ``incoming/`` and whose request is known to be runnable."""
+    """A form whose files are below ``incoming/`` and whose request is known to be runnable."""
 
     photo: Received
     mask: Received | None
@@ -110,10 +110,10 @@ class Upload:
 
 @asynccontextmanager
 async def uploaded(service: Service, sent: Submission) -> AsyncIterator[Upload]:
-    """The files of a form on disk while the block runs; those that nobody took are removed at its end.
+    """Keep the files of a form on disk while the block runs; files that no job took are removed at its end.
 
     Raises:
-        Problem, ImageError, RequestError: the form cannot be served here.
+        Problem, ImageError, RequestError: the form cannot be served.
     """
     settings, kept = service.settings, []
     try:
@@ -146,10 +146,10 @@ async def uploaded(service: Service, sent: Submission) -> AsyncIterator[Upload]:
 async def submit(
     service: Service, sent: Submission, *, owner: str, key: str | None, attached: bool
 ) -> tuple[Job, bool]:
-    """Queue a form; (the job, whether it is new).
+    """Queue a form; returns (the job, whether it is new).
 
     Raises:
-        Problem, ImageError, RequestError, KeyReused: why not.
+        Problem, ImageError, RequestError, KeyReused: it cannot be queued.
     """
     key = checked_key(key)
     async with uploaded(service, sent) as upload:

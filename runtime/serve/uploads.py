@@ -1,4 +1,4 @@
-"""Files that callers send: below ``incoming/`` until they belong to a job, checked by their headers alone."""
+"""Uploaded files: kept below ``incoming/`` until they belong to a job, checked only by their headers."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Received:
 
 
 async def receive(upload: UploadFile, settings: Settings, what: str = "photo") -> Received:
-    """Put an upload on disk and look at its header.
+    """Put an upload on disk and check its header.
 
     Raises:
-        Problem: too many pixels, or nothing that is read here.
+        Problem: too many pixels, or an unsupported kind of file.
         ImageError: empty, damaged or too small.
     """
     path = settings.state / "incoming" / secrets.token_hex(16)
@@ -53,7 +53,7 @@ async def receive(upload: UploadFile, settings: Settings, what: str = "photo") -
 
 
 def display_name(given: str | None, what: str) -> str:
-    """The last part of a client's file name, printable and short: for messages and downloads, never a path here."""
+    """The last part of a client's file name, printable and short: for messages and downloads, never used as a path."""
     last = PurePosixPath(PureWindowsPath(given or "").name).name
     clean = "".join(c for c in last if c.isprintable() and c not in '<>:"/\\|?*;').strip(". ")
     return printable(clean[:100] or what)
