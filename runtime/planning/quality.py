@@ -50,7 +50,7 @@ QUALITIES = {
         Quality(
             name="high",
             description="every step, with the SCB at every 2nd one and interpolated between",
-            scb_every=2,  # 51 dB to exact on the embedded model at 20 steps, as far as bf16 itself is from float32
+            scb_every=2,  # 51 dB to exact at 20 steps on the embedded model's predecessor, as bf16 itself to float32
         ),
         Quality(
             name="balanced",
