@@ -12,7 +12,7 @@ from diffplugin.command import Parser, add_common_options, answer, execute, path
 from diffplugin.errors import RequestError
 from diffplugin.hub import parse_name
 
-CALIBRATION_PICTURES = 8
+CALIBRATION_PHOTOS = 8
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -228,7 +228,7 @@ def _pictures(folder: Path | None) -> list[Path]:
     found = [photo.path for photo in inputs.photos]
     if not found:
         raise RequestError(f"--calibration {folder}: {inputs.faults[0] if inputs.faults else 'none is read here'}")
-    return found[:: -(-len(found) // CALIBRATION_PICTURES)]
+    return found[:: -(-len(found) // CALIBRATION_PHOTOS)]
 
 
 if __name__ == "__main__":

@@ -24,13 +24,13 @@ from diffplugin.export.fp16.variant import export_fp16
 from diffplugin.export.gate import compare_engines
 from diffplugin.export.graphs import graph_keys, module_for
 from diffplugin.export.onnx import export_graph
-from diffplugin.export.parity import PICTURE_BUDGET, TENSOR_BUDGET, check, compare_graphs, compare_picture
+from diffplugin.export.parity import PHOTO_BUDGET, TENSOR_BUDGET, check, compare_graphs, compare_photo
 from diffplugin.export.prebuild import Log, Sizes, build_engines, checked_sizes, choose_builder
 from diffplugin.export.purpose import Kept, compare_purposes
 from diffplugin.export.quantize import (
     SIDE,
     calibration_inputs,
-    default_pictures,
+    default_photos,
     quantize_bundle,
     unavailable_reason,
 )
@@ -144,7 +144,7 @@ def _central(picture: Array) -> Array:
 
 def _quantize(bundle: Bundle, builder: EngineBuilder, calibration: Sequence[Path], log: Log) -> dict[str, GraphEntry]:
     """int8 forms of the graphs, calibrated on restorations of these pictures."""
-    pictures = [_central(read_photo(path).rgb) for path in calibration] or default_pictures()
+    pictures = [_central(read_photo(path).rgb) for path in calibration] or default_photos()
     log(f"calibrating int8 on {len(pictures)} {'' if calibration else 'synthetic '}pictures")
     # ONNX Runtime maps the weights from their file; a second copy of them would not fit beside the quantiser
     inputs = calibration_inputs(bundle, get_builder("onnxruntime"), pictures)
@@ -164,10 +164,10 @@ def _validate(
         log(comparison.describe())
         comparisons.append(comparison)
     try:
-        picture = compare_picture(bundle, reference, builder, precision=precision)
+        picture = compare_photo(bundle, reference, builder, precision=precision)
     except NotFinite as error:  # the graphs above say where
         log(f"whole picture      {error}")
-        picture = (float("nan"), PICTURE_BUDGET[precision])
+        picture = (float("nan"), PHOTO_BUDGET[precision])
     log(f"whole picture      {picture[0]:.1f} dB against the reference (at least {picture[1]:g})")
     check(comparisons, picture)
     purposes = _purposes(bundle, builder, precision, log)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # int8 is judged by the picture: its graphs were held to a budget on calibration inputs (export.quantize), and the
 # latents drawn here are harsher.
 TENSOR_BUDGET = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2, "int8": 0.35}
-PICTURE_BUDGET = {"fp32": 70.0, "fp16": 40.0, "bf16": 35.0, "int8": 30.0}
+PHOTO_BUDGET = {"fp32": 70.0, "fp16": 40.0, "bf16": 35.0, "int8": 30.0}
 TIMESTEPS = (501, 101)  # of the SCB's comparison; the UNet's is the first
 LATENT_SIDE = 24  # of the picture that is used; not a multiple of 16, and quick at full width
 
@@ -141,7 +141,7 @@ def _run_once(
         engine.close()
 
 
-def compare_picture(
+def compare_photo(
     bundle: Bundle, reference: EngineBuilder, builder: EngineBuilder, *, precision: str
 ) -> tuple[float, float]:
     """One whole picture with the first plugin and its own steps: (PSNR against the reference in dB, the budget)."""
@@ -154,7 +154,7 @@ def compare_picture(
     for engines, wanted in ((reference, "fp32"), (builder, precision)):
         with Restorer(bundle, engines, precision=wanted) as restorer:
             made.append(np.asarray(restorer.restore(picture, plugins=[plugin]).image))
-    return psnr(made[1], made[0]), PICTURE_BUDGET[precision]
+    return psnr(made[1], made[0]), PHOTO_BUDGET[precision]
 
 
 def check_graphs(comparisons: Iterable[Comparison]) -> None:

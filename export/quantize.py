@@ -39,7 +39,7 @@ FOLDER = "int8"
 WEIGHTS_ONLY = ("clip_vision",)
 # Not the VAE's encoder: 2 % of the work, and its error enters everything (on the embedded model 3.5 dB to float32).
 KINDS = ("clip_vision", "scb", "unet", "unet_shallow", "vae_decoder")
-PICTURES = 4  # that stand in for calibration photographs where none are given
+PHOTOS = 4  # that stand in for calibration photographs where none are given
 STEPS = 20  # a restoration's; all its timesteps are seen
 SAMPLES = 12  # calibration inputs per graph, spread over plugins, pictures and timesteps
 MEASURED = 3  # of them, on which the error is measured
@@ -133,7 +133,7 @@ def _sample(items: Sequence[Inputs], count: int, random: np.random.Generator) ->
     return [items[i] for i in sorted(random.choice(len(items), count, replace=False))]
 
 
-def default_pictures(count: int = PICTURES, side: int = SIDE) -> list[Array]:
+def default_photos(count: int = PHOTOS, side: int = SIDE) -> list[Array]:
     """Synthetic pictures for calibration without photographs, from dark to light."""
     gains = np.linspace(0.35, 1.0, count)
     return [(synthetic_photo(side, side, seed=i) * gain).astype(np.uint8) for i, gain in enumerate(gains)]

@@ -335,7 +335,7 @@ class Restorer:
     def _footprint(self, chain: Sequence[Stage]) -> Footprint:
         memory = chain_footprint(self.bundle.manifest, chain, self.precision)
         # of a device the free memory is its own; the picture stays with the host
-        return memory if self.device is None else replace(memory, picture_per_latent_pixel=0)
+        return memory if self.device is None else replace(memory, photo_per_latent_pixel=0)
 
     def _run(self, clock: Clock, tiles: tuple[Tile, ...], latent_size: tuple[int, int], seed: int) -> Run:
         noise = normal(seed, (1, self.dims.latent_channels, latent_size[1], latent_size[0]))

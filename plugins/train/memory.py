@@ -29,21 +29,21 @@ TYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes: ``fixed_bytes`` whatever the batch, ``picture_bytes`` for every picture of a micro step."""
+    """Bytes: ``fixed_bytes`` whatever the batch, ``photo_bytes`` for every picture of a micro step."""
 
     fixed_bytes: float
-    picture_bytes: float
+    photo_bytes: float
 
     def total(self, batch: int) -> float:
         """Of one process, with CUDA's own share."""
-        return self.fixed_bytes + CONTEXT + batch * self.picture_bytes
+        return self.fixed_bytes + CONTEXT + batch * self.photo_bytes
 
     def largest_batch(self, free_bytes: float) -> int:
         """Pictures of a micro step that fit; 0: not even one."""
-        return max(int((free_bytes - self.total(0)) / self.picture_bytes), 0)
+        return max(int((free_bytes - self.total(0)) / self.photo_bytes), 0)
 
     def __str__(self) -> str:
-        return f"{self.picture_bytes / GIB:.2f} GiB a picture + {(self.fixed_bytes + CONTEXT) / GIB:.2f} GiB"
+        return f"{self.photo_bytes / GIB:.2f} GiB a picture + {(self.fixed_bytes + CONTEXT) / GIB:.2f} GiB"
 
 
 def estimate(

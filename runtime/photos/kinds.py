@@ -84,7 +84,7 @@ def unread_kind(file: IO[bytes]) -> str | None:
     return _tiff_kind(layout) if layout else None
 
 
-def looks_like_a_picture(file: IO[bytes]) -> bool:
+def looks_like_a_photo(file: IO[bytes]) -> bool:
     """Whether a file begins like a supported picture."""
     head = _head(file)
     return head[4:8] == b"ftyp" or head.startswith(_SIGNATURES)

@@ -37,7 +37,7 @@ from PIL import Image
 
 from diffplugin.errors import DamagedImage, ImageError, RequestError, UnsupportedImage
 from diffplugin.runtime.photos.decode import Source, check_size, decode, photo_from_array
-from diffplugin.runtime.photos.kinds import first_words, looks_like_a_picture, reader_of, unread_kind
+from diffplugin.runtime.photos.kinds import first_words, looks_like_a_photo, reader_of, unread_kind
 from diffplugin.runtime.photos.mend import mended
 from diffplugin.runtime.photos.photo import MIN_SIDE, Deep, Photo, Pixels
 from diffplugin.runtime.photos.raw import raw_size, read_raw
@@ -261,7 +261,7 @@ def _unidentified(file: IO[bytes], name: str) -> ImageError:
         return UnsupportedImage(f"{name}: {kind}, which is not read here; {remedy}")
     if kind is not None:
         return UnsupportedImage(f"{name}: {kind}, which is not read here; convert it to PNG, TIFF or JPEG first")
-    if looks_like_a_picture(file):
+    if looks_like_a_photo(file):
         return DamagedImage(f"{name}: truncated or damaged (its header cannot be read); expected {_READ}")
     words = first_words(file)
     return UnsupportedImage(f"{name}: not a picture{f' (begins with {words!r})' if words else ''}; expected {_READ}")

@@ -20,7 +20,7 @@ VAE_BYTES = 300_000
 # 8-bit pictures that come and go. Measured on the embedded model in pieces (ONNX Runtime, one thread): 1280x1280 told
 # 0.50 GiB, used 0.39; 2304x2304 told 0.75, used 0.69.
 _TENSOR_BYTES, _PIXEL_BYTES = 12, 6
-PICTURE_BYTES = {"decoded": 3 * _TENSOR_BYTES + _PIXEL_BYTES, "residual": 4 * _TENSOR_BYTES + _PIXEL_BYTES}
+PHOTO_BYTES = {"decoded": 3 * _TENSOR_BYTES + _PIXEL_BYTES, "residual": 4 * _TENSOR_BYTES + _PIXEL_BYTES}
 # Weights that belong to these widths, bytes in float32. A network of other widths has the square of their ratio.
 _SD_CHANNELS = 320
 _SD_DECODER = 198_000_000
@@ -34,19 +34,19 @@ class Footprint:
         weights: bytes that stay.
         per_latent_pixel: bytes per latent pixel of the largest piece, because one runs at a time.
         kept_per_latent_pixel: bytes per latent pixel of *every* piece, kept from step to step.
-        picture_per_latent_pixel: bytes per latent pixel of the whole picture, in arrays as large as it.
+        photo_per_latent_pixel: bytes per latent pixel of the whole picture, in arrays as large as it.
     """
 
     weights: int
     per_latent_pixel: int
     kept_per_latent_pixel: int = 0
-    picture_per_latent_pixel: int = 0
+    photo_per_latent_pixel: int = 0
 
     def total(self, largest: int, together: int | None = None, picture: int | None = None) -> int:
         """Bytes, with the latent pixels of the largest piece, of all pieces together and of the picture, in which
         pieces overlap (None: the piece is the only one)."""
         kept = self.kept_per_latent_pixel * (largest if together is None else together)
-        whole = self.picture_per_latent_pixel * (largest if picture is None else picture)
+        whole = self.photo_per_latent_pixel * (largest if picture is None else picture)
         return self.weights + self.per_latent_pixel * largest + kept + whole
 
 
@@ -64,7 +64,7 @@ def footprint(
     dims: ModelDims, weights: Mapping[str, int], *, bytes_per_value: int = 4, kept: int = 0, picture: int = 0
 ) -> Footprint:
     """Estimate for the graphs in ``weights`` (graph key -> bytes of its weights as float32); ``kept``: of
-    :func:`kept_bytes`; ``picture``: of :data:`PICTURE_BYTES`.
+    :func:`kept_bytes`; ``picture``: of :data:`PHOTO_BYTES`.
 
     weights = their sum x bytes_per_value / 4
     per_latent_pixel = bytes_per_value / 4
@@ -82,7 +82,7 @@ def footprint(
         weights=round(sum(weights.values()) * share),
         per_latent_pixel=round(max(unet, vae) * share),
         kept_per_latent_pixel=kept,
-        picture_per_latent_pixel=picture * dims.factor**2,
+        photo_per_latent_pixel=picture * dims.factor**2,
     )
 
 

@@ -16,7 +16,7 @@ from diffplugin.runtime.options import RestoreOptions, Tiling, check_tiling
 from diffplugin.runtime.photos.mask import Mask
 from diffplugin.runtime.photos.pixels import working_size
 from diffplugin.runtime.planning.engine_sizes import EngineSizes, best_fit, fits, no_fit
-from diffplugin.runtime.planning.memory import PICTURE_BYTES, Footprint, footprint, kept_bytes
+from diffplugin.runtime.planning.memory import PHOTO_BYTES, Footprint, footprint, kept_bytes
 from diffplugin.runtime.planning.quality import EXACT, Quality
 from diffplugin.runtime.planning.tiles import Tile, plan_tiles
 from diffplugin.runtime.sampling.samplers import max_steps
@@ -177,7 +177,7 @@ def chain_footprint(manifest: Manifest, chain: Sequence[Stage], precision: str) 
     keys += [f"{kind}/{stage.plugin}" for stage in chain for kind in ("tpb", "scb")]
     weights = {key: manifest.graphs[key].weights_bytes for key in keys}
     kept = kept_bytes(manifest.dims, deep=deep, residuals=shared)
-    picture = max((PICTURE_BYTES[stage.output] for stage in chain), default=0)
+    picture = max((PHOTO_BYTES[stage.output] for stage in chain), default=0)
     share = _VALUE_BYTES.get(precision, 4)
     return footprint(manifest.dims, weights, bytes_per_value=share, kept=kept, picture=picture)
 

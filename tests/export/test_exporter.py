@@ -95,7 +95,7 @@ def test_a_graph_over_its_budget_fails_the_export(
         trace(module, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(exporter, "export_graph", broken)
-    monkeypatch.setattr(exporter, "compare_picture", lambda *_, **__: (99.0, 70.0))
+    monkeypatch.setattr(exporter, "compare_photo", lambda *_, **__: (99.0, 70.0))
     with pytest.raises(ParityError, match=r"tpb/deblur .*tokens .*budget 0\.0001"):
         export_bundle(checkpoint, tmp_path / "bundle", name="x", engine="onnxruntime")
     assert list(tmp_path.iterdir()) == []

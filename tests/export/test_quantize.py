@@ -17,13 +17,13 @@ from diffplugin.export import measures
 from diffplugin.export.checkpoints import embedded_checkpoint
 from diffplugin.export.exporter import export_bundle
 from diffplugin.export.maintenance import verify
-from diffplugin.export.quantize import KINDS, SAMPLES, calibration_inputs, default_pictures, quantize_bundle
+from diffplugin.export.quantize import KINDS, SAMPLES, calibration_inputs, default_photos, quantize_bundle
 from diffplugin.spec import check_inputs
 
 
 def test_calibration_sees_every_kind_plugin_and_many_timesteps() -> None:
     bundle = open_bundle(default_bundle())
-    pictures = default_pictures(2, 64)
+    pictures = default_photos(2, 64)
     found = calibration_inputs(bundle, get_builder("onnxruntime"), pictures, steps=6)
     kinds = {key.partition("/")[0] for key in found}
     assert kinds == set(KINDS)

@@ -347,5 +347,5 @@ def test_picture_sized_arrays_are_counted(fake_bundle: Bundle, model: FakeModel,
     plan = made.restore(photo, plugins=[plugin], steps=1).plan
     used = tracemalloc.get_traced_memory()[1] / (1000 * 1400)
     tracemalloc.stop()
-    told = plan.memory.picture_per_latent_pixel / 64
+    told = plan.memory.photo_per_latent_pixel / 64
     assert len(plan.tiles) > 20 and 0.7 * told < used < 1.05 * told, f"{plugin}: {told} bytes a pixel told, {used:.1f}"

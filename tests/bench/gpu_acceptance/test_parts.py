@@ -102,7 +102,7 @@ def test_pictures_that_are_too_far_fail_the_check(trial: Trial, monkeypatch: pyt
     shutil.copytree(default_bundle(), trial.bundle)
     from diffplugin.export import parity
 
-    monkeypatch.setitem(parity.PICTURE_BUDGET, "fp32", 99.5)  # more than any picture has
+    monkeypatch.setitem(parity.PHOTO_BUDGET, "fp32", 99.5)  # more than any picture has
     (check,) = parts.fidelity(trial)["checks"]
     assert not check["ok"] and "99.5" in check["found"]
 

@@ -105,7 +105,7 @@ def test_estimate_of_a_toy(checkpointing: bool) -> None:
 
 
 def test_the_batch_that_fits() -> None:
-    estimate = memory.Estimate(fixed_bytes=4 * memory.GIB, picture_bytes=memory.GIB)
+    estimate = memory.Estimate(fixed_bytes=4 * memory.GIB, photo_bytes=memory.GIB)
     assert estimate.largest_batch(10 * memory.GIB) == 5, "4 and CUDA's 0.6 are taken before any picture"
     assert estimate.largest_batch(3 * memory.GIB) == 0
 

@@ -121,8 +121,8 @@ def test_order_of_calls_from_the_first_to_the_last(device_bundle: Bundle, make: 
     picture.restore(_request(device_bundle))
     names = driver.names()[begun:]
     work = [call[1] for call in driver.calls[begun:] if call[0] == "enqueue"]
-    picture_work = ["vae_encoder", "scb/derain", "step", "step", "scb/derain", "step", "vae_decoder"]
-    assert work == picture_work * 2, "once to run, once to be captured"
+    photo_work = ["vae_encoder", "scb/derain", "step", "step", "scb/derain", "step", "vae_decoder"]
+    assert work == photo_work * 2, "once to run, once to be captured"
     plain, captured = names[: names.index("begin_capture")], names[names.index("begin_capture") :]
     assert plain[:6] == ["upload"] * 6 and plain[-2:] == ["download", "synchronize"]
     assert set(plain[6:-2]) == {"bind", "enqueue"} and set(captured[1:-3]) == {"bind", "enqueue"}

@@ -52,8 +52,8 @@ def test_what_pieces_keep_between_steps_counts_for_all_of_them() -> None:
 
 def test_arrays_as_large_as_the_picture_count_once_however_it_is_cut() -> None:
     made = footprint(DIMS, {"unet": 4_000}, picture=54)
-    assert made.picture_per_latent_pixel == 54 * 64
-    bare = replace(made, picture_per_latent_pixel=0)
+    assert made.photo_per_latent_pixel == 54 * 64
+    bare = replace(made, photo_per_latent_pixel=0)
     assert made.total(10, 30, 20) == bare.total(10, 30) + 20 * 54 * 64
     assert made.total(10) == bare.total(10) + 10 * 54 * 64, "one piece"
 
