@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def test_a_graph_over_its_budget_stays_in_floating_point(tmp_path: Path) -> None
     random = np.random.default_rng(0)
     copy = tmp_path / "bundle"
     copy.mkdir()
-    (copy / "onnx").symlink_to(bundle.path / "onnx")
+    shutil.copytree(bundle.path / "onnx", copy / "onnx")
     items = {"vae_encoder": [{"image": random.uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)} for _ in range(2)]}
     lines: list[str] = []
     moved = type(bundle)(copy, bundle.manifest)
@@ -55,7 +56,7 @@ def test_int8_weights_of_the_vision_encoder_survive_the_cache(tmp_path: Path) ->
     bundle = open_bundle(default_bundle())
     copy = tmp_path / "bundle"
     copy.mkdir()
-    (copy / "onnx").symlink_to(bundle.path / "onnx")
+    shutil.copytree(bundle.path / "onnx", copy / "onnx")
     builder = get_builder("openvino")
     pixels = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
     moved = type(bundle)(copy, bundle.manifest)
