@@ -45,7 +45,7 @@ def test_a_graph_over_its_budget_stays_in_floating_point(tmp_path: Path) -> None
     shutil.copytree(bundle.path / "onnx", copy / "onnx")
     items = {"vae_encoder": [{"image": random.uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)} for _ in range(2)]}
     lines: list[str] = []
-    moved = type(bundle)(copy, bundle.manifest)
+    moved = type(bundle)(copy, replace(bundle.manifest, files={}))
     kept = quantize_bundle(moved, get_builder("openvino"), items, budget=0.0, log=lines.append)
     assert kept == {} and not list(copy.rglob("*.xml")) and not list(copy.rglob("*.bin"))
     assert "stays in floating point" in lines[0]
@@ -59,7 +59,7 @@ def test_int8_weights_of_the_vision_encoder_survive_the_cache(tmp_path: Path) ->
     shutil.copytree(bundle.path / "onnx", copy / "onnx")
     builder = get_builder("openvino")
     pixels = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
-    moved = type(bundle)(copy, bundle.manifest)
+    moved = type(bundle)(copy, replace(bundle.manifest, files={}))
     entries = quantize_bundle(moved, builder, {"clip_vision": [{"pixels": pixels}]})
     ready = type(bundle)(copy, replace(bundle.manifest, variants={"int8": entries}))
     made = []
