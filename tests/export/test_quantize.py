@@ -61,7 +61,7 @@ def test_int8_weights_of_the_vision_encoder_survive_the_cache(tmp_path: Path) ->
     pixels = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
     moved = type(bundle)(copy, replace(bundle.manifest, files={}))
     entries = quantize_bundle(moved, builder, {"clip_vision": [{"pixels": pixels}]})
-    ready = type(bundle)(copy, replace(bundle.manifest, variants={"int8": entries}))
+    ready = type(bundle)(copy, replace(bundle.manifest, files={}, variants={"int8": entries}))
     made = []
     for precision in ("fp32", "int8", "int8"):
         engine = builder.load(ready, "clip_vision", precision=precision, threads=None, cache=tmp_path / "cache")
