@@ -21,16 +21,16 @@ from diffplugin.runtime.serve.store import KeyReused, QueueFull
 MEDIA_TYPE = "application/problem+json"
 # kind -> (status, title); a kind is the last part of the problem's type
 KINDS: dict[str, tuple[int, str]] = {
-    "malformed": (400, "The request's form cannot be read"),
+    "malformed": (400, "Malformed request"),
     "unauthorized": (401, "A valid token is needed"),
     "forbidden": (403, "Not from this page or host"),
-    "not-found": (404, "There is no such thing"),
-    "method": (405, "This method is not understood here"),
+    "not-found": (404, "Not found"),
+    "method": (405, "Method not allowed"),
     "slow": (408, "The upload took too long"),
     "cancelled": (409, "Cancelled"),
     "not-finished": (409, "Not finished yet"),
     "too-large": (413, "Too large"),
-    "unsupported": (415, "Not a photo that is read here"),
+    "unsupported": (415, "Unsupported file type"),
     "request": (422, "The request cannot be understood"),
     "image": (422, "The photo cannot be used"),
     "key-reused": (422, "This Idempotency-Key belongs to another request"),
