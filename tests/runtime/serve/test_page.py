@@ -93,7 +93,7 @@ def test_upload_request_progress_slider_download(
     chooser.value.set_files([photo("a dark one.png")])
     page.locator(".photo canvas").wait_for()
     gate.opened.clear()
-    page.get_by_label("What should be better?").fill("dark rain")
+    page.get_by_label("What should be improved?").fill("dark rain")
     page.get_by_text("Options").click()
     page.get_by_label("Steps").fill("4")
     page.get_by_role("button", name="Restore").click()
