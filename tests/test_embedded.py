@@ -148,4 +148,4 @@ def test_the_python_example_of_readme_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-c", block[1]]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "bright.png").is_file() and "lowlight" in done.stdout
+    assert (tmp_path / "bright.jpg").is_file() and "lowlight" in done.stdout

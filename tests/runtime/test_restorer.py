@@ -117,7 +117,7 @@ def test_a_request_that_is_cut_says_so(restorer: Restorer) -> None:
 def test_compound_tasks_come_from_the_bundle_too(fake_bundle: Bundle, model: FakeModel, tmp_path: Path) -> None:
     folder = shutil.copytree(fake_bundle.path, tmp_path / "own")
     (folder / "plugins/compounds.toml").write_text('[wet]\nphrases = ["wet"]\ntasks = ["deblur", "derain", "absent"]\n')
-    _, selection = Restorer(replace(fake_bundle, path=folder), model, "fp32").plan(_photo(), "dark wet")
+    _, selection = Restorer(replace(fake_bundle, path=folder), model, "fp32").plan(_photo(), "dark, remove wet")
     assert selection.chosen == ("derain", "lowlight", "deblur") and selection.compounds == ("wet",)
 
 

@@ -11,8 +11,9 @@ import torch
 from diffplugin.export.checkpoints import find
 from diffplugin.plugins import cards
 from diffplugin.plugins.train import autoencoder, base, layout, plugin, selector
+from tests.sources import ROOT
 
-EMBEDDED = Path(layout.__file__).parent.parent / "embedded_checkpoint"
+EMBEDDED = ROOT / "plugins" / "embedded_checkpoint"
 
 
 def test_reads_back_as_half_precision(tmp_path: Path) -> None:
@@ -47,7 +48,7 @@ def test_reads_back_as_half_precision(tmp_path: Path) -> None:
         for key, value in theirs.state_dict().items():
             assert torch.equal(value, mine.state_dict()[key].half().float()), f"{name} {key}"
     read.autoencoder()
-    assert cards.load_card(tmp_path / "cards/derain.toml", expected_id="derain").steps_first == 2
+    assert cards.load_card(tmp_path / "pre-trained/derain/card.toml", expected_id="derain").steps_first == 2
     assert not list(tmp_path.rglob("*.part")), "unfinished files left behind"
 
 
@@ -58,7 +59,7 @@ def test_embedded_checkpoint_is_complete_and_small() -> None:
     assert len(read.plugins) == 8
     for task in read.plugins:
         read.tpb(task), read.scb(task)
-        assert (EMBEDDED / "cards" / f"{task}.toml").is_file() and found[task].steps_first <= 5
+        assert (EMBEDDED / "pre-trained" / task / "card.toml").is_file() and found[task].steps_first <= 5
     for part in (read.unet(), read.autoencoder(), read.vision_encoder(), read.text_encoder(), read.selector_heads()):
         assert all(torch.isfinite(value).all() for value in part.state_dict().values())
     assert sum(f.stat().st_size for f in EMBEDDED.rglob("*") if f.is_file()) < 36 * 2**20
