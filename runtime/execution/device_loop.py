@@ -17,6 +17,7 @@ from diffplugin.errors import BundleError, DeviceMemoryFull, EngineError
 from diffplugin.runtime.execution.captured_stage import CapturedStage, CaptureKey, Difference, StageInputs
 from diffplugin.runtime.execution.engine_pool import EnginePool
 from diffplugin.runtime.planning.engine_sizes import EngineSizes
+from diffplugin.runtime.planning.memory import Footprint
 from diffplugin.runtime.planning.plan import Plan, Stage
 from diffplugin.runtime.sampling.loop import step_weights
 from diffplugin.runtime.sampling.samplers import StepTable
@@ -85,7 +86,19 @@ class DeviceLoop:
         if reason is not None:
             return replace(plan, loop="host", loop_reason=reason)
         chain = tuple(replace(s, scb_batch=self._batch(s.plugin, s.steps, height, width)) for s in plan.chain)
-        return replace(plan, chain=chain, loop="device", loop_reason="each plugin's whole stage as one CUDA graph")
+        return replace(
+            plan,
+            chain=chain,
+            memory=self._with_batches(plan.memory, chain),
+            loop="device",
+            loop_reason="each plugin's whole stage as one CUDA graph",
+        )
+
+    def _with_batches(self, memory: Footprint, chain: Sequence[Stage]) -> Footprint:
+        """The estimate with what the largest batch of SCB timesteps takes, float32."""
+        maps = max(stage.scb_batch for stage in chain) * _SCB_MAPS if chain else 0
+        batch = 4 * maps * self._pool.bundle.manifest.dims.residual_channels
+        return replace(memory, kept_per_latent_pixel=memory.kept_per_latent_pixel + batch)
 
     def _why_not(self, plan: Plan, height: int, width: int) -> str | None:
         if len(plan.tiles) > 1:

@@ -97,6 +97,8 @@ def test_a_plan_says_what_runs(on_device: Restorer) -> None:
     plan, _ = on_device.plan(smooth_photo(), plugins=["derain", "lowlight"], steps=9)
     assert plan.loop == "device" and [s.scb_batch for s in plan.chain] == [3, 1], "9 in batches of up to 4, then 1"
     assert json.loads(json.dumps(plan.to_json()))["loop"] == "device"
+    kept = 3 * 11 * 4 * on_device.dims.residual_channels  # of the larger batch, float32
+    assert plan.memory.kept_per_latent_pixel == kept, "the estimate leaves the SCB's batch out"
     assert "loop:    device (each plugin's whole stage as one CUDA graph)" in plan_lines(plan)
 
 
