@@ -57,7 +57,9 @@ def choose_bundle(asked: str | os.PathLike[str] | None = None) -> BundleChoice:
         return BundleChoice(path=default_bundle() if asked == EMBEDDED else Path(asked).expanduser())
     latest = latest_bundle()
     if latest is None:
-        return BundleChoice(path=default_bundle())
+        gone = _last_export()
+        note = f"the model in the package, since the last export, {gone}, is gone; run dp-export again" if gone else ""
+        return BundleChoice(path=default_bundle(), note=note)
     try:
         Manifest.read(latest)
     except BundleError as error:
@@ -67,11 +69,16 @@ def choose_bundle(asked: str | os.PathLike[str] | None = None) -> BundleChoice:
 
 
 def latest_bundle() -> Path | None:
-    """The bundle of the last export into the cache folder that still exists."""
+    """The bundle of the last export into the cache folder, if it still exists."""
+    found = _last_export()
+    return found if found is not None and (found / MANIFEST).is_file() else None
+
+
+def _last_export() -> Path | None:
+    """The folder of the last export into the cache folder, whether it still exists or not."""
     try:
         folder = bundles_folder()
         name = (folder / _LATEST).read_text(encoding="utf-8").strip()
     except (OSError, ValueError, RuntimeError):  # RuntimeError: this user has no home
         return None
-    found = folder / name
-    return found if name and Path(name).name == name and (found / MANIFEST).is_file() else None
+    return folder / name if name and Path(name).name == name else None

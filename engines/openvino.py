@@ -310,6 +310,8 @@ class OpenVinoBuilder:
                 return f"openvino {found} lacks operators, {needed} has them; pip install -U 'diffplugin[openvino]'"
             _facts(_CPU)
         except ImportError as error:
+            if isinstance(error, ModuleNotFoundError) and error.name == "openvino":
+                return "not installed; pip install 'diffplugin[openvino]'"
             return f"the package openvino cannot be imported ({error}); pip install 'diffplugin[openvino]'"
         except Exception as error:  # a broken installation, or a processor that it does not know
             return f"openvino cannot start here ({one_line(error, last=True)}); install it again"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,11 +120,11 @@ def find_photos(words: Sequence[str], *, recursive: bool = False) -> Inputs:
             _take_folder(Path(path), Path(path), found, recursive)
             nothing = "no photos in this folder"
         elif not _exists(path) and glob.has_magic(path):
-            for name in sorted(glob.glob(path, recursive=True)):  # noqa: PTH207 - Path.glob takes no absolute pattern
-                if not os.path.isdir(name):  # noqa: PTH112
-                    _take(Path(name), None, found)
+            for match in _matches(path):
+                if not match.is_dir():
+                    _take(match, None, found)
                 elif recursive:
-                    _take_folder(Path(name), Path(name), found, recursive)
+                    _take_folder(match, match, found, recursive)
             nothing = "no photo matches"
         else:
             found.photos.append(Input(path=Path(path)))
@@ -135,6 +136,21 @@ def find_photos(words: Sequence[str], *, recursive: bool = False) -> Inputs:
     found.photos = [Input(path=path, root=None if path in own else once[path].root) for path in order]
     found.left_out = list({left.path: left for left in found.left_out}.values())
     return found
+
+
+def _matches(pattern: str) -> list[Path]:
+    """What matches a glob pattern, sorted. ``**`` enters no links to folders, which may be circular, and hidden names
+    match only patterns with a dot.
+    """
+    anchor = Path(Path(pattern).anchor)
+    # Path.glob refuses ** beside other characters, where it means no more than *
+    parts = [part if part == "**" else re.sub(r"\*+", "*", part) for part in Path(pattern).relative_to(anchor).parts]
+    found = anchor.glob("/".join(parts))
+    return sorted(path for path in found if _hidden(parts) or not _hidden(path.relative_to(anchor).parts))
+
+
+def _hidden(parts: Sequence[str]) -> bool:
+    return any(part.startswith(".") and part not in (".", "..") for part in parts)
 
 
 def _unsupported(found: Inputs) -> int:

@@ -144,7 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="made",
         choices=get_args(Overwrite),
         help="made: replace results of the same photo, number the others (default); always: replace files "
-        "of others, too; never: no file",
+        "of others, too; never: no file; made and always replace a FILE that -o names",
     )
     many.add_argument(
         "--keep-untouched",
@@ -162,7 +162,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--mask",
         type=path,
         metavar="FILE",
-        help="restore where it is white; of any size; the rest stays bit for bit",
+        help="restore where it is white; of any size; the pixels elsewhere stay (a lossy format compresses them again)",
     )
     part.add_argument("--region", type=_region, metavar="X,Y,W,H", help="restore this rectangle (pixels) alone")
     part.add_argument("--feather", type=int, metavar="N", help="soft edge in pixels, inwards (default: up to 16)")

@@ -22,7 +22,13 @@ from diffplugin.files import write_text
 from diffplugin.integrity import sha256
 
 RECORD = "results.jsonl"
+NO_RECORD = (
+    f"{RECORD} in the cache folder cannot be written, so later runs will not recognise these results; let "
+    "DIFFPLUGIN_CACHE name a folder that can be written"
+)
 MAX_LINES = 50_000  # half of them stay when there are more
+
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # Windows has no such flag, and no named pipes in folders
 
 _log = logging.getLogger(__name__)
 
@@ -48,10 +54,22 @@ class Record:
         self._file = None if cache is None else cache / RECORD
         self._hashes: dict[tuple[str, int, int], str] = {}
 
+    @property
+    def writable(self) -> bool:
+        """Whether results of this run can be recorded."""
+        if self._file is None:
+            return False
+        with suppress(OSError):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            if self._file.exists():
+                return self._file.is_file() and os.access(self._file, os.W_OK)
+            return os.access(self._file.parent, os.W_OK)
+        return False
+
     @cached_property
     def _entries(self) -> list[Entry]:
         lines = []
-        if self._file is not None:
+        if self._file is not None and self._file.is_file():  # opening a pipe would wait for ever
             with suppress(OSError):
                 lines = self._file.read_text(encoding="utf-8", errors="replace").splitlines()
         if len(lines) > MAX_LINES and self._file is not None:
@@ -164,7 +182,7 @@ class Record:
             )
             self._file.parent.mkdir(parents=True, exist_ok=True)
             line = (json.dumps(asdict(entry)) + "\n").encode("ascii")
-            handle = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            handle = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_WAIT, 0o600)
             try:
                 os.write(handle, line)
             finally:

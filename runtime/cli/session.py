@@ -30,7 +30,7 @@ from diffplugin.runtime.cli.messages import (
     selection_line,
 )
 from diffplugin.runtime.cli.pipes import check_pipes, read_stdin
-from diffplugin.runtime.cli.record import Record, fingerprint
+from diffplugin.runtime.cli.record import NO_RECORD, Record, fingerprint
 from diffplugin.runtime.cli.results import Results, make_folders
 from diffplugin.runtime.cli.targets import STDOUT, Naming, PhotoPaths, plan_targets
 from diffplugin.runtime.options import RestoreOptions
@@ -55,10 +55,13 @@ class Session:
         fields = {name: getattr(args, name) for name in _FIELDS}
         self.options = RestoreOptions(prompt=prompt, plugins=args.plugin or None, **fields)
         self.record = Record(_cache())
+        if args.skip_existing and not self.record.writable:
+            print_error("dp-infer", f"--skip-existing: {NO_RECORD}")
         found = find_photos(words, recursive=args.recursive)
         self._leave_out_results(found)
         naming = Naming(
             output=args.output,
+            mask=args.mask,
             compare=args.compare,
             suffix=None if args.format is None else f".{args.format}",
             overwrite=args.overwrite,

@@ -1,4 +1,4 @@
-"""The path of each result: never that of an input or of an unrelated file, and the same at every run."""
+"""The path of each result: never that of an input or, unless it is named, of another file; the same at each run."""
 
 from __future__ import annotations
 
@@ -39,12 +39,14 @@ class Naming:
 
     Attributes:
         output: a file, a folder, ``-`` for the standard output, or None: beside each input.
+        mask: a file that is read besides the photos, and so is never replaced.
         suffix: of every result, with the dot; None: the input's own, or .png if that kind can only be read.
         overwrite: "made": replace results of the same photo; "always": also other files, but neither inputs nor results
             of other photos; "never". The first two replace ``output`` if it is a file.
     """
 
     output: str | None = None
+    mask: Path | None = None
     compare: bool = False
     suffix: str | None = None
     overwrite: Overwrite = "made"
@@ -108,7 +110,7 @@ class _Names:
     def __init__(self, photos: Sequence[Input], naming: Naming, folder: Path | None, record: Record) -> None:
         self._naming, self._output, self._record = naming, folder, record
         self._sources = {_key(photo.path) for photo in photos}
-        self._taken: set[str] = set()
+        self._taken: set[str] = set() if naming.mask is None else {_key(naming.mask)}
 
     def suffix(self, path: Path) -> str:
         """Of the result of a photo."""
@@ -130,6 +132,8 @@ class _Names:
         target = Path(self._naming.output or "")
         if _key(target) in self._sources:
             return self._named(photo, target.with_name(f"{target.stem}{RESTORED}{target.suffix}"))
+        if _key(target) in self._taken:
+            raise ImageError(f"{printable(target)}: is the mask, which is never replaced; name another file")
         if self._naming.overwrite == "never" and os.path.lexists(target):
             raise ImageError(f"{printable(target)}: exists, and --overwrite never keeps it; choose another name")
         return target

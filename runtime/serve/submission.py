@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import File, Form, UploadFile
 from starlette.concurrency import run_in_threadpool
 
+from diffplugin.errors import RequestError
 from diffplugin.runtime.photos.mask import read_region
 from diffplugin.runtime.serve.budget import GIB
 from diffplugin.runtime.serve.fields import (
@@ -69,6 +70,8 @@ def form(
     Raises:
         RequestError: a field cannot be understood.
     """
+    if mask is not None and region:
+        raise RequestError("mask and region were sent, expected one of them")
     chosen = read_plugins(plugins or ())
     request = JobRequest(
         bundle=bundle or "",

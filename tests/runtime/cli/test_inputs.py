@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,29 @@ def test_home_is_expanded_unless_a_file_is_called_so(photos: Path, monkeypatch: 
     assert [one.path for one in find_photos(["~/a.png", "~/*.JPG"]).photos] == [photos / "a.png", photos / "b.JPG"]
     Path("~odd.png").write_bytes(b"x")
     assert [str(one.path) for one in find_photos(["~odd.png", "~nosuch/a.png"]).photos] == ["~odd.png", "~nosuch/a.png"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
+def test_patterns_follow_no_links_to_folders(tmp_path: Path) -> None:
+    """They may be circular."""
+    for name in ("a.png", "sub/b.png", ".hidden/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    for number in range(3):
+        (tmp_path / "sub" / f"loop{number}").symlink_to(tmp_path, target_is_directory=True)
+    found = find_photos([f"{tmp_path}/**/*.png"])
+    assert [photo.path.relative_to(tmp_path).as_posix() for photo in found.photos] == ["a.png", "sub/b.png"]
+    assert not found.faults
+
+
+def test_patterns(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(pattern: str) -> list[str]:
+        return [photo.path.as_posix() for photo in find_photos([pattern]).photos]
+
+    assert found("**/a.png") == ["a.png", "sub/a.png"] and found("s**b/?.png") == ["sub/a.png"]
+    (photos / ".aside").mkdir()
+    (photos / ".aside" / "c.png").write_bytes(b"x")
+    assert found("*/*.png") == ["sub/a.png"] and found(".aside/*.png") == [".aside/c.png"]
+    monkeypatch.chdir(photos / "sub")
+    assert found("../*.png") == ["../a-restored.png", "../a.png"]
+    assert found(f"{photos}/sub/*") == [f"{photos.as_posix()}/sub/a.png"]

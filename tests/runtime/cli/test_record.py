@@ -115,3 +115,14 @@ def test_it_does_not_grow_for_ever(folder: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_fingerprint() -> None:
     assert fingerprint({"a": 1, "b": (2, 3)}) == fingerprint({"b": (2, 3), "a": 1}) != fingerprint({"a": 1})
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes in folders")
+def test_a_pipe_in_place_of_the_record_is_not_waited_for(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "pipe-cache"
+    cache.mkdir()
+    os.mkfifo(cache / "results.jsonl")
+    record = Record(cache)
+    record.add(folder / "a.png", folder / "a.png", "request")
+    assert not record.writable and record.made(folder / "a.png") is None
+    assert not Record(None).writable and Record(tmp_path / "new").writable

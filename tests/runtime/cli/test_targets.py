@@ -118,3 +118,12 @@ def test_pipes(record: Record) -> None:
     for names, output, part in ((["-"], None, "say where"), (["a.png", "b.JPG"], "-", "takes one photo")):
         with pytest.raises(RequestError, match=part):
             targets(record, names, output)
+
+
+def test_the_mask_is_no_place_for_a_result(record: Record) -> None:
+    mask = Path("mask.png")
+    mask.write_bytes(b"mask")
+    for overwrite in ("made", "always"):
+        with pytest.raises(ImageError, match=r"mask\.png: is the mask"):
+            targets(record, ["a.png"], "mask.png", mask=mask, overwrite=overwrite)
+    assert targets(record, ["sub/a.png"], "./", mask=Path("a.png"), overwrite="always") == ["a-2.png"]

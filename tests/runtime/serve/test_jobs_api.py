@@ -316,4 +316,6 @@ def test_faults_that_only_the_photo_shows_fail_the_job(serve: Serve) -> None:
     Image.new("L", (20, 20)).save(black, "PNG")
     answer = running.post(files={"mask": ("m.png", black.getvalue())})
     assert answer.status_code == 422 and "black everywhere" in answer.json()["detail"]
+    answer = running.post(data={"plugins": "derain", "region": "0,0,9,9"}, files={"mask": ("m.png", black.getvalue())})
+    assert answer.status_code == 422 and "expected one of them" in answer.json()["detail"]
     assert WAIT > 0
