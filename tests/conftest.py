@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import tarfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +27,19 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKED = ROOT / "tests" / "data" / "oracle.tar.xz"
+
+
+@pytest.fixture
+def signals_are_heard() -> Iterator[None]:
+    """By child processes: they inherit what nohup, or a job in a shell's background, ignores."""
+    numbers = [signal.SIGINT, *([signal.SIGHUP] if os.name == "posix" else [])]
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        if before[number] == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in numbers:
+        signal.signal(number, before[number])
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from diffplugin.runtime.serve import main as command
 from diffplugin.runtime.serve.main import listen
 from tests.runtime.serve.conftest import photo_bytes, pixels_of
 
+pytestmark = pytest.mark.usefixtures("signals_are_heard")
 WAIT = 60.0
 
 
