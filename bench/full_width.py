@@ -19,6 +19,21 @@ from pathlib import Path
 from typing import Any
 
 from diffplugin.export.embedded import embedded_checkpoint_folder
+from diffplugin.spec import ModelDims
+
+DIMS = ModelDims(
+    factor=8,
+    latent_channels=4,
+    residual_channels=320,
+    deep_channels=640,
+    time_features=320,
+    tokens=256,
+    token_width=768,
+    vision_width=1024,
+    vision_size=224,
+    context=77,
+    native_latent=64,
+)
 
 # The configs of CompVis/stable-diffusion-v1-4, key by key as published: its autoencoder has no norm_num_groups.
 UNET: dict[str, Any] = {

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffplugin.bench.gpu_acceptance.full_width import DIMS
+from diffplugin.bench.full_width import DIMS
 from diffplugin.bench.gpu_acceptance.trial import NATIVE, Trial
 
 Result = dict[str, Any]

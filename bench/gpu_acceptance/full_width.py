@@ -21,32 +21,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diffplugin.bench.full_width import DIMS, SCHEDULER, UNET, VAE, VISION
 from diffplugin.bench.full_width import SCB as SCB_CONFIG
-from diffplugin.bench.full_width import SCHEDULER, UNET, VAE, VISION
 from diffplugin.bundle import default_bundle, open_bundle, write_manifest
 from diffplugin.engines.onnxruntime_cuda import VARIANTS
 from diffplugin.integrity import sha256
 from diffplugin.manifest import GraphEntry
 from diffplugin.plugins.cards import card_to_toml, registry
-from diffplugin.spec import ModelDims, graph_specs
+from diffplugin.spec import graph_specs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import nn
 
-DIMS = ModelDims(
-    factor=8,
-    latent_channels=4,
-    residual_channels=320,
-    deep_channels=640,
-    time_features=320,
-    tokens=256,
-    token_width=768,
-    vision_width=1024,
-    vision_size=224,
-    context=77,
-    native_latent=64,
-)
 PLUGIN = "deblur"
 _PRECISION = "fp16"
 _SHAPES = "weights.json"  # file of weights -> [place, values, standard deviation or constant]

@@ -32,7 +32,7 @@ from diffplugin.runtime.cli.messages import (
 from diffplugin.runtime.cli.pipes import check_pipes, read_stdin
 from diffplugin.runtime.cli.record import NO_RECORD, Record, fingerprint
 from diffplugin.runtime.cli.results import Results, make_folders
-from diffplugin.runtime.cli.targets import STDOUT, Naming, PhotoPaths, plan_targets
+from diffplugin.runtime.cli.targets import STDOUT, Naming, PhotoPaths, output_folder, plan_targets
 from diffplugin.runtime.options import RestoreOptions
 from diffplugin.runtime.photos.mask import Mask, read_mask, region_mask
 from diffplugin.runtime.photos.read import Photo, printable, read_photo
@@ -59,14 +59,14 @@ class Session:
             print_error("dp-infer", f"--skip-existing: {NO_RECORD}")
         found = find_photos(words, recursive=args.recursive)
         self._leave_out_results(found)
-        naming = Naming(
+        self.naming = Naming(
             output=args.output,
             mask=args.mask,
             compare=args.compare,
             suffix=None if args.format is None else f".{args.format}",
             overwrite=args.overwrite,
         )
-        self.photos = plan_targets(found.photos, naming, self.record)
+        self.photos = plan_targets(found.photos, self.naming, self.record)
         self.account = Account(found, self.photos)
         self._stopped, self._lock = Event(), RLock()
         self.bar = ProgressBar(sys.stderr, hidden=args.quiet)
@@ -167,11 +167,10 @@ class Session:
 
     def _make_folders(self) -> None:
         """Create the output folder and its tree, if the output is a folder."""
-        given = self.args.output
-        if given is None or self.writes_stdout or self.args.dry_run:
-            return
-        if self.photos and all(Path(given) != paths.target for paths in self.photos):
-            make_folders(Path(given), [paths.target for paths in self.photos])
+        if self.photos and not self.args.dry_run:
+            folder = output_folder(self.naming, len(self.photos))
+            if folder is not None:
+                make_folders(folder, [paths.target for paths in self.photos])
 
     def _attempt(self, restorer: Restorer, paths: PhotoPaths) -> None:
         """Restore one photo. A bad photo does not stop the others; a bad request or bundle does."""

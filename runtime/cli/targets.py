@@ -68,7 +68,7 @@ def plan_targets(photos: Sequence[Input], naming: Naming, record: Record) -> lis
         return _to_stdout(photos, naming)
     if naming.output is None and any(photo.path == STDIN for photo in photos):
         raise RequestError("say where the photo from stdin goes: -o FILE, or -o - for the standard output")
-    folder = _folder(naming, len(photos))
+    folder = output_folder(naming, len(photos))
     names = _Names(photos, naming, folder, record)
     kept = {photo.path for photo in photos if names.suffix(photo.path) == photo.path.suffix}
     # those that keep their suffix first: a.png is a.png, whatever becomes of a.gif
@@ -84,14 +84,14 @@ def _to_stdout(photos: Sequence[Input], naming: Naming) -> list[PhotoPaths]:
     return [PhotoPaths(source=photo.path, target=STDOUT) for photo in photos]
 
 
-def _folder(naming: Naming, count: int) -> Path | None:
-    """The output folder; None: it is a file, or beside each input.
+def output_folder(naming: Naming, count: int) -> Path | None:
+    """The output folder for ``count`` photos; None: a file, the standard output, or beside each input.
 
     Raises:
         RequestError: it is a file, and must be a folder.
     """
     output = naming.output
-    if output is None:
+    if output is None or output == str(STDOUT):
         return None
     path, is_folder = Path(output), os.path.isdir(output)  # noqa: PTH112 - Path.is_dir raises for too long names
     if not (is_folder or output.endswith(("/", os.sep)) or not path.suffix or count > 1):

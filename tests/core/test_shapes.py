@@ -6,7 +6,8 @@ import pytest
 
 from diffplugin.errors import RequestError
 from diffplugin.shapes import Range, full_profile, holds, parse_shapes, shapes_text
-from diffplugin.spec import GraphSpec, ModelDims, TensorSpec
+from diffplugin.spec import GraphSpec, TensorSpec
+from tests.engines.conftest import DIMS
 
 SPEC = GraphSpec(
     "scb",
@@ -37,20 +38,7 @@ def test_what_is_no_shape_is_refused(text: str) -> None:
 
 
 def test_a_profile_has_every_axis_of_every_graph() -> None:
-    dims = ModelDims(
-        factor=8,
-        latent_channels=4,
-        residual_channels=8,
-        deep_channels=8,
-        time_features=6,
-        tokens=5,
-        token_width=8,
-        vision_width=8,
-        vision_size=14,
-        context=7,
-        native_latent=8,
-    )
-    profile = full_profile(Range.of(9), Range(4, 8, 16), dims, batch=20, plugins=3)
+    profile = full_profile(Range.of(9), Range(4, 8, 16), DIMS, batch=20, plugins=3)
     assert {axis: str(size) for axis, size in profile.items()} == {
         "h": "9",
         "w": "4:8:16",
@@ -59,4 +47,4 @@ def test_a_profile_has_every_axis_of_every_graph() -> None:
         "n": "1:10:20",
         "p": "3",
     }
-    assert str(full_profile(Range.of(1), Range.of(1), dims, batch=1, plugins=0)["n"]) == "1"
+    assert str(full_profile(Range.of(1), Range.of(1), DIMS, batch=1, plugins=0)["n"]) == "1"

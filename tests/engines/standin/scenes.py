@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 import diffplugin
+from diffplugin.bench.full_width import DIMS
 from diffplugin.bundle import Bundle, open_bundle
 from diffplugin.engines.choice import EngineName, Precision, choose, get_builder
 from diffplugin.engines.device import DeviceEngine
@@ -25,7 +26,7 @@ from diffplugin.errors import DiffPluginError
 from diffplugin.manifest import GraphEntry
 from diffplugin.runtime.execution.clock import Clock
 from diffplugin.runtime.photos.read import photo_from
-from diffplugin.spec import DTYPES, ModelDims
+from diffplugin.spec import DTYPES
 from tests.engines.standin.log import Log, Part
 
 ENGINE: EngineName = "onnxruntime-cuda"
@@ -83,21 +84,8 @@ def _graphs(opened: Bundle, precision: str, side: int, keys: tuple[str, ...]) ->
 def full_width(bundle: str, file: str) -> Any:
     """The step of Stable Diffusion 1.4's widths at 64x64 latents, from a file of its own."""
     opened = open_bundle(bundle)
-    dims = ModelDims(
-        factor=8,
-        latent_channels=4,
-        residual_channels=320,
-        deep_channels=640,
-        time_features=320,
-        tokens=256,
-        token_width=768,
-        vision_width=1024,
-        vision_size=224,
-        context=77,
-        native_latent=64,
-    )
     entry = GraphEntry(file=Path(file).name, sha256="", weights_bytes=0)
-    manifest = replace(opened.manifest, dims=dims, variants={"cuda-fp16": {"step": entry}}, files={})
+    manifest = replace(opened.manifest, dims=DIMS, variants={"cuda-fp16": {"step": entry}}, files={})
     changed = Bundle(Path(file).parent, manifest)
     return _graphs(changed, "fp16", 64, ("step",))["step"]
 

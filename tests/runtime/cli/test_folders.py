@@ -64,6 +64,15 @@ def test_patterns_and_what_a_shell_makes_of_them(infer: Infer) -> None:
     assert "a-restored-restored.png" in names("in")
 
 
+def test_a_photo_named_as_its_own_result_stays(infer: Infer) -> None:
+    photo("own.png")
+    before = Path("own.png").read_bytes()
+    for overwrite in ("made", "always"):
+        run = infer("own.png", *FEW, "-o", "own.png", "--overwrite", overwrite)
+        assert run.status == 0, run.err
+        assert Path("own.png").read_bytes() == before and Path("own-restored.png").is_file()
+
+
 def test_dash(infer: Infer) -> None:
     photo("-dash.jpg")
     assert infer("--steps", "1", "--", "-dash.jpg", "rain").status == 0

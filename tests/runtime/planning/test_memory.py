@@ -9,23 +9,9 @@ from pathlib import Path
 import pytest
 
 from diffplugin import control_groups
+from diffplugin.bench.full_width import DIMS
 from diffplugin.runtime.planning import memory
 from diffplugin.runtime.planning.memory import UNET_BYTES, VAE_BYTES, available_memory, footprint, kept_bytes
-from diffplugin.spec import ModelDims
-
-DIMS = ModelDims(
-    factor=8,
-    latent_channels=4,
-    residual_channels=320,
-    deep_channels=640,
-    time_features=320,
-    tokens=256,
-    token_width=768,
-    vision_width=1024,
-    vision_size=224,
-    context=77,
-    native_latent=64,
-)
 
 
 def test_footprint_of_stable_diffusion() -> None:

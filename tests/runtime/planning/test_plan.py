@@ -8,27 +8,14 @@ from typing import Any
 
 import pytest
 
+from diffplugin.bench.full_width import DIMS
 from diffplugin.errors import RequestError
 from diffplugin.plugins.cards import shipped_cards
 from diffplugin.runtime.options import RestoreOptions
 from diffplugin.runtime.planning.memory import Footprint
 from diffplugin.runtime.planning.plan import Plan, make_plan, plan_stages
 from diffplugin.runtime.planning.quality import EXACT, Quality
-from diffplugin.spec import ModelDims
 
-DIMS = ModelDims(
-    factor=8,
-    latent_channels=4,
-    residual_channels=320,
-    deep_channels=640,
-    time_features=320,
-    tokens=256,
-    token_width=768,
-    vision_width=1024,
-    vision_size=224,
-    context=77,
-    native_latent=64,
-)
 LIGHT = Footprint(weights=1000, per_latent_pixel=1)
 LESS = Quality(name="less", description="", steps=10, deep_every=2, scb_every=4)
 
