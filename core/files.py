@@ -46,11 +46,14 @@ def temporary_beside(target: Path) -> Path:
 
 
 @contextmanager
-def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+def written_whole(path: str | os.PathLike[str], *, like: Path | None = None) -> Iterator[Path]:
     """Give a temporary file beside ``path`` to write into; it replaces ``path`` only on success.
 
     On any exception, including an interrupt, it is removed and an older file stays unchanged. The last of two writers
     wins. A replaced file keeps its permissions; a link stays a link to the new contents.
+
+    Args:
+        like: a file that a new one is made from. Who may not read that one may not read the new one either.
 
     Raises:
         OSError: the folder cannot be written.
@@ -58,10 +61,20 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     temporary = temporary_beside(target)
     with unfinished(temporary):
+        if like is not None:  # before the first byte, so that it is never open to others
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _mode_like(like)))
         yield temporary
         if target.is_file():
             temporary.chmod(target.stat().st_mode & 0o7777)
         temporary.replace(target)
+
+
+def _mode_like(path: Path) -> int:
+    """Permissions of a new file made from ``path``: read and write, where ``path`` gives them; the owner's in any case."""
+    try:
+        return path.stat().st_mode & 0o666 | 0o600
+    except OSError:  # gone meanwhile: the umask alone decides
+        return 0o666
 
 
 def write_bytes(path: str | os.PathLike[str], *parts: bytes | memoryview) -> None:
@@ -85,10 +98,10 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def copy_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Copy a file byte by byte, whole or not at all.
+    """Copy a file byte by byte, whole or not at all; a new file is open to nobody to whom the old one is closed.
 
     Raises:
         OSError: it cannot be read or written.
     """
-    with written_whole(target) as temporary:
+    with written_whole(target, like=Path(source)) as temporary:
         shutil.copyfile(source, temporary)

@@ -82,7 +82,7 @@ class Results:
 
     def _finish(self, paths: PhotoPaths, before: Photo, after: Photo) -> None:
         if paths.compare:
-            write_photo(paths.compare, side_by_side(before.rgb, after.rgb))
+            write_photo(paths.compare, Photo(rgb=side_by_side(before.rgb, after.rgb), path=before.path))
         if paths.source != STDIN:
             for path in _files(paths):
                 self._record.add(paths.source, path, self._request)

@@ -77,7 +77,7 @@ def write_photo(path: str | os.PathLike[str], photo: Photo | Pixels) -> Path:
     (grey, palette), alpha, 16 bits a channel, frames or pages, ICC profile, EXIF, XMP, IPTC, resolution, text, comment,
     TIFF compression. If the format has no alpha, the picture is composed over white. JPEG: quality 95 without chroma
     subsampling; WebP and HEIC: quality 95; AVIF: quality 90; PNG and TIFF: lossless. The mode bits of a file that is
-    replaced are kept, and a link is followed.
+    replaced are kept, a new one is open to nobody to whom the photo's own file is closed, and a link is followed.
 
     Returns:
         The path as given.
@@ -93,7 +93,7 @@ def write_photo(path: str | os.PathLike[str], photo: Photo | Pixels) -> Path:
     _check(photo, form, path)
     target = _target(path)
     try:
-        with written_whole(target) as temporary, temporary.open("xb") as file:
+        with written_whole(target, like=photo.path) as temporary, temporary.open("wb") as file:
             encode(photo, form, file)
     except ImageError as error:
         raise ImageError(f"{printable(path)}: {error}") from None

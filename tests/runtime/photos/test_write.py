@@ -187,6 +187,15 @@ def test_interrupted_writing_changes_nothing(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX mode bits")
+@pytest.mark.parametrize(("own", "expected"), [(0o600, 0o600), (0o640, 0o640), (0o444, 0o644), (0o755, 0o644)])
+def test_a_new_file_is_no_more_open_than_the_photo(tmp_path: Path, photo: Photo, own: int, expected: int) -> None:
+    write_photo(tmp_path / "photo.png", photo)
+    (tmp_path / "photo.png").chmod(own)
+    write_photo(tmp_path / "new.png", read_photo(tmp_path / "photo.png"))
+    assert oct(stat.S_IMODE((tmp_path / "new.png").stat().st_mode)) == oct(expected)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX mode bits")
 def test_mode_bits_and_links(tmp_path: Path, photo: Photo) -> None:
     before = os.umask(0o027)
     try:
