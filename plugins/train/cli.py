@@ -33,7 +33,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     common.add_argument("--mixed-precision", default="bf16", choices=("no", "bf16"), help="default: bf16")
 
-    commands.add_parser("photos", parents=[common], help="fetch freely licensed photographs (Debian, Ubuntu)")
+    more = Parser(add_help=False)
+    more.add_argument(
+        "--add",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder of further photographs with an index.csv (file,licence,author,source,split); repeatable",
+    )
+    photos = "fetch freely licensed photographs (Debian, Ubuntu)"
+    commands.add_parser("photos", parents=[common, more], help=photos)
     base = commands.add_parser("base", parents=[common], help="the small base: autoencoder, pool, denoiser")
     base.add_argument("--stage", choices=STAGES, action="append", help="only this stage; repeatable (default: all)")
     base.add_argument("--start", type=Path, metavar="DIR", help="checkpoint folder to begin with")
@@ -46,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     milestone = commands.add_parser("milestone", parents=[common], help="the base so far, as a folder for --start")
     milestone.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint folder to write")
 
-    recipe = commands.add_parser("recipe", parents=[common], help="everything for the embedded model, in order")
+    recipe = commands.add_parser("recipe", parents=[common, more], help="everything for the embedded model, in order")
     recipe.add_argument(
         "--scale", type=float, default=1.0, metavar="X", help="part of each stage's steps, to see it run (default: 1)"
     )
@@ -57,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 def _photos(args: argparse.Namespace) -> None:
     from diffplugin.plugins.train import photos
 
-    found = photos.fetch(args.work)
+    found = photos.fetch(args.work, args.add)
     print(f"{len(found)} photos in {args.work / 'photos'}, licences in {args.work / 'LICENCES.txt'}")
 
 
@@ -101,7 +111,7 @@ def _recipe(args: argparse.Namespace) -> None:
         return ["--steps", str(args.steps or max(round(args.scale * count), 1))]
 
     if not (args.work / "photos.json").exists():
-        _run(["photos", *shared])
+        _run(["photos", *shared, *(word for place in args.add for word in ("--add", str(place)))])
     for stage in STAGES:
         _run(["base", *shared, "--stage", stage, *steps(STEPS[stage])])
     for task in args.tasks or DEGRADATIONS:

@@ -56,29 +56,34 @@ class Opened:
         return [given for given, _ in found], [truth for _, truth in found]
 
 
-def degradation(name: str, *, released: bool) -> pairs.Degrade | None:
+def degradation(name: str, *, released: bool, harder: float = 0.0) -> pairs.Degrade | None:
     """What is done to a picture on the fly for a task; None where there is nothing of that name.
 
-    ``released``: faces as the release degrades them, else as the small model's recipe does.
+    ``released``: faces as the release degrades them, else as the small model's recipe does, a share ``harder`` by the
+    harder family.
     """
     if name == "face" and released:
         return released_face
     if name not in DEGRADATIONS:
         return None
 
+    mix = pairs.Mix(harder=harder)
+
     def apply(pixels: common.Pixels, rng: np.random.Generator) -> common.Pixels:
-        return degrade(pixels, name, int(rng.integers(2**31)))
+        return mix.degrade(pixels, name, rng)
 
     return apply
 
 
-def open_pairs(data: Data, *, released: bool) -> Opened:
+def open_pairs(data: Data, *, released: bool, harder: float = 0.0) -> Opened:
     """The pairs that ``data`` names, or the photos of its work folder as rows whose input is the truth.
+
+    ``released``, ``harder``: as :func:`degradation` takes them.
 
     Raises:
         RequestError: no pairs, no photos, or rows whose input is the truth and no degradation of that name.
     """
-    applied = degradation(data.degradation, released=released)
+    applied = degradation(data.degradation, released=released, harder=harder)
     if data.pairs is not None:
         source = open_source(data.pairs, data.root)
         kept, held = split(len(source))
@@ -123,6 +128,7 @@ def streamed(opened: Opened, recipe: Recipe) -> tuple[Pairs, Batches]:
         recipe.resolution,
         augment=recipe.use_data_aug,
         degrade=opened.degrade,
+        clean=recipe.clean_share,
         seed=recipe.seed,
     )
     return found, Batches(found, recipe.train_batch_size, workers=recipe.dataloader_num_workers, seed=recipe.seed)
@@ -132,7 +138,7 @@ def cached(
     folder: Path, found: Pairs, objective: eq3.Published, recipe: Recipe, key: dict[str, object], *, restart: bool
 ) -> cache.Cached:
     """Latents and CLIP features on disk, made where they are missing (:mod:`.cache`)."""
-    views = recipe.views if recipe.use_data_aug or found.degrade is not None else 1
+    views = recipe.views if recipe.use_data_aug or found.degrade is not None or found.clean else 1
     record.claim(folder, key | {"views": views}, restart=restart)
     cache.write(folder, found, objective, views=views, batch=_CACHE_BATCH, workers=recipe.dataloader_num_workers)
     return cache.Cached(folder, recipe.train_batch_size, views=views, seed=recipe.seed)
@@ -143,12 +149,16 @@ def pooled(
 ) -> tuple[Path, Held]:
     """The small recipe's folder of shards (made where missing), and held-out (inputs, ground truths)."""
     side = recipe.resolution
+    mix = pairs.Mix(harder=recipe.harder_share, clean=recipe.clean_share)
+    key = key | {"views": recipe.views, "harder_share": mix.harder, "clean_share": mix.clean}
     if data.pairs is not None:
         folder = data.work / "pairs" / task
-        record.claim(folder, key | {"views": recipe.views}, restart=restart)
+        record.claim(folder, key, restart=restart)
         for number in range(recipe.views):
             if not (folder / f"shard{number:03d}").exists():
-                rows = pairs.views_of(opened.source, opened.kept, data.degradation, number, side, opened.degrade)
+                rows = pairs.views_of(
+                    opened.source, opened.kept, data.degradation, number, side, opened.degrade, mix.clean
+                )
                 pool.write_rows(folder, number, rows, len(opened.kept), [data.degradation], vae, side=side)
         shown = pairs.views_of(opened.source, opened.held[: data.shown], data.degradation, 10**6, side, opened.degrade)
         found = [(row.bad[data.degradation], row.clean) for row in shown]
@@ -156,22 +166,23 @@ def pooled(
     folder = data.work / "pool"
     if data.limit is not None or not pool.covers(folder, data.degradation, side // vae_factor(vae)):
         folder = data.work / f"pool-{data.degradation}-{side}"
-        record.claim(folder, key | {"views": recipe.views, "limit": data.limit}, restart=restart)
+        record.claim(folder, key | {"limit": data.limit}, restart=restart)
         originals = None
         for number in range(recipe.views):
             if not (folder / f"shard{number:03d}").exists():
                 originals = originals or common.load_photos(data.work, "train")[: data.limit]
-                views = pairs.synthetic(originals, [data.degradation], number, side)
+                views = pairs.synthetic(originals, [data.degradation], number, side, mix)
                 pool.write_shard(folder, number, views, vae, side=side)
     clean = [common.centre(p, side) for p in common.load_photos(data.work, "val")[::2]]
     return folder, degraded(clean, data.degradation, VALIDATION_SEED)
 
 
-def drawn(data: Data, opened: Opened, side: int) -> pairs.Draw:
+def drawn(data: Data, opened: Opened, recipe: Recipe) -> pairs.Draw:
     """Pairs to finish a plugin on, in ever new views."""
+    side, mix = recipe.resolution, pairs.Mix(harder=recipe.harder_share, clean=recipe.clean_share)
     if data.pairs is None:
-        return pairs.degraded(common.load_photos(data.work, "train"), data.degradation, side)
-    return pairs.filed(opened.source, opened.kept, side, opened.degrade)
+        return pairs.degraded(common.load_photos(data.work, "train"), data.degradation, side, mix)
+    return pairs.filed(opened.source, opened.kept, side, opened.degrade, mix.clean)
 
 
 def degraded(clean: list[common.Pixels], task: str, seed: int) -> Held:

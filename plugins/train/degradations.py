@@ -8,45 +8,22 @@ the look does not depend on the resolution. The forms are published ones; the ra
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage, signal
+from scipy import ndimage
 
-Picture = NDArray[np.float32]
-Degradation = Callable[[Picture, np.random.Generator], Picture]
-
-
-def _picture(values: Any) -> Picture:
-    """Clipped to 0..1, float32."""
-    return np.asarray(np.clip(values, 0, 1), dtype=np.float32)
-
-
-def _field(shape: tuple[int, int], cells: int, rng: np.random.Generator) -> Picture:
-    """A smooth random field [H, W] in 0..1: coarse uniform noise, enlarged bicubically."""
-    coarse = Image.fromarray(rng.random((cells, cells)).astype(np.float32))
-    return _picture(coarse.resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
-
-
-def _blur(image: Picture, kernel: Picture) -> Picture:
-    """Convolution with reflected borders; ``image`` [H, W] or [H, W, 3], ``kernel`` [k, k] (odd side)."""
-    pad = kernel.shape[0] // 2
-    widths = ((pad, pad), (pad, pad)) + ((0, 0),) * (image.ndim - 2)
-    padded = np.pad(image, widths, mode="symmetric")
-    full = kernel if image.ndim == 2 else kernel[..., None]
-    return np.asarray(signal.fftconvolve(padded, full, mode="valid", axes=(0, 1)), dtype=np.float32)
-
-
-def _line_kernel(length: float, angle: float, width: float = 0.6) -> Picture:
-    """An anti-aliased line segment of unit sum; ``angle`` in radians from the x axis."""
-    half = int(np.ceil(length / 2)) + 2
-    y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
-    along, across = x * np.cos(angle) + y * np.sin(angle), -x * np.sin(angle) + y * np.cos(angle)
-    kernel = np.clip(length / 2 + 0.5 - np.abs(along), 0, 1) * np.exp(-0.5 * (across / width) ** 2)
-    return np.asarray(kernel / kernel.sum(), dtype=np.float32)
+from diffplugin.plugins.train import harder
+from diffplugin.plugins.train.imaging import (
+    Degradation,
+    Picture,
+    blurred,
+    clipped,
+    line_kernel,
+    smooth_field,
+    walk_kernel,
+)
 
 
 def lowlight(image: Picture, rng: np.random.Generator) -> Picture:
@@ -55,7 +32,7 @@ def lowlight(image: Picture, rng: np.random.Generator) -> Picture:
     dark = rng.uniform(0.25, 0.7) * (rng.uniform(0.9, 1.0) * image) ** rng.uniform(1.4, 2.6)
     shot, read = rng.uniform(0, 0.002), rng.uniform(0.001, 0.012)
     noise = rng.normal(size=image.shape) * np.sqrt(shot * dark + read**2)
-    return _picture(dark + noise)
+    return clipped(dark + noise)
 
 
 def haze(image: Picture, rng: np.random.Generator) -> Picture:
@@ -64,10 +41,10 @@ def haze(image: Picture, rng: np.random.Generator) -> Picture:
     height, width = image.shape[:2]
     ramp = np.linspace(1, 0, height, dtype=np.float32)[:, None] * np.ones((1, width), np.float32)
     mix = rng.uniform(0.2, 0.8)
-    depth = 0.25 + 0.75 * (mix * ramp + (1 - mix) * _field((height, width), int(rng.integers(2, 6)), rng))
+    depth = 0.25 + 0.75 * (mix * ramp + (1 - mix) * smooth_field((height, width), int(rng.integers(2, 6)), rng))
     transmission = np.exp(-rng.uniform(0.7, 2.2) * depth)[..., None]
     light = np.clip(rng.uniform(0.7, 1.0) + rng.uniform(-0.03, 0.03, 3), 0, 1)
-    return _picture(image * transmission + light * (1 - transmission))
+    return clipped(image * transmission + light * (1 - transmission))
 
 
 def rain(image: Picture, rng: np.random.Generator) -> Picture:
@@ -81,12 +58,12 @@ def rain(image: Picture, rng: np.random.Generator) -> Picture:
         share = rng.uniform(0.002, 0.012) / unit**2  # larger pictures have larger streaks, not more of them
         seeds = (rng.random((height, width)) < share) * rng.uniform(0.4, 1.0, (height, width))
         length = rng.uniform(10, 34) * unit
-        kernel = _line_kernel(length, np.pi / 2 + lean + rng.normal(0, 0.06), rng.uniform(0.5, 0.9) * unit)
-        streaks = _blur(seeds.astype(np.float32), kernel / kernel.max())
+        kernel = line_kernel(length, np.pi / 2 + lean + rng.normal(0, 0.06), rng.uniform(0.5, 0.9) * unit)
+        streaks = blurred(seeds.astype(np.float32), kernel / kernel.max())
         streaks = np.clip(streaks, 0, 1)[..., None] * rng.uniform(0.35, 0.85)
         out = out + streaks * (rng.uniform(0.85, 1.0) - out)
     veil = rng.uniform(0, 0.15)
-    return _picture(out * (1 - veil) + veil * 0.75)
+    return clipped(out * (1 - veil) + veil * 0.75)
 
 
 def snow(image: Picture, rng: np.random.Generator) -> Picture:
@@ -102,33 +79,23 @@ def snow(image: Picture, rng: np.random.Generator) -> Picture:
         half = int(3 * radius) + 2
         y, x = np.mgrid[-half : half + 1, -half : half + 1]
         flake = 1 / (1 + np.exp(2.5 / unit * (np.hypot(x, y) - radius)))
-        layer = _blur(seeds, (flake / flake.max()).astype(np.float32))
+        layer = blurred(seeds, (flake / flake.max()).astype(np.float32))
         if rng.random() < 0.5:
-            line = _line_kernel(radius * rng.uniform(1, 4), fall)
-            layer = _blur(layer, line) * 1.5
+            line = line_kernel(radius * rng.uniform(1, 4), fall)
+            layer = blurred(layer, line) * 1.5
         mask = np.maximum(mask, np.clip(layer, 0, 1))
     mask = mask[..., None] * rng.uniform(0.7, 0.98)
     veil = rng.uniform(0, 0.12)
     out = image * (1 - veil) + 0.85 * veil
-    return _picture(out * (1 - mask) + rng.uniform(0.88, 1.0) * mask)
+    return clipped(out * (1 - mask) + rng.uniform(0.88, 1.0) * mask)
 
 
 def blur(image: Picture, rng: np.random.Generator) -> Picture:
     """Camera shake: the picture convolved with a random walk of the camera (Boracchi & Foi, IEEE TIP 21(8), 2012,
     as simplified in DeblurGAN, arXiv:1711.07064, section 4.1), a little noise."""
     unit = min(image.shape[:2]) / 256
-    steps, reach = 48, rng.uniform(4, 11) * unit
-    turn = np.cumsum(rng.normal(0, 0.12, steps)) + rng.uniform(0, 2 * np.pi)
-    path = np.cumsum(np.stack((np.cos(turn), np.sin(turn))), axis=1) * reach / steps
-    path -= path.mean(axis=1, keepdims=True)
-    half = int(np.ceil(np.abs(path).max())) + 2
-    kernel = np.zeros((2 * half + 1, 2 * half + 1), np.float32)
-    for dx, dy in path.T:
-        x, y = dx + half, dy + half
-        i, j = int(y), int(x)
-        kernel[i : i + 2, j : j + 2] += np.outer((1 - y + i, y - i), (1 - x + j, x - j)).astype(np.float32)
-    out = _blur(image, kernel / kernel.sum())
-    return _picture(out + rng.normal(0, rng.uniform(0, 0.008), out.shape))
+    out = blurred(image, walk_kernel(rng.uniform(4, 11) * unit, rng))
+    return clipped(out + rng.normal(0, rng.uniform(0, 0.008), out.shape))
 
 
 def moire(image: Picture, rng: np.random.Generator) -> Picture:
@@ -138,17 +105,17 @@ def moire(image: Picture, rng: np.random.Generator) -> Picture:
     unit = min(height, width)
     y, x = np.mgrid[:height, :width].astype(np.float32) / unit
     warp = rng.uniform(0.05, 0.3)
-    wx, wy = (x + warp * _field((height, width), 3, rng), y + warp * _field((height, width), 3, rng))
+    wx, wy = (x + warp * smooth_field((height, width), 3, rng), y + warp * smooth_field((height, width), 3, rng))
     out = image.copy()
     for _ in range(int(rng.integers(1, 3))):
         angle, waves = rng.uniform(0, np.pi), rng.uniform(8, 42)
         phase = 2 * np.pi * waves * (wx * np.cos(angle) + wy * np.sin(angle))
         shift = rng.uniform(0, 2 * np.pi / 3)
-        strength = rng.uniform(0.08, 0.22) * (0.5 + 0.5 * _field((height, width), 3, rng))
+        strength = rng.uniform(0.08, 0.22) * (0.5 + 0.5 * smooth_field((height, width), 3, rng))
         for c in range(3):
             out[..., c] *= 1 + strength * np.sin(phase + c * shift)
     gain = rng.uniform(0.85, 1.0)
-    return _picture(out * gain)
+    return clipped(out * gain)
 
 
 def highlight(image: Picture, rng: np.random.Generator) -> Picture:
@@ -166,7 +133,7 @@ def highlight(image: Picture, rng: np.random.Generator) -> Picture:
         v = (-(x - cx) * np.sin(angle) + (y - cy) * np.cos(angle)) / short
         shine = np.maximum(shine, rng.uniform(0.4, 1.0) * np.exp(-((u**2 + v**2) ** rng.uniform(0.7, 1.5))))
     shading = 0.6 + 0.4 * ndimage.gaussian_filter(image.mean(axis=2), 0.01 * unit)
-    return _picture(image + (shine * shading)[..., None] * light)
+    return clipped(image + (shine * shading)[..., None] * light)
 
 
 def face(image: Picture, rng: np.random.Generator) -> Picture:
@@ -181,7 +148,7 @@ def face(image: Picture, rng: np.random.Generator) -> Picture:
     buffer = io.BytesIO()
     Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=int(rng.integers(35, 90)))
     restored = Image.open(buffer).resize((width, height), Image.Resampling.BICUBIC)
-    return _picture(np.asarray(restored, dtype=np.float32) / 255)
+    return clipped(np.asarray(restored, dtype=np.float32) / 255)
 
 
 def released_face(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -192,15 +159,15 @@ def released_face(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArra
     (GFP-GAN, arXiv:2101.04061 Eq. 8, with the ranges of the Diff-Plugin release). [H, W, 3].
     """
     height, width = pixels.shape[:2]
-    image = _blur(_picture(pixels / np.float32(255)), _gaussian_kernel(41, rng))
+    image = blurred(clipped(pixels / np.float32(255)), _gaussian_kernel(41, rng))
     scale = rng.uniform(0.8, 8)
     small: Picture = _bilinear(image, max(int(height // scale), 1), max(int(width // scale), 1))
-    small = _picture(small + rng.normal(0, rng.uniform(0, 20) / 255, small.shape))
+    small = clipped(small + rng.normal(0, rng.uniform(0, 20) / 255, small.shape))
     buffer = io.BytesIO()
     quality = int(rng.uniform(60, 100))
     Image.fromarray((small * 255).round().astype(np.uint8)).save(buffer, "JPEG", quality=quality)
-    decoded = _picture(np.asarray(Image.open(buffer)) / np.float32(255))
-    return np.asarray((_picture(_bilinear(decoded, height, width)) * 255).round(), dtype=np.uint8)
+    decoded = clipped(np.asarray(Image.open(buffer)) / np.float32(255))
+    return np.asarray((clipped(_bilinear(decoded, height, width)) * 255).round(), dtype=np.uint8)
 
 
 def _gaussian_kernel(side: int, rng: np.random.Generator) -> Picture:
@@ -222,7 +189,7 @@ def _bilinear(image: Picture, height: int, width: int) -> Picture:
         low = np.floor(at).astype(int)
         high = np.minimum(low + 1, length - 1)
         share = (at - low).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
-        image = _picture(image.take(low, axis) * (1 - share) + image.take(high, axis) * share)
+        image = clipped(image.take(low, axis) * (1 - share) + image.take(high, axis) * share)
     return image
 
 
@@ -237,9 +204,11 @@ DEGRADATIONS: dict[str, Degradation] = {
     "demoire": moire,
 }
 """Task id -> the degradation that it undoes, in the released order."""
+FAMILIES: dict[str, dict[str, Degradation]] = {"standard": DEGRADATIONS, "harder": harder.DEGRADATIONS}
+"""Name -> a set of degradations; ``harder`` is nearer to real photographs."""
 
 
-def degrade(pixels: NDArray[np.uint8], task: str, seed: int) -> NDArray[np.uint8]:
-    """Degrade an 8-bit picture [H, W, 3] for ``task``; the seed fixes everything."""
-    out = DEGRADATIONS[task](_picture(pixels / np.float32(255)), np.random.default_rng(seed))
+def degrade(pixels: NDArray[np.uint8], task: str, seed: int, *, family: str = "standard") -> NDArray[np.uint8]:
+    """Degrade an 8-bit picture [H, W, 3] for ``task`` by one of :data:`FAMILIES`; the seed fixes everything."""
+    out = FAMILIES[family][task](clipped(pixels / np.float32(255)), np.random.default_rng(seed))
     return np.asarray(out * 255 + 0.5, dtype=np.uint8)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from diffplugin.command import DONE, Parser, add_common_options, execute, path, positive
 from diffplugin.errors import RequestError
 
+SETS = ("standard", "harder", "clean")
+
 
 def _parser() -> Parser:
     parser = Parser(prog="dp-eval", description=__doc__)
@@ -50,6 +52,14 @@ def _add_restore(commands: argparse._SubParsersAction[Parser], parents: list[Par
     restore.add_argument("--tasks", nargs="+", metavar="TASK", help="default: all of the bundles")
     restore.add_argument(
         "--steps", type=positive, nargs="+", metavar="N", help="beside each card's default, such as 20"
+    )
+    restore.add_argument(
+        "--sets",
+        nargs="+",
+        choices=SETS,
+        default=["standard"],
+        help="what is done to the test photos: degraded by the standard or the harder family, or left clean, and then "
+        "how much they change is measured (default: standard)",
     )
     restore.add_argument(
         "--pairs",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 
 import diffplugin
 from diffplugin.errors import RequestError
-from diffplugin.plugins.train import evaluate, features, layout, paper, perceptual, plots
+from diffplugin.plugins.train import clean_photos, evaluate, features, layout, paper, perceptual, plots
 from diffplugin.plugins.train.common import Pixels
 from diffplugin.plugins.train.degradations import DEGRADATIONS, degrade
 from diffplugin.plugins.train.sources import check_sizes, open_source
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from diffplugin.plugins.train.evaluate import Row
     from diffplugin.runtime.restorer import Restorer
 
+CLEAN = "clean"  # the set, and kind of :class:`Photos`, that is not degraded
 COLUMNS = 6  # of a contact sheet
 TEST_SIDE = 256
 SHEET_SIDE = 256
@@ -31,16 +33,21 @@ SHEET_SIDE = 256
 
 @dataclass(frozen=True)
 class Photos:
-    """What one task is measured on. ``credits``: whom to name where one is shown; empty texts: not to be shown."""
+    """What one task is measured on.
+
+    ``credits``: whom to name where one is shown; empty texts: not to be shown. ``family``: of the degradation.
+    """
 
     kind: str
     read: Any  # () -> Iterator[(input, ground truth or None)]
     count: int
     credits: Sequence[str] = ()
+    family: str = ""
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, and write ``restore.md``, ``restore.json``, ``restore.svg``, ``table1.md`` and contact sheets.
+    """Measure, and write ``restore.md``, ``restore.json``, ``restore.svg``, ``table1.md`` and contact sheets; of clean
+    photos ``clean.md`` and ``clean.json``.
 
     Raises:
         RequestError: no bundle has a task, or there is nothing to measure on.
@@ -51,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
     measures = {m.name: m for m in map(perceptual.open_measure, args.measures)}
     reference = _files(args.reference) if args.reference else None
     rows: list[Row] = []
+    clean: list[clean_photos.CleanRow] = []
     names = _names(bundles)
     _check_tasks(args, bundles)
     for bundle, name in zip(bundles, names, strict=True):
@@ -58,15 +66,32 @@ def run(args: argparse.Namespace) -> None:
             for task in args.tasks or list(restorer.cards):
                 if task not in restorer.cards:
                     continue
-                chosen = _photos(args, task)
-                for steps in (None, *(args.steps or ())):
-                    rows.append(_measured(args, restorer, task, chosen, steps, name, extract, reference, measures))
-                    print(rows[-1].line() if len(rows) > 1 else f"{evaluate.HEAD}\n{rows[-1].line()}", flush=True)
+                for chosen, steps in itertools.product(_sets(args, task), (None, *(args.steps or ()))):
+                    if chosen.kind == CLEAN:
+                        photos = [given for given, _ in chosen.read()]
+                        clean.append(clean_photos.measure_clean(restorer, task, photos, steps=steps, bundle=name))
+                        _say(clean, clean_photos.HEAD)
+                    else:
+                        rows.append(_measured(args, restorer, task, chosen, steps, name, extract, reference, measures))
+                        _say(rows, evaluate.HEAD)
+    if clean:
+        table = "\n".join([clean_photos.HEAD, *(row.line() for row in clean)])
+        plots.write_table(args.out, "clean", table, {"rows": clean_photos.as_json(clean)})
+    if rows:
+        _write(args.out, rows)
+
+
+def _say(rows: Sequence[Row] | Sequence[clean_photos.CleanRow], head: str) -> None:
+    """The last row, as soon as it is there."""
+    print(rows[-1].line() if len(rows) > 1 else f"{head}\n{rows[-1].line()}", flush=True)
+
+
+def _write(out: Path, rows: Sequence[Row]) -> None:
     table = "\n".join([evaluate.HEAD, *(row.line() for row in rows)])
-    plots.write_table(args.out, "restore", table, {"rows": evaluate.as_json(rows)})
-    layout.write_lines(args.out / "table1.md", table_1(rows) + "\n")
+    plots.write_table(out, "restore", table, {"rows": evaluate.as_json(rows)})
+    layout.write_lines(out / "table1.md", table_1([row for row in rows if row.family != "harder"] or rows) + "\n")
     if scored := [row for row in rows if row.given and row.made and row.baseline]:
-        _plot(args.out / "restore.svg", scored)
+        _plot(out / "restore.svg", scored)
 
 
 def _names(bundles: Sequence[Path | None]) -> list[str]:
@@ -83,8 +108,17 @@ def _check_tasks(args: argparse.Namespace, bundles: Sequence[Path | None]) -> No
         raise RequestError(f"{', '.join(unknown)}: not in the bundle (there: {', '.join(dict.fromkeys(there))})")
 
 
-def _photos(args: argparse.Namespace, task: str) -> Photos:
-    """The task's own pairs or photos, else those for all, else the test photos, degraded."""
+def _sets(args: argparse.Namespace, task: str) -> Sequence[Photos]:
+    """The task's own pairs or photos, else those for all, else the test photos in each of the ``--sets``."""
+    if own := _own(args, task):
+        return (own,)
+    if args.work is None:
+        raise RequestError(f"{task}: nothing to measure on: give --pairs, --photos, or --work with test photos")
+    return [_test_photos(args, task, name) for name in args.sets]
+
+
+def _own(args: argparse.Namespace, task: str) -> Photos | None:
+    """Pairs or photos that the user named for this task or for all."""
     pairs, photos = _for_task(args.pairs, task), _for_task(args.photos, task)
     if pairs is not None:
         source = open_source(pairs, args.root)
@@ -102,18 +136,23 @@ def _photos(args: argparse.Namespace, task: str) -> Photos:
     if photos is not None:
         files = _files(Path(photos).expanduser())[: args.count]
         return Photos("photos", lambda: ((_square(read_photo(f).rgb, args.size), None) for f in files), len(files))
-    if args.work is None:
-        raise RequestError(f"{task}: nothing to measure on: give --pairs, --photos, or --work with test photos")
+    return None
+
+
+def _test_photos(args: argparse.Namespace, task: str, name: str) -> Photos:
+    """The test photos of the work folder, clean or degraded by a family."""
     side = args.size or TEST_SIDE
     clean = evaluate.test_photos(args.work, side, args.count)
     if not clean:
         raise RequestError(f"{args.work}: no test photos of {side} pixels; run dp-train photos first")
+    if name == CLEAN:
+        return Photos(CLEAN, lambda: ((p, None) for p in clean), len(clean))
     _known(task, str(args.work))
 
     def degraded() -> Iterator[tuple[Pixels, Pixels | None]]:
-        return ((degrade(p, task, evaluate.SEED + i), p) for i, p in enumerate(clean))
+        return ((degrade(p, task, evaluate.SEED + i, family=name), p) for i, p in enumerate(clean))
 
-    return Photos("test photos", degraded, len(clean), evaluate.credits(args.work, side, args.count))
+    return Photos("test photos", degraded, len(clean), evaluate.credits(args.work, side, args.count), name)
 
 
 def _for_task(given: Sequence[str], task: str) -> str | None:
@@ -175,6 +214,7 @@ def _measured(
         pairs,
         steps=steps,
         bundle=bundle,
+        family=chosen.family,
         extract=extract if chosen.kind != "photos" or compare is not None else None,
         reference=compare,
         measures=measures,
@@ -182,8 +222,10 @@ def _measured(
         sheet_of=wanted,
         tile="off" if chosen.kind == "test photos" else "auto",
     )
-    name = f"{task}-{row.steps}-{row.side or 'mixed'}" + (
-        "" if len(args.bundle) < 2 else f"-{bundle.replace('/', '_')}"
+    name = (
+        f"{task}-{row.steps}-{row.side or 'mixed'}"
+        + (f"-{row.family}" if row.family == "harder" else "")
+        + ("" if len(args.bundle) < 2 else f"-{bundle.replace('/', '_')}")
     )
     _write_sheet(args.out / f"{name}.jpg", sheet)
     named = [chosen.credits[i] or "not to be shown" for i in shown] if chosen.credits else []
@@ -239,6 +281,11 @@ def _cell(row: Row | None) -> str:
 
 def _plot(path: Path, rows: Sequence[Row]) -> None:
     several = len({row.bundle for row in rows}) > 1
-    names = [f"{row.task}, {row.steps}" + (f", {row.bundle}" if several else "") for row in rows]
+    names = [
+        f"{row.task}, {row.steps}"
+        + (", harder" if row.family == "harder" else "")
+        + (f", {row.bundle}" if several else "")
+        for row in rows
+    ]
     kinds = {"input": "given", "baseline": "baseline", "restored": "made"}
     plots.bars(path, names, {k: [getattr(r, v).psnr for r in rows] for k, v in kinds.items()}, "PSNR, dB")

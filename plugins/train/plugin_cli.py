@@ -46,6 +46,8 @@ _HELP = {
     "noised_share": "share of later timesteps whose latent is noised from the input (recipe small)",
     "least_t": "below this timestep, none is (recipe small)",
     "weighted": "errors of the latent count as they show in the picture (recipe small)",
+    "harder_share": "share of photos degraded on the fly by the harder family",
+    "clean_share": "share of samples whose input is the ground truth: clean pictures stay as they are",
 }
 
 

@@ -26,12 +26,14 @@ from diffplugin.plugins.train import (
     selector,
     validation,
 )
+from diffplugin.plugins.train.settings import SMALL
 
 if TYPE_CHECKING:
     from diffplugin.plugins.networks.vae import Autoencoder
 
 GENERIC = "generic"  # the Task-Plugin over all tasks, trained with the base: where each task's training starts
 
+MIX = pairs.Mix(harder=SMALL.harder_share, clean=SMALL.clean_share)
 TEXT_WEIGHTS = Path("base/text_encoder/model.safetensors")
 TOKENS = {selector.BEGIN: 0, selector.END: 1}
 
@@ -109,7 +111,7 @@ def make_pool(work: Work, shards: int, tasks: Sequence[str]) -> None:
     vae, clean = work.autoencoder().to(memory_format=torch.channels_last), work.photos("train")  # type: ignore[call-overload]
     for number in range(shards):
         if not (work.pool / f"shard{number:03d}").exists():
-            views = pairs.synthetic(clean[number % 4 :: 4], tasks, number, 256)
+            views = pairs.synthetic(clean[number % 4 :: 4], tasks, number, 256, MIX)
             with torch.autocast("cpu", torch.bfloat16, enabled=work.precision == "bf16"):
                 pool.write_shard(work.pool, number, views, vae)
             print(f"shard {number + 1}/{shards}", flush=True)

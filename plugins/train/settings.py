@@ -39,6 +39,9 @@ class Recipe:
         views: random views of every pair that are encoded once. Only without ``eq3``, or with cached latents.
         start_share, noised_share, least_t: the small model's timesteps; None: from the card.
         weighted: the latent's error counts as it shows in the picture.
+        harder_share: of the samples that are degraded on the fly: by the harder family (:mod:`.harder`); with ``eq3``
+            not of faces, which have the release's own degradation.
+        clean_share: of all samples: the input is the ground truth, so that a plugin leaves clean pictures alone.
         dataloader_num_workers: processes that read, decode and augment pairs.
     """
 
@@ -73,6 +76,8 @@ class Recipe:
     noised_share: float | None = None
     least_t: int = 250
     weighted: bool = False
+    harder_share: float = 0.0
+    clean_share: float = 0.0
 
     def rate(self, processes: int) -> float:
         """The rate of the optimiser with so many processes."""
@@ -133,6 +138,8 @@ SMALL = Recipe(
     checkpointing_steps=250,
     validation_steps=250,
     weighted=True,
+    harder_share=0.4,
+    clean_share=0.2,
 )
 RECIPES: Mapping[str, Recipe] = {"paper": PAPER, "small": SMALL}
 _LEAST: dict[str, float] = {
@@ -140,9 +147,10 @@ _LEAST: dict[str, float] = {
     **dict.fromkeys(("num_train_epochs", "checkpointing_steps", "validation_steps", "views"), 1),
     **dict.fromkeys(("lr_warmup_steps", "dataloader_num_workers", "crop", "seed", "least_t", "adam_weight_decay"), 0),
     **dict.fromkeys(("start_share", "noised_share", "ema_decay", "adam_beta1", "adam_beta2"), 0),
+    **dict.fromkeys(("harder_share", "clean_share"), 0),
     **dict.fromkeys(("learning_rate", "adam_epsilon", "max_grad_norm"), 1e-30),
 }
-_SHARES = ("start_share", "noised_share", "ema_decay", "adam_beta1", "adam_beta2")
+_SHARES = ("start_share", "noised_share", "ema_decay", "adam_beta1", "adam_beta2", "harder_share", "clean_share")
 
 
 def default_recipe(widths: Sequence[int]) -> Recipe:

@@ -60,7 +60,8 @@ def augmented(given: Image.Image, truth: Image.Image, side: int, rng: np.random.
 
 
 class Pairs(Dataset[Any]):
-    """Pairs by (pass over the data, number). ``degrade`` makes the input of a row that names one picture twice."""
+    """Pairs by (pass over the data, number). ``degrade`` makes the input of a row that names one picture twice; of a
+    share ``clean``, the input is the truth."""
 
     def __init__(
         self,
@@ -70,10 +71,11 @@ class Pairs(Dataset[Any]):
         *,
         augment: bool = False,
         degrade: Degrade | None = None,
+        clean: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.source, self.indices = source, np.asarray(indices)
-        self.side, self.augment, self.degrade, self.seed = side, augment, degrade, seed
+        self.side, self.augment, self.degrade, self.clean, self.seed = side, augment, degrade, clean, seed
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -90,6 +92,8 @@ class Pairs(Dataset[Any]):
         truth, given = self.source.pair(index)
         if self.degrade is not None and self.source.same(index):
             given = Image.fromarray(self.degrade(np.asarray(truth), rng))
+        if self.clean and rng.random() < self.clean:
+            given = truth
         return augmented(given, truth, self.side, rng) if self.augment else resized(given, truth, self.side)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Pixels, Pixels] | str:

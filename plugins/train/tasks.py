@@ -79,7 +79,7 @@ def train(
     recipe = settings.recipe
     # one process makes latents and scores; the others wait for it
     run = loop.accelerator(loop.Plan(steps=1, peak=1.0, precision=recipe.mixed_precision, trackers=()))
-    opened = data.open_pairs(chosen, released=recipe.eq3)
+    opened = data.open_pairs(chosen, released=recipe.eq3, harder=recipe.harder_share)
     steps = recipe.steps(len(opened.kept), run.num_processes)
     say = log if run.is_main_process else (lambda line: None)
     precision = run.mixed_precision

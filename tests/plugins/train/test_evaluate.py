@@ -12,7 +12,7 @@ from PIL import Image
 
 import diffplugin
 from diffplugin.export.measures import psnr
-from diffplugin.plugins.train import eval_cli, eval_restore, evaluate, paper, selection_scores
+from diffplugin.plugins.train import clean_photos, eval_cli, eval_restore, evaluate, paper, selection_scores
 from diffplugin.plugins.train.degradations import degrade
 from diffplugin.runtime.restorer import Restorer
 
@@ -143,3 +143,25 @@ def test_table_1_has_the_papers_rows_and_ours() -> None:
     assert lines[2] == "| mine | 12.35 / 1.50 | 3.00 / 0.10 |"
     assert lines[-1] == "| Diff-Plugin (paper) | 50.55 / 13.84 | – |"
     assert len(lines) == 3 + len(paper.TABLE_1)
+
+
+def test_clean_photos_are_measured_by_their_change(oracle_bundle: Path, work: Path) -> None:
+    out = work / "sets"
+    shared = ["--work", str(work), "--bundle", str(oracle_bundle), "--engine", "onnxruntime", "--out", str(out)]
+    sets = ["--sets", "standard", "harder", "clean", "--size", "64", "--count", "2", "--tasks", "derain"]
+    assert eval_cli.main(["restore", *shared, *sets]) == 0
+    rows = json.loads((out / "restore.json").read_text())["rows"]
+    assert [row["family"] for row in rows] == ["standard", "harder"]
+    assert rows[0]["given"] != rows[1]["given"], "other degradations"
+    (clean,) = json.loads((out / "clean.json").read_text())["rows"]
+    assert clean["photos"] == 2 and clean["worst_change"] >= clean["change"] > 0, clean
+    assert clean["shift"] <= clean["change"], clean
+    assert "| derain | 64 | 2 |" in (out / "clean.md").read_text()
+
+
+def test_change_is_absolute_and_shift_is_of_the_mean() -> None:
+    given = np.full((4, 4, 3), 100, np.uint8)
+    made = given.copy()
+    made[:2] += 6
+    made[2:] -= 2
+    assert clean_photos.change(given, made) == (4.0, 2.0)

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from diffplugin.plugins.train import pairs
+from diffplugin.plugins.train.degradations import degrade
 from diffplugin.plugins.train.sources import Files
 
 RNG = np.random.default_rng(0)
@@ -60,3 +61,28 @@ def test_synthetic_views_repeat_and_differ_by_number() -> None:
     sides = {len(view) for n in range(6) for view in pairs.synthetic(photos, (), n, 64).clean}
     assert sides == {64, 128}
     assert all((corner + 64 <= len(view)).all() for corner, view in zip(one.corners, one.clean, strict=True))
+
+
+def test_a_share_of_the_samples_is_clean_and_a_share_harder(tmp_path: Path) -> None:
+    photos = [np.random.default_rng(5).integers(60, 200, (96, 96, 3), dtype=np.uint8)]
+    draw = pairs.degraded(photos, "derain", 48, pairs.Mix(clean=0.3))
+    rng = np.random.default_rng(0)
+    same = np.mean([np.array_equal(*draw(rng)) for _ in range(100)])
+    assert 0.15 < same < 0.45, f"{same:.2f} of the inputs are clean, expected 0.3"
+    views = pairs.synthetic(photos * 40, ["derain"], 0, 48, pairs.Mix(clean=0.3))
+    same = np.mean([np.array_equal(*pair) for pair in zip(views.clean, views.bad["derain"], strict=True)])
+    assert 0.1 < same < 0.55, f"{same:.2f} of the views are clean, expected 0.3"
+    filed = pairs.filed(source(tmp_path), [0], 32, clean=0.3)
+    same = np.mean([np.array_equal(*filed(rng)) for _ in range(100)])
+    assert 0.15 < same < 0.45, f"{same:.2f} of the pairs are clean, expected 0.3"
+
+
+def test_harder_samples_are_of_the_harder_family() -> None:
+    pixels = np.full((48, 48, 3), 90, np.uint8)
+    for share, family in ((0.0, "standard"), (1.0, "harder")):
+        rng = np.random.default_rng(1)
+        made = pairs.Mix(harder=share).degrade(pixels, "desnow", rng)
+        again = np.random.default_rng(1)
+        again.random(2)  # clean? harder?
+        wanted = degrade(pixels, "desnow", int(again.integers(2**31)), family=family)
+        assert np.array_equal(made, wanted), family

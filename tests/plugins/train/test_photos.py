@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from diffplugin.errors import CheckpointError, RequestError
+from diffplugin.errors import CheckpointError, ImageError, RequestError
 from diffplugin.plugins.train import photos
+from diffplugin.plugins.train.qt_resources import read_rcc
 
 
 def _rcc(files: dict[str, bytes]) -> bytes:
@@ -30,7 +34,7 @@ def _rcc(files: dict[str, bytes]) -> bytes:
 
 
 def test_read_rcc_gives_paths_and_contents() -> None:
-    assert dict(photos.read_rcc(_rcc({"x.webp": b"one", "y.jpg": b"two!"}))) == {
+    assert dict(read_rcc(_rcc({"x.webp": b"one", "y.jpg": b"two!"}))) == {
         "/a/x.webp": b"one",
         "/a/y.jpg": b"two!",
     }
@@ -38,7 +42,7 @@ def test_read_rcc_gives_paths_and_contents() -> None:
 
 def test_read_rcc_names_what_it_got() -> None:
     with pytest.raises(CheckpointError, match="PNG"):
-        list(photos.read_rcc(b"\x89PNG0000"))
+        list(read_rcc(b"\x89PNG0000"))
 
 
 COPYRIGHT = """Format: x
@@ -73,3 +77,53 @@ def test_a_package_that_cannot_be_had_is_one_clear_line(tmp_path: Path, monkeypa
     with pytest.raises(RequestError, match="mate-backgrounds: not downloaded") as caught:
         photos.unpacked(tmp_path / "work", "mate-backgrounds")
     assert "\n" not in str(caught.value)
+
+
+HEADER = "file,width,licence,author,source,split\n"
+
+
+def _added(folder: Path, rows: str, *names: str) -> Path:
+    folder.mkdir()
+    (folder / "index.csv").write_text(HEADER + rows)
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 255, (300, 640, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name, quality=95)
+    return folder
+
+
+def test_a_folder_with_an_index_joins_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photos, "PACKAGES", {})
+    rows = 'a.jpg,640,CC0 1.0,"Ann, A.",example.org/a,train\nsub/b.jpg,640,CC BY 4.0,Ben,example.org/b,test\n'
+    place = _added(tmp_path / "mine", rows, "a.jpg", "sub/b.jpg")
+    found = photos.fetch(tmp_path / "work", [place])
+    assert [(p.file, p.split) for p in found] == [("mine_a.png", "train"), ("mine_sub_b.png", "test")]
+    assert photos.load(tmp_path / "work", "train") == found[:1], "its test photos are not learned from"
+    with Image.open(tmp_path / "work/photos/mine_a.png") as opened:
+        assert opened.size == (640, 300)
+    lines = (tmp_path / "work/LICENCES.txt").read_text().splitlines()
+    assert lines[0] == "train mine_a.png | CC0 1.0 | Ann, A. | mine: example.org/a"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("a.jpg,640,,Ann,example.org,train\n", "line 2 has no licence"),
+        ("a.jpg,640,CC0,Ann,example.org,dev\n", "line 2 has the split 'dev', expected train, val, test"),
+        ("../a.jpg,640,CC0,Ann,example.org,train\n", "expected a file below the folder"),
+        ("none.jpg,640,CC0,Ann,example.org,train\n", "none.jpg: No such file"),
+        ("index.csv,640,CC0,Ann,example.org,train\n", "index.csv: no opaque JPEG or WebP photograph"),
+    ],
+)
+def test_a_faulty_index_is_one_clear_line(
+    rows: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(photos, "PACKAGES", {})
+    with pytest.raises((RequestError, ImageError), match=re.escape(message)) as caught:
+        photos.fetch(tmp_path / "work", [_added(tmp_path / "mine", rows)])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_an_index_is_told_before_any_download(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"index\.csv: not a readable CSV file"):
+        photos.fetch(tmp_path / "work", [tmp_path])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffplugin.export.checkpoints import find
+from diffplugin.export.checkpoints import Checkpoint, find
 from diffplugin.plugins import cards
 from diffplugin.plugins.train import autoencoder, base, cli, recipe, tasks
 from tests.plugins.train.toys import TOY, VAE
@@ -120,8 +120,14 @@ def test_a_plugin_is_finished_on_pictures(work: Path, capsys: pytest.CaptureFixt
     shared = ["plugin", "deblur", "--work", str(work), "--steps", "2", "--batch", "2", "--crop", "64", *start]
     assert cli.main([*shared, "--loss", "picture"]) == 0
     assert (work / "run/plugin_deblur_picture.pt").exists() and not (work / "run/plugin_deblur.pt").exists()
-    finished = (tree / "pre-trained/deblur/tpb.pt").read_bytes()
-    assert finished != (tree / recipe.GENERIC / "tpb.pt").read_bytes()
+    branches = [
+        Checkpoint(tree / "base", tree / "clip", {"deblur": place}, None)
+        for place in (tree / "pre-trained/deblur", tree / recipe.GENERIC)
+    ]
+    one, other = (read.tpb("deblur").state_dict() for read in branches)
+    assert all(torch.equal(value, other[name]) for name, value in one.items()), "the selector compares with the TPB"
+    one, other = (read.scb("deblur").state_dict() for read in branches)
+    assert not all(torch.equal(value, other[name]) for name, value in one.items())
     assert "4 held-out pictures" in capsys.readouterr().out
 
 
