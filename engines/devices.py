@@ -29,7 +29,7 @@ class Device:
         """Raises:
         RequestError: there is no such device.
         """
-        found = re.fullmatch(r"([a-z]+)(?::(\d{1,3}))?", text)
+        found = re.fullmatch(r"([a-z]+)(?::(\d{1,3}))?", str(text))  # from Python it may be anything
         if not found or found[1] not in KINDS or (found[2] and found[1] not in _NUMBERED):
             raise RequestError(
                 f"device {text!r} is not understood; expected auto, cpu, cuda or cuda:N (NVIDIA), gpu or gpu:N "

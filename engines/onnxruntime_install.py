@@ -13,6 +13,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 CUDA = "CUDAExecutionProvider"
@@ -20,6 +21,7 @@ _LONGEST = 200  # characters of an error that are told
 _CPU, _GPU = "onnxruntime", "onnxruntime-gpu"  # packages
 # What the provider of 1.31 needs of CUDA 13, in the order in which one needs the other.
 _LIBRARIES = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", "libcudnn.so.9")
+_OPTIONAL = ("libnvrtc.so.13",)  # what cuDNN may look for
 # An ONNX model of one Add, y = x + x, float32 [1]: ir_version 8, opset 13.
 _SMALLEST = bytes.fromhex(
     "08083a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08"
@@ -79,18 +81,35 @@ def _lacking_provider(ort: Any) -> str | None:
 
 
 def _lacking_library(ort: Any) -> str | None:
-    """The first of CUDA's libraries that cannot be loaded. Those of NVIDIA's packages are loaded from these
-    packages.
+    """The first of CUDA's libraries that cannot be loaded. Those of NVIDIA's packages are loaded from these packages,
+    wherever Python finds them: ONNX Runtime itself looks only beside its own folder.
     """
     if hasattr(ort, "preload_dlls"):
         with contextlib.redirect_stdout(io.StringIO()):  # what it cannot find is said below, in one line
             ort.preload_dlls()
-    for name in _LIBRARIES if sys.platform == "linux" else ():
-        try:
-            ctypes.CDLL(name)
-        except OSError as error:
-            return f"{CUDA} needs {name} ({error}); pip install 'diffplugin[gpu]', or install CUDA 13 and cuDNN 9"
+    if sys.platform != "linux":
+        return None
+    for name in _OPTIONAL:
+        _load(name)
+    for name in _LIBRARIES:
+        if fault := _load(name):
+            return f"{CUDA} needs {name} ({fault}); pip install 'diffplugin[gpu]', or install CUDA 13 and cuDNN 9"
     return None
+
+
+def _load(name: str) -> str | None:
+    """Load a library where the system or NVIDIA's packages have it; None, or why it cannot be loaded."""
+    packages = importlib.util.find_spec("nvidia")
+    folders = packages.submodule_search_locations if packages is not None else None
+    inside = [str(file) for folder in folders or () for file in sorted(Path(folder).glob(f"*/lib/{name}"))]
+    fault = None
+    for file in (name, *inside):
+        try:
+            ctypes.CDLL(file)
+            return None
+        except OSError as error:
+            fault = str(error)
+    return fault
 
 
 def _refused_session(ort: Any, device: int) -> str | None:

@@ -1,23 +1,24 @@
 """What has to travel to a GPU machine without network, in parts below 64 MiB.
 
-    python scripts/gpu_parts.py pack OUT [--python 3.12] [--gpus 90]       here; OUT/prepared is made if it is not there
-    python OUT/gpu_parts.py unpack OUT SITE                                there; then PYTHONPATH=SITE
+    python scripts/gpu_parts.py pack OUT [--python 3.12,3.13] [--gpus 90] [--prepared DIR]      here
+    python OUT/gpu_parts.py unpack OUT TO          there; then PYTHONPATH=TO/site, and --prepared TO/prepared
 
-    OUT/code.tar.xz          the package without the embedded model, as an installer lays it out
-    OUT/onnxruntime.tar      ONNX Runtime's GPU build; of its CUDA library the machine code of other GPUs is zeroed
-    OUT/prepared             bundles, goldens, photographs (diffplugin.bench.gpu_acceptance.prepare)
-    OUT/gpu_parts.py         this file
+    OUT/code.tar.xz              the package without the embedded model, as an installer lays it out
+    OUT/onnxruntime-3.12.tar     ONNX Runtime's GPU build for this Python, one file for each; of its CUDA library the
+                                 machine code of other GPUs is zeroed
+    OUT/prepared.tar.xz          bundles, goldens, photographs (diffplugin.bench.gpu_acceptance.prepare)
+    OUT/gpu_parts.py             this file
 
-The machine has Python with NumPy, Pillow, cuda-python and PyTorch, CUDA 13 and cuDNN 9. What runs from these parts is
-not byte for byte what pip installs: say so beside its numbers. Nothing of the repository's history or of its heavy
-files (embedded model, its checkpoint, tests/data, pictures) is needed there.
+``unpack`` names what that machine lacks: Python with NumPy, Pillow, tokenizers, cuda-python and PyTorch, CUDA 13 and
+cuDNN 9. What runs from these parts is not byte for byte what pip installs: say so beside its numbers. Nothing of the
+repository's history or of its heavy files (embedded model, its checkpoint, tests/data, pictures) is needed there.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import lzma
+import os
 import re
 import shutil
 import struct
@@ -31,29 +32,51 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 VERSION = "1.31.1"
+_CODE, _PREPARED = "code.tar.xz", "prepared.tar.xz"
 MOST = 64 * 2**20
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("bench", "engines", "export", "plugins", "runtime")
 _FATBIN = 0xBA55ED50  # begins a block of machine code in an ELF section of this name
+_NEEDED = ("numpy", "PIL", "tokenizers", "cuda.bindings.runtime", "torch", "onnxruntime", "diffplugin")
 _LEFT_OUT = re.compile(
     r"onnxruntime/(transformers|tools|quantization|backend|datasets)/|providers_tensorrt\.so|/libonnxruntime\.so|Notices"
 )
 
 
-def pack(out: Path, python: str, gpus: set[int]) -> None:
-    """Write the parts; those that are there already stay."""
+def pack(out: Path, pythons: list[str], gpus: set[int], prepared: Path | None) -> None:
+    """Write the parts; those of ONNX Runtime and the prepared one that are there already stay.
+
+    Args:
+        prepared: a folder that is prepared already; None: it is prepared now.
+    """
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(Path(__file__).resolve(), out / "gpu_parts.py")
-    _pack_code(out / "code.tar.xz")
-    if not (out / "onnxruntime.tar").is_file():
-        _pack_onnxruntime(out / "onnxruntime.tar", python, gpus)
-    if not (out / "prepared").is_dir():
-        prepare = [sys.executable, "-m", "diffplugin.bench.gpu_acceptance.prepare", str(out / "prepared")]
-        subprocess.run(prepare, check=True)
+    _pack_code(out / _CODE)
+    for python in pythons:
+        if not (part := out / _part(python)).is_file():
+            _pack_onnxruntime(part, python, gpus)
+    if not (out / _PREPARED).is_file():
+        with tempfile.TemporaryDirectory(dir=out) as temporary:
+            if prepared is None:
+                prepared = Path(temporary, "prepared")
+                command = [sys.executable, "-m", "diffplugin.bench.gpu_acceptance.prepare", str(prepared)]
+                subprocess.run(command, check=True)
+            _archive(prepared, "prepared", out / _PREPARED)
     for part in sorted(out.iterdir()):
-        files = [part] if part.is_file() else [file for file in part.rglob("*") if file.is_file()]
-        size = sum(file.stat().st_size for file in files)
+        size = part.stat().st_size
         print(f"{part}: {size / 2**20:.1f} MiB{'' if size < MOST else ', TOO LARGE for one transfer of 64 MiB'}")
+
+
+def _archive(folder: Path, name: str, file: Path) -> None:
+    """The folder as an archive that is there whole or not at all; compressed if its name says so."""
+    unfinished = file.with_name(f".{file.name}")
+    with tarfile.open(unfinished, "w:xz" if file.suffix == ".xz" else "w") as archive:
+        archive.add(folder, name)
+    unfinished.rename(file)
+
+
+def _part(python: str) -> str:
+    return f"onnxruntime-{python}.tar"
 
 
 def _pack_code(file: Path) -> None:
@@ -85,8 +108,7 @@ def _pack_onnxruntime(file: Path, python: str, gpus: set[int]) -> None:
         print(f"machine code kept {kept / 2**20:.1f} MiB, zeroed {zeroed / 2**20:.1f} MiB")
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(_compress, sorted(map(str, site.rglob("*.so*")))))
-        with tarfile.open(file, "w") as archive:
-            archive.add(site, ".")
+        _archive(site, ".", file)
 
 
 def _compress(name: str) -> None:
@@ -136,15 +158,40 @@ def keep_only(data: bytes, gpus: set[int]) -> tuple[bytes, int, int]:
     return bytes(made), kept, zeroed
 
 
-def unpack(parts: Path, site: Path) -> None:
-    """Code and ONNX Runtime as a folder for PYTHONPATH."""
-    site.mkdir(parents=True, exist_ok=True)
-    for name in ("onnxruntime.tar", "code.tar.xz"):
-        if (parts / name).is_file():
-            with tarfile.open(fileobj=io.BytesIO((parts / name).read_bytes())) as archive:
-                archive.extractall(site, filter="data")
+def unpack(parts: Path, to: Path) -> None:
+    """What there is of the parts: code and ONNX Runtime in ``to/site``, the prepared folder in ``to/prepared``.
+
+    Raises:
+        SystemExit: there are no parts, or those of ONNX Runtime are for another Python.
+    """
+    here = "{}.{}".format(*sys.version_info)
+    others = sorted(file.name for file in parts.glob(_part("*")))
+    if others and _part(here) not in others:
+        remedy = f"pack --python {here}, or use another Python"
+        raise SystemExit(f"{parts}: has {', '.join(others)}, and this is Python {here}; {remedy}")
+    places = {_part(here): to / "site", _CODE: to / "site", _PREPARED: to}
+    there = {name: place for name, place in places.items() if (parts / name).is_file()}
+    if not there:
+        raise SystemExit(f"{parts}: has none of {', '.join(places)}; name the folder that pack wrote")
+    for name, place in there.items():
+        place.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(parts / name) as archive:
+            archive.extractall(place, filter="data")
     with ThreadPoolExecutor() as pool:  # lzma leaves other threads their turn
-        list(pool.map(_expand, sorted(map(str, site.rglob("*.so*.xz")))))
+        list(pool.map(_expand, sorted(map(str, (to / "site").rglob("*.so*.xz")))))
+
+
+def lacking(site: Path) -> list[str]:
+    """One line for each module of the run that cannot be imported here."""
+    faults = []
+    path = os.pathsep.join(filter(None, [str(site.resolve()), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path}
+    for name in _NEEDED:
+        command = [sys.executable, "-c", f"import {name}"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            faults.append(f"{name}: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
+    return faults
 
 
 def _expand(name: str) -> None:
@@ -158,16 +205,21 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("pack")
     make.add_argument("out", type=Path)
-    make.add_argument("--python", default="3.12", metavar="X.Y", help="of that machine (default: 3.12)")
+    make.add_argument(
+        "--python", default="3.12", metavar="X.Y,…", help="that machine's, or all that it may have (default: 3.12)"
+    )
     make.add_argument("--gpus", default="90", metavar="N,…", help="compute capabilities without dot (default: 90)")
+    make.add_argument("--prepared", type=Path, metavar="DIR", help="a folder of bench.gpu_acceptance.prepare to take")
     take = commands.add_parser("unpack")
     take.add_argument("parts", type=Path)
-    take.add_argument("site", type=Path)
+    take.add_argument("to", type=Path)
     args = parser.parse_args()
     if args.command == "pack":
-        pack(args.out, args.python, {int(gpu) for gpu in args.gpus.split(",")})
+        pack(args.out, args.python.split(","), {int(gpu) for gpu in args.gpus.split(",")}, args.prepared)
     else:
-        unpack(args.parts, args.site)
+        unpack(args.parts, args.to)
+        faults = lacking(args.to / "site")
+        print("\n".join(f"lacking: {fault}" for fault in faults) or f"{args.to}: every module can be imported")
 
 
 if __name__ == "__main__":

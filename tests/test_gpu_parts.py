@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import struct
+import sys
 import tarfile
 from pathlib import Path
 from types import ModuleType
@@ -68,9 +69,15 @@ def test_parts_come_out_as_they_went_in(gpu_parts: ModuleType, tmp_path: Path) -
     packed.mkdir()
     (packed / "lib.so.1").write_bytes(b"machine code" * 1000)
     gpu_parts._compress(str(packed / "lib.so.1"))
-    with tarfile.open(parts / "onnxruntime.tar", "w") as archive:
+    here = "{}.{}".format(*sys.version_info)
+    with tarfile.open(parts / f"onnxruntime-{here}.tar", "w") as archive:
         archive.add(packed, "onnxruntime")
-    gpu_parts.unpack(parts, site)
+    prepared = tmp_path / "some name"
+    prepared.mkdir()
+    (prepared / "prepared.json").write_text("{}")
+    gpu_parts._archive(prepared, "prepared", parts / "prepared.tar.xz")
+    gpu_parts.unpack(parts, tmp_path)
+    assert (tmp_path / "prepared/prepared.json").read_text() == "{}"
     assert (site / "onnxruntime/lib.so.1").read_bytes() == b"machine code" * 1000
     assert not list(site.rglob("*.xz"))
     for name in (
@@ -82,3 +89,18 @@ def test_parts_come_out_as_they_went_in(gpu_parts: ModuleType, tmp_path: Path) -
         source = ROOT / ("core/" + name if "/" not in name else name)
         assert (site / "diffplugin" / name).read_bytes() == source.read_bytes()
     assert not (site / "diffplugin/embedded").exists() and (parts / "code.tar.xz").stat().st_size < 2**20
+
+
+def test_parts_for_another_python_are_refused(gpu_parts: ModuleType, tmp_path: Path) -> None:
+    here = "{}.{}".format(*sys.version_info)
+    with pytest.raises(SystemExit, match=rf"has none of onnxruntime-{here}.tar, code.tar.xz, prepared.tar.xz"):
+        gpu_parts.unpack(tmp_path, tmp_path / "to")
+    (tmp_path / "onnxruntime-3.9.tar").write_bytes(b"")
+    with pytest.raises(SystemExit, match=rf"has onnxruntime-3.9.tar, and this is Python {here}; pack --python {here}"):
+        gpu_parts.unpack(tmp_path, tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+
+
+def test_what_a_machine_lacks_is_named(gpu_parts: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_parts, "_NEEDED", ("json", "nowhere_at_all"))
+    assert gpu_parts.lacking(tmp_path) == ["nowhere_at_all: ModuleNotFoundError: No module named 'nowhere_at_all'"]

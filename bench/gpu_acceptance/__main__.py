@@ -8,15 +8,18 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from diffplugin.bench.environment import environment
+from diffplugin.bench.gpu_acceptance import prepared
 from diffplugin.bench.gpu_acceptance.card_row import card_row
 from diffplugin.bench.gpu_acceptance.report import failures, markdown
-from diffplugin.bench.gpu_acceptance.trial import CARD, EMBEDDED, FULL, ORACLE, PREPARED, SCRATCH, Trial
+from diffplugin.bench.gpu_acceptance.trial import CARD, EMBEDDED, FULL, ORACLE, SCRATCH, Trial
 from diffplugin.bench.measure import worker
 from diffplugin.bench.work import parse_work
+from diffplugin.engines.base import OnnxBuilder
 from diffplugin.engines.choice import get_builder
 from diffplugin.engines.device import DeviceBuilder
 from diffplugin.errors import DiffPluginError, EngineUnavailable, RequestError
@@ -24,6 +27,7 @@ from diffplugin.files import write_text
 
 FORMAT = 1
 MIN_SECONDS = 10  # of a budget that are worth a part
+SHARE = 1 / 3  # of a budget that one part may take: one that hangs leaves time for the others
 RESULTS, REPORT, ROW = "acceptance.json", "acceptance.md", "row.md"
 WORKER = "diffplugin.bench.gpu_acceptance.worker"
 _MEASURED = ("build", "cold start", "replay", "fidelity", "measure", "pytorch eager", "torch.compile")
@@ -41,7 +45,9 @@ PREPARED_PARTS = (
     (FULL, "replay", "fp16"),
     (EMBEDDED, "measure", "fp16"),
     (CARD, "native", "fp16"),
+    (CARD, "compiled networks", "fp16"),
 )
+_OF_PYTORCH = ("networks", "compiled networks")
 PEERS = ("pytorch eager", "torch.compile")
 Run = Callable[[dict[str, Any], float], dict[str, Any]]
 
@@ -79,8 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run everything; returns the exit status. Errors are one line on stderr, never a traceback."""
     args = _parser().parse_args(argv)
     try:
-        found = _environment(args.engine)
         trials = list(_jobs(args))
+        found, refused = _environment(args.engine, others=args.prepared is not None)
     except DiffPluginError as error:
         print(f"gpu_acceptance: {error}", file=sys.stderr)
         return 2 if isinstance(error, RequestError) else 1
@@ -90,10 +96,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "conditions": {name: getattr(trials[0], name) for name in ("engine", "precision", "width", "height", "steps")}
         | {"rounds": args.rounds},
     }
+    if args.prepared is not None and not prepared.by_this_code(args.prepared):
+        head["note"] = "The prepared folder was written by other code than ran here."
+        print(f"gpu_acceptance: --prepared {args.prepared}: was written by other code than this", file=sys.stderr)
     try:
         (args.out / SCRATCH).mkdir(parents=True, exist_ok=True)
         (args.out / SCRATCH / ".gitignore").write_text("*\n", encoding="utf-8")
-        result = run(trials, head, args.out, _in_a_process, args.timeout, args.budget if args.prepared else None)
+        execute = partial(_in_a_process, refused)
+        result = run(trials, head, args.out, execute, args.timeout, args.budget if args.prepared else None)
     except OSError as error:
         print(f"gpu_acceptance: {error.filename or args.out}: {error.strerror or error}", file=sys.stderr)
         return 1
@@ -105,25 +115,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _environment(engine: str) -> dict[str, Any]:
-    """The machine.
+def _environment(engine: str, *, others: bool) -> tuple[dict[str, Any], str | None]:
+    """(the machine, None or why the engine cannot run here).
+
+    Args:
+        others: there are parts that need the GPU and not this engine.
 
     Raises:
-        EngineUnavailable: there is no such engine, no GPU or no driver.
+        EngineUnavailable: there is no such engine, no GPU or no driver; or it cannot run, and there are no such parts.
     """
     builder = get_builder(engine)
+    refused = None
     if reason := builder.unavailable_reason():
-        raise EngineUnavailable(f"engine {engine} cannot run here: {' '.join(reason.split())}")
+        refused = f"engine {engine} cannot run here: {' '.join(reason.split())}"
+        if not others or not isinstance(builder, DeviceBuilder) or _no_gpu(builder.driver()):
+            raise EngineUnavailable(refused)
     found: dict[str, Any] = environment()
     if isinstance(builder, DeviceBuilder):
         describe = getattr(builder.driver(), "describe", None)
         found["gpu"] = describe() if describe is not None else {}
+    if isinstance(builder, OnnxBuilder):  # the module that runs: several packages install it
+        found["onnxruntime"] = builder.version()
     for package in ("tensorrt", "tensorrt-rtx", "cuda-python", "onnxruntime-gpu"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return found, refused
+
+
+def _no_gpu(driver: Any) -> str | None:
+    asked = getattr(driver, "unavailable_reason", None)  # a library's own driver may not tell
+    return asked() if asked is not None else None
 
 
 def _jobs(args: argparse.Namespace) -> Iterator[Trial]:
@@ -162,17 +185,11 @@ def _jobs(args: argparse.Namespace) -> Iterator[Trial]:
 
 def _prepared_jobs(args: argparse.Namespace) -> Iterator[Trial]:
     """As :func:`_jobs`, of a prepared folder, whose size and steps they have."""
-    try:
-        told = json.loads((args.prepared / PREPARED).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        what = f"--prepared {args.prepared}: not a folder of bench.gpu_acceptance.prepare"
-        raise RequestError(f"{what} ({error})") from None
-    if args.engine != told["engine"]:
-        raise RequestError(f"--prepared {args.prepared}: is for --engine {told['engine']}, not {args.engine}")
+    told = prepared.read(args.prepared, args.engine)
     if args.rounds < 1:
         raise RequestError(f"rounds is {args.rounds}, expected at least 1")
     for model, part, precision in PREPARED_PARTS:
-        if model == CARD and part == "networks" and args.no_peers:
+        if part in _OF_PYTORCH and args.no_peers:
             continue
         yield Trial(
             part=part,
@@ -188,7 +205,9 @@ def _prepared_jobs(args: argparse.Namespace) -> Iterator[Trial]:
         )
 
 
-def _in_a_process(trial: dict[str, Any], timeout: float) -> dict[str, Any]:
+def _in_a_process(refused: str | None, trial: dict[str, Any], timeout: float) -> dict[str, Any]:
+    if refused is not None and trial["model"] != CARD:
+        return {"error": refused}
     return worker(trial, timeout, WORKER)
 
 
@@ -199,21 +218,23 @@ def run(
 
     Args:
         timeout: seconds of one part.
-        budget: seconds of all; parts that come too late for it are not run. None: as long as it takes.
+        budget: seconds of all; parts that come too late for it are not run, and none takes more than its
+            :data:`SHARE`. None: as long as it takes.
     """
     parts: list[dict[str, Any]] = []
     result = head | {"parts": parts}
     ready = {trial.kind: bool(trial.prepared) for trial in trials}
     began = time.monotonic()
     for trial in trials:
-        left = timeout if budget is None else min(timeout, budget - (time.monotonic() - began))
-        if budget is not None and left < MIN_SECONDS:
+        left = None if budget is None else budget - (time.monotonic() - began)
+        if left is not None and left < MIN_SECONDS:
             made: dict[str, Any] = {"error": f"no time left of {budget:g} s"}
         elif trial.part != "build" and not ready[trial.kind]:
             made = {"error": "its engines were not built"}
         else:
             print(f"{trial.kind}, {trial.part}: …", flush=True)
-            made = execute(trial.to_json(), left)
+            limit = timeout if budget is None or left is None else min(timeout, left, max(budget * SHARE, MIN_SECONDS))
+            made = execute(trial.to_json(), limit)
         if trial.part in ("build", "draw"):
             ready[trial.kind] = "error" not in made
         parts.append(

@@ -34,10 +34,17 @@ def find_part(result: Record, model: str, name: str, precision: str | None = Non
     return {}
 
 
+def pytorch(result: Record) -> dict[str, dict[str, Any]]:
+    """What was measured of Stable Diffusion's networks in PyTorch, in all ways."""
+    parts = [find_part(result, CARD, name) for name in ("networks", "compiled networks")]
+    names = ("ways_ms", "step_ms", "loop_ms", "faults")
+    return {name: {way: found for part in parts for way, found in part.get(name, {}).items()} for name in names}
+
+
 def card_row(result: Record) -> str:
     """A table of one row: loop and step in ms of float16, PyTorch's and the floor as "loop / step"."""
     ours, ceiling = find_part(result, FULL, "measure"), find_part(result, CARD, "ceilings")
-    peers = find_part(result, CARD, "networks")
+    peers = pytorch(result)
     loop = median(ours["loop_s"]) * 1e3 if ours.get("loop_s") else None
     step = ours["step_in_loop_s"] * 1e3 if "step_in_loop_s" in ours else None
     floor = ceiling.get("floor_loop_ms")

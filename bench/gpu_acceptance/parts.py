@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -77,10 +78,16 @@ def build(trial: Trial) -> Result:
 
 
 def draw(trial: Trial) -> Result:
-    """Weights of the prepared full-width bundle."""
+    """A copy of the prepared full-width bundle, with weights."""
     from diffplugin.bench.gpu_acceptance import full_width
 
     began = time.monotonic()
+    shutil.rmtree(trial.bundle, ignore_errors=True)
+    source = Path(trial.prepared) / trial.kind
+    for file in (file for file in source.rglob("*") if file.is_file()):
+        copy = trial.bundle / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)  # without the modes of what may not be written to
     return {"bytes": full_width.draw(trial.bundle), "seconds": time.monotonic() - began}
 
 

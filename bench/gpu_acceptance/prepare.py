@@ -12,7 +12,6 @@ DIR/native                            the native kernels and their check, to be 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from PIL import Image
 
 from diffplugin.bench.goldens import unpack
 from diffplugin.bench.gpu_acceptance import full_width
+from diffplugin.bench.gpu_acceptance.prepared import seal
 from diffplugin.bench.gpu_acceptance.trial import (
     EMBEDDED,
     EXPECTED,
@@ -33,15 +33,14 @@ from diffplugin.bench.gpu_acceptance.trial import (
     NATIVE,
     ORACLE,
     PHOTOS,
-    PREPARED,
     Trial,
 )
 from diffplugin.bench.work import parse_work
 from diffplugin.bundle import list_files, open_bundle, write_manifest
 from diffplugin.engines.onnxruntime_cuda import NAME, VARIANTS
 from diffplugin.errors import DiffPluginError, RequestError
+from diffplugin.files import temporary_beside, unfinished
 
-FORMAT = 1
 _SHARED = ("clip_vision", "vae_encoder", "unet", "step", "vae_decoder")
 ROOT = Path(__file__).resolve().parents[2]
 _NATIVE = ("group_norm_silu.h", "half.h", "launch.h", "launch.cu", "team.h")  # of plugins/native
@@ -58,7 +57,17 @@ def prepare(out: Path, *, width: int, height: int, steps: int, log: Log = print)
     """
     if out.exists():
         raise RequestError(f"{out}: is there already; name a new folder")
-    out.mkdir(parents=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = temporary_beside(out)
+    with unfinished(folder):
+        folder.mkdir()
+        _fill(folder, width, height, steps, log)
+        seal(folder, engine=NAME, width=width, height=height, steps=steps)
+        folder.rename(out)
+    return out
+
+
+def _fill(out: Path, width: int, height: int, steps: int, log: Log) -> None:
     trial = Trial(
         part="", model=EMBEDDED, engine=NAME, precision="fp16", out=str(out), width=width, height=height, steps=steps,
         rounds=1,
@@ -74,9 +83,6 @@ def prepare(out: Path, *, width: int, height: int, steps: int, log: Log = print)
         ROOT / "bench/gpu_acceptance/native_gpu.cu",
     ):
         shutil.copy(file, out / NATIVE)
-    told = {"format": FORMAT, "engine": NAME, "width": width, "height": height, "steps": steps}
-    (out / PREPARED).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    return out
 
 
 def _goldens(out: Path, log: Log) -> None:
@@ -183,6 +189,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DiffPluginError as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 2 if isinstance(error, RequestError) else 1
+    except OSError as error:
+        print(f"prepare: {error.filename or args.out}: {error.strerror or error}", file=sys.stderr)
+        return 1
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     print(f"{args.out}: {size / 2**20:.1f} MiB")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from diffplugin.bench.gpu_acceptance.card_row import card_row, find_part
+from diffplugin.bench.gpu_acceptance.card_row import card_row, find_part, pytorch
 from diffplugin.bench.gpu_acceptance.trial import CARD
 from diffplugin.bench.report import in_order, table
 from diffplugin.bench.stats import spread
@@ -83,6 +83,7 @@ def markdown(result: Record) -> str:
     text = [
         f"# GPU acceptance: {conditions['engine']} {conditions['precision']}",
         _told(result["environment"]),
+        *([result["note"]] if "note" in result else []),
         f"{conditions['width']}x{conditions['height']} px, {conditions['steps']} steps, medians (lowest–highest) of "
         f"{conditions['rounds']} rounds in turn. Step: the UNet with the sampler's arithmetic where it is one engine, "
         "waited for. Starts: from the start of a process to its first picture; cold is the first one after the build, "
@@ -107,7 +108,7 @@ def _card(result: Record) -> list[str]:
     if not any(part["model"] == CARD for part in result["parts"]):
         return []
     ceiling = find_part(result, CARD, "ceilings")
-    peers = find_part(result, CARD, "networks")
+    peers = pytorch(result)
     text = [
         "## At Stable Diffusion's widths, float16",
         "Loop: encoder, SCB, all steps and decoder, from upload to download; a step is what more steps add to it. "
@@ -117,7 +118,7 @@ def _card(result: Record) -> list[str]:
     ]
     if "tflops" in ceiling:
         text.append(f"{ceiling['tflops']:.0f} TFLOP/s of a large product, {ceiling['gbs']:.0f} GB/s of a large copy.")
-    ways = peers.get("ways_ms", {})
+    ways = peers["ways_ms"]
     names = in_order(name for found in ways.values() for name in found)
     lines = [
         (way, *(_number(found[name]["median"], 3) if name in found else "–" for name in names))
@@ -125,7 +126,7 @@ def _card(result: Record) -> list[str]:
     ]
     if lines:
         text.append(table(("PyTorch, ms", *names), lines))
-    text += [f"Not run: {what}: {why}" for what, why in peers.get("faults", {}).items()]
+    text += [f"Not run: {what}: {why}" for what, why in peers["faults"].items()]
     return text
 
 

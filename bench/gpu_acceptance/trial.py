@@ -71,8 +71,8 @@ class Trial:
 
     @property
     def bundle(self) -> Path:
-        """The prepared bundle, or where the part ``build`` puts its own."""
-        if self.prepared:
+        """The prepared bundle, or where the parts ``build`` and ``draw`` put theirs."""
+        if self.prepared and self.kind != FULL:
             return Path(self.prepared) / self.kind
         return self.scratch / f"{self.kind}-{self.engine}"
 

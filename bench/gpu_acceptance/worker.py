@@ -37,7 +37,9 @@ PARTS: dict[str, Callable[[Trial], Result]] = {
     "pytorch eager": lambda trial: _peer(trial, compiled=False),
     "torch.compile": lambda trial: _peer(trial, compiled=True),
     "draw": parts.draw,
-    **{name: partial(_card, name) for name in ("ceilings", "native", "networks")},
+    **{
+        name: partial(_card, name.replace(" ", "_")) for name in ("ceilings", "native", "networks", "compiled networks")
+    },
 }
 
 if __name__ == "__main__":

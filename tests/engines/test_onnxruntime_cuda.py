@@ -226,3 +226,29 @@ def test_a_device_by_number(scene: Scene, cuda_bundle: Path) -> None:
     assert used == {1} and found["stages"] == [[True, None]] and found["left"] == [0, 0]
     refused = scene("refused", cuda_bundle, "cuda:2", standin_devices=2)
     assert refused["error"].endswith("there is no device cuda:2 here, only cuda:0 to cuda:1")
+
+
+@pytest.mark.slow
+def test_an_acceptance_run_from_a_prepared_folder(standin: dict[str, str], tmp_path: Path) -> None:
+    """Prepared in one go, then every part runs on the stand-in, which computes nothing: pictures are wrong, and what
+    needs PyTorch's CUDA is left out. The prepared folder stays as it is."""
+    pytest.importorskip("torch", reason="needs the extra [export]")
+    prepared, out = tmp_path / "prepared", tmp_path / "out"
+    module = "diffplugin.bench.gpu_acceptance"
+    words = ["--work", "64x64", "--steps", "2"]
+    subprocess.run([sys.executable, "-m", f"{module}.prepare", str(prepared), *words], check=True, capture_output=True)
+    before = {file: file.read_bytes() for file in prepared.rglob("*") if file.is_file()}
+    size = sum(map(len, before.values()))
+    assert size < 64 * 2**20, f"{size / 2**20:.1f} MiB do not travel in one go"
+    command = [sys.executable, "-m", module, "--engine", "onnxruntime-cuda", "--prepared", str(prepared)]
+    environment = {**standin, "STANDIN_LOG": str(tmp_path / "log")}
+    done = subprocess.run(
+        [*command, "--out", str(out), "--rounds", "1"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "not accepted" in done.stdout, done.stderr[-3000:]
+    parts = json.loads((out / "acceptance.json").read_text())["parts"]
+    assert len(parts) == 12 and not [part for part in parts if part["model"] != "card" and "error" in part], parts
+    replays = [part for part in parts if part["part"] == "replay"]
+    assert len(replays) == 2 and all(check["ok"] for part in replays for check in part["checks"]), replays
+    assert "stand-in" in (out / "row.md").read_text()
+    assert before == {file: file.read_bytes() for file in prepared.rglob("*") if file.is_file()}

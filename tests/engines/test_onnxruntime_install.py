@@ -64,6 +64,27 @@ def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     assert cuda_unavailable_reason(0, lambda: "no GPU") == "no GPU"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="there the loader is asked by name")
+def test_libraries_of_nvidias_packages_are_found_wherever_they_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's environment has them; ONNX Runtime may lie in a folder of PYTHONPATH."""
+    asked: list[str] = []
+
+    def load(name: str) -> None:
+        asked.append(name)
+        if "/" not in name:
+            raise OSError(f"{name}: no such file")
+
+    monkeypatch.setattr("ctypes.CDLL", load)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "nvidia/cu13/lib").mkdir(parents=True)
+    (tmp_path / "nvidia/cu13/lib/libhere.so.13").write_bytes(b"")
+    assert onnxruntime_install._load("libhere.so.13") is None
+    assert asked == ["libhere.so.13", str(tmp_path / "nvidia/cu13/lib/libhere.so.13")]
+    assert onnxruntime_install._load("libnowhere.so.13") == "libnowhere.so.13: no such file"
+
+
 @pytest.fixture
 def environment(tmp_path: Path) -> Any:
     """``pip(...)`` and ``infer(...)`` of a fresh environment with diffplugin and no ONNX Runtime."""

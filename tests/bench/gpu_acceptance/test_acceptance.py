@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +16,12 @@ pytest.importorskip("torch", reason="needs the extra [bench]")
 pytest.importorskip("skimage", reason="needs the extra [bench]")
 
 from diffplugin.bench.gpu_acceptance import __main__ as acceptance
+from diffplugin.bench.gpu_acceptance import prepared
 from diffplugin.bench.gpu_acceptance.report import failures, markdown, rows
 from diffplugin.bench.gpu_acceptance.trial import Trial
 from diffplugin.bundle import default_bundle
 from diffplugin.engines.choice import get_builder
+from diffplugin.engines.device import DeviceBuilder
 from diffplugin.errors import RequestError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -157,10 +161,10 @@ def test_parts_run_in_processes_of_their_own(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (trial,) = trials(("embedded", "cold start"), out=tmp_path)
     trial = replace(trial, engine="onnxruntime", precision="fp32", steps=1)
-    failed = acceptance._in_a_process(trial.to_json(), 120)
+    failed = acceptance._in_a_process(None, trial.to_json(), 120)
     assert "no manifest.json" in failed["error"] and str(tmp_path) not in failed["error"]
     shutil.copytree(default_bundle(), trial.bundle)
-    made = acceptance._in_a_process(trial.to_json(), 120)
+    made = acceptance._in_a_process(None, trial.to_json(), 120)
     assert 0 < made["load_s"] < made["first_picture_s"], made
 
 
@@ -206,9 +210,13 @@ def test_a_prepared_run_stops_with_its_budget_and_has_a_row(tmp_path: Path) -> N
         "goldens": {"picture_db": 80.0, "checks": []},
         "draw": {"bytes": 5},
         "measure": MEASURED | {"loop_s": [0.1, 0.11, 0.12], "step_in_loop_s": 0.0035},
+        "compiled networks": {
+            "step_ms": {"torch.compile, one CUDA graph": 4.5},
+            "loop_ms": {"torch.compile, one CUDA graph": 130.0},
+        },
         "networks": {
-            "step_ms": {"eager": 12.0, "torch.compile, one CUDA graph": 4.5},
-            "loop_ms": {"eager": 300.0, "torch.compile, one CUDA graph": 130.0},
+            "step_ms": {"eager": 12.0},
+            "loop_ms": {"eager": 300.0},
             "ways_ms": {"eager": {"unet": {"median": 12.0, "least": 11.0, "most": 13.0}}},
             "faults": {"eager, one CUDA graph, unet": "no capture"},
         },
@@ -238,18 +246,91 @@ def test_a_prepared_run_stops_with_its_budget_and_has_a_row(tmp_path: Path) -> N
     assert all("no time left of 5 s" in line for line in failures(late)) and len(failures(late)) == len(trials)
 
 
+def _prepared(folder: Path) -> Path:
+    """As :mod:`prepare` leaves it, with one file."""
+    folder.mkdir()
+    (folder / "photo.png").write_bytes(b"pixels")
+    prepared.seal(folder, engine="onnxruntime-cuda", width=64, height=64, steps=2)
+    return folder
+
+
+def _read(folder: Path, engine: str = "onnxruntime-cuda") -> list[Trial]:
+    parsed = acceptance._parser().parse_args(["--out", "out", "--prepared", str(folder), "--engine", engine])
+    return list(acceptance._jobs(parsed))
+
+
+def test_a_prepared_folder_is_read(tmp_path: Path) -> None:
+    trials = _read(_prepared(tmp_path / "prepared"))
+    assert [(t.model, t.part, t.precision) for t in trials] == list(acceptance.PREPARED_PARTS)
+    assert trials[0].steps == 2 and prepared.by_this_code(tmp_path / "prepared")
+
+
+def _edit(**changes: Any) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        told = folder / "prepared.json"
+        told.write_text(json.dumps(json.loads(told.read_text()) | changes))
+
+    return edit
+
+
 @pytest.mark.parametrize(
-    ("told", "engine", "says"),
+    ("damage", "engine", "says"),
     [
-        (None, "onnxruntime-cuda", "not a folder of bench.gpu_acceptance.prepare"),
-        ({"engine": "onnxruntime-cuda"}, "onnxruntime", "is for --engine onnxruntime-cuda, not onnxruntime"),
+        (lambda folder: (folder / "prepared.json").unlink(), "", "not a folder of bench.gpu_acceptance.prepare"),
+        (lambda folder: (folder / "prepared.json").write_text("[]"), "", "not a folder of bench.gpu_acceptance"),
+        (lambda folder: (folder / "photo.png").write_bytes(b"pixelz"), "", "photo.png is damaged; copy the folder"),
+        (lambda folder: (folder / "photo.png").unlink(), "", "photo.png is missing; copy the folder again"),
+        (_edit(format=1), "", "is in format 1, this program reads 2; prepare it again"),
+        (lambda folder: None, "onnxruntime", "is for --engine onnxruntime-cuda, not onnxruntime"),
     ],
 )
-def test_a_folder_that_is_not_prepared_is_refused(
-    tmp_path: Path, told: dict[str, Any] | None, engine: str, says: str
+def test_a_folder_that_is_not_as_prepared_is_refused(
+    tmp_path: Path, damage: Callable[[Path], None], engine: str, says: str
 ) -> None:
-    if told is not None:
-        (tmp_path / "prepared.json").write_text(json.dumps(told))
-    parsed = acceptance._parser().parse_args(["--out", str(tmp_path), "--prepared", str(tmp_path), "--engine", engine])
+    folder = _prepared(tmp_path / "prepared")
+    damage(folder)
     with pytest.raises(RequestError, match=says):
-        list(acceptance._jobs(parsed))
+        _read(folder, engine or "onnxruntime-cuda")
+
+
+def test_other_code_than_prepared_is_told(tmp_path: Path) -> None:
+    folder = _prepared(tmp_path / "prepared")
+    _edit(code="0" * 64)(folder)
+    assert not prepared.by_this_code(folder) and _read(folder)
+
+
+def test_where_the_engine_cannot_run_the_card_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The GPU is there and the provider refuses it: what needs only PyTorch and nvcc runs."""
+
+    class Refused(DeviceBuilder):
+        def driver(self) -> Any:
+            return SimpleNamespace(unavailable_reason=lambda: None, describe=dict)
+
+        def unavailable_reason(self) -> str:
+            return "no code for this GPU"
+
+    monkeypatch.setattr(acceptance, "get_builder", lambda name: Refused())
+    monkeypatch.setattr(acceptance, "worker", lambda trial, timeout, module: {"skipped": "asked"})
+    folder, out = _prepared(tmp_path / "prepared"), tmp_path / "out"
+    assert acceptance.main(["--out", str(out), "--prepared", str(folder), "--engine", "onnxruntime-cuda"]) == 1
+    parts = json.loads((out / acceptance.RESULTS).read_text())["parts"]
+    assert all(("skipped" in part) == (part["model"] == "card") for part in parts), parts
+    refused = {part["error"] for part in parts if "error" in part}
+    assert refused == {"engine onnxruntime-cuda cannot run here: no code for this GPU", "its engines were not built"}
+    assert (out / acceptance.ROW).is_file()
+
+
+def test_one_part_takes_a_share_of_the_budget(tmp_path: Path) -> None:
+    """One that hangs leaves time for those after it."""
+    limits: list[float] = []
+
+    def execute(trial: dict[str, Any], timeout: float) -> dict[str, Any]:
+        limits.append(timeout)
+        return {"skipped": "-"}
+
+    two = [replace(trial, prepared="prepared") for trial in trials(("card", "a"), ("card", "b"), out=tmp_path)]
+    for budget in (600, 20):
+        acceptance.run(two, HEAD, tmp_path, execute, 3600, budget)
+    assert limits == [200, 200, 10, 10]
