@@ -245,6 +245,12 @@ class Restorer:
         plan, selection, _ = self._decide(photo, complete_options(request, options), Clock(), mask)
         return plan, selection
 
+    def selections(self, photo: PhotoLike, prompts: Sequence[str]) -> list[Selection]:
+        """What the selector chooses for each of several requests in words for one photo, which is encoded once."""
+        clock, known = Clock(), list(self.cards)
+        tokens = self._encoders.tokens(photo_from(photo), known, clock)
+        return [self._select(prompt, tokens, known, clock) for prompt in prompts]
+
     def plan_for_size(self, size: tuple[int, int], options: RestoreOptions) -> Plan:
         """The most that :meth:`restore` may run for any photo of ``size`` (width, height): with the options' plugins,
         else with all of the bundle's. Reads no photo and runs no graph.
@@ -305,12 +311,16 @@ class Restorer:
             return plan, selection, self._encoders.tokens(photo, selection.chosen, clock)
         known, prompt = list(self.cards), options.prompt or ""
         tokens = self._encoders.tokens(photo, known, clock)
+        selection = self._select(prompt, tokens, known, clock)
+        return self._plan(photo.size, options, selection.chosen, mask), selection, tokens
+
+    def _select(self, prompt: str, tokens: Mapping[str, Array], known: Sequence[str], clock: Clock) -> Selection:
         scores = self._encoders.scores(prompt, tokens, known, clock)
         selection = select(scores, known, prompt, self._compounds, self.bundle.manifest.selector_threshold)
         if not self._encoders.fits_context(prompt):
             late = f"; only the first {self.dims.context - 2} word pieces of the request were read"
             selection = replace(selection, reason=selection.reason + late)
-        return self._plan(photo.size, options, selection.chosen, mask), selection, tokens
+        return selection
 
     def _plan(
         self, size: tuple[int, int], options: RestoreOptions, chosen: Sequence[str], mask: Mask | None = None

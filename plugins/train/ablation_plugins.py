@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +17,14 @@ import diffplugin
 from diffplugin.errors import RequestError
 from diffplugin.export.checkpoints import Checkpoint, embedded_checkpoint, find
 from diffplugin.export.exporter import export_bundle
+from diffplugin.plugins import cards
+from diffplugin.plugins.cards import PluginCard
 from diffplugin.plugins.train import (
     data,
     evaluate,
     features,
     inversion,
+    layout,
     metrics,
     paper,
     plugin,
@@ -28,7 +32,16 @@ from diffplugin.plugins.train import (
     tasks,
     validation,
 )
-from diffplugin.plugins.train.ablation_tables import DESIGN, INVERSION_STEPS, PLACES, SIZES, TRAIN_STEPS, Score
+from diffplugin.plugins.train.ablation_tables import (
+    DESIGN,
+    INVERSION_STEPS,
+    PAPER_HEADS,
+    PLACES,
+    SIZES,
+    TRAIN_STEPS,
+    Score,
+    cells,
+)
 from diffplugin.plugins.train.common import Pixels
 from diffplugin.plugins.train.degradations import degrade
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
@@ -39,18 +52,17 @@ def run(args: argparse.Namespace) -> tuple[str, Any]:
     return Study(args).table()
 
 
+Rows = dict[str, dict[str, list[Score]]]  # row -> task -> a score of each seed
+
+
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """Where a variant was written, and what it makes of the test photos in PyTorch (table 4 alone)."""
+    """Where a variant was written (None: it has no released layout), how large it is in millions of parameters, and
+    what it makes of the test photos in PyTorch (table 4 alone)."""
 
     place: Path | None
+    parameters: float
     made: list[Pixels]
-
-
-def _place(trained: Trained) -> Path:
-    if trained.place is None:
-        raise RequestError("this variant has no released layout")
-    return trained.place
 
 
 class Study:
@@ -67,7 +79,9 @@ class Study:
         self.read: Checkpoint = Checkpoint(whole.base, whole.clip, {}, None)
         widths = self.read.config("unet").get("block_out_channels", ())
         steps = args.train_steps or TRAIN_STEPS[args.table]
-        self.recipe = settings.recipe(None, widths, {"max_train_steps": steps, "crop": 128 if self.ours else None})
+        crop = args.crop or (128 if self.ours else None)
+        own = {"max_train_steps": steps, "validation_steps": steps, "crop": crop}
+        self.recipe = settings.recipe(None, widths, own)
         self.photos = evaluate.test_photos(args.work, self.recipe.resolution, args.count)
         if not self.photos:
             raise RequestError(
@@ -75,32 +89,34 @@ class Study:
             )
         self.extract: features.Extractor | None = features.open_extractor(args.features) if args.features else None
         self.tasks: list[str] = args.tasks or (["desnow", "dehaze"] if args.table == "design" else ["desnow"])
+        self.cards = {task: self._card(task) for task in self.tasks}
+        self.seeds = range(args.seeds)
+        self.parameters: dict[str, float] = {}
         self.work: Path = args.out / "work"
-        self._link_photos(args.work)
 
-    def _link_photos(self, source: Path) -> None:
-        """The trainings have a work folder of their own, with the photos of the other one."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        if not (self.work / "photos.json").exists():
-            shutil.copyfile(source / "photos.json", self.work / "photos.json")
-            (self.work / "photos").symlink_to((source / "photos").resolve(), target_is_directory=True)
+    def _card(self, task: str) -> PluginCard:
+        """As the paper's ablation samples: from random noise, which keeps nothing of the input."""
+        card = tasks.choose_card(task, None, ours=self.ours)
+        steps = self.args.steps or card.steps_first
+        return dataclasses.replace(card, start="noise", first_t=999, output="decoded", steps_first=steps)
 
     def table(self) -> tuple[str, Any]:
         """(Markdown, numbers)."""
         make = {"design": self._design, "places": self._places, "dataset-size": self._sizes}[self.args.table]
-        rows: dict[str, dict[str, Score]] = {}
-        for task in self.tasks:
-            for name, score in make(task).items():
-                rows.setdefault(name, {})[task] = score
+        given = {task: [self._score(self._degraded(task))] for task in self.tasks}
+        rows: Rows = {"input": given, **make()}
         heads = [f"{task} PSNR, dB | SSIM | FID / KID x 100" for task in self.tasks]
-        lines = [f"| {' | '.join(['', *heads, 'paper: FID'])} |", "|---" * (3 * len(self.tasks) + 2) + "|"]
-        given = {task: self._score(self._degraded(task)) for task in self.tasks}
-        for name, scores in {"input": given, **rows}.items():
-            cells = [str(scores[task]) if scores.get(task) else "– | – | –" for task in self.tasks]
-            lines.append(f"| {name} | {' | '.join(cells)} | {self._paper(name)} |")
+        heads += ["parameters, millions"] * bool(self.parameters)
+        columns = 3 * len(self.tasks) + bool(self.parameters) + 2
+        lines = [f"| {' | '.join(['', *heads, PAPER_HEADS[self.args.table]])} |", "|---" * columns + "|"]
+        for name, scores in rows.items():
+            found = [cells(scores[task]) if scores.get(task) else "– | – | –" for task in self.tasks]
+            if self.parameters:
+                found.append(f"{self.parameters[name]:.3f}" if name in self.parameters else "–")
+            lines.append(f"| {name} | {' | '.join(found)} | {self._paper(name)} |")
         values = {
-            name: {task: {"psnr": s.psnr, "ssim": s.ssim, **s.sets} for task, s in scores.items() if s}
-            for name, scores in {"input": given, **rows}.items()
+            name: {task: [{"psnr": s.psnr, "ssim": s.ssim, **s.sets} for s in by_seed] for task, by_seed in row.items()}
+            for name, row in rows.items()
         }
         return "\n".join(lines), values
 
@@ -108,7 +124,7 @@ class Study:
         if name in paper.TABLE_3 and self.args.table == "design":
             return " / ".join(f"{value:.2f}" for value in paper.TABLE_3[name])
         if name in paper.TABLE_4:
-            return f"{paper.TABLE_4[name][0]:.2f}"
+            return " / ".join(f"{value:.2f}" for value in paper.TABLE_4[name])
         return "–"
 
     def _degraded(self, task: str) -> list[Pixels]:
@@ -122,94 +138,137 @@ class Study:
             sets = metrics.fid_kid(real, other)
         return Score(found.psnr, found.ssim, sets)
 
-    def _design(self, task: str) -> dict[str, Score]:
+    def _design(self) -> Rows:
         """Table 3."""
         wanted = self.args.rows or list(DESIGN)
         places: dict[str, Path] = {}
-        for name in wanted:
-            variant = DESIGN[name]
-            if variant == "tpb-fixed-scb":
-                first = _place(self._train(task, "reconstruction"))
-                places[variant] = _place(self._train(task, variant, start=first))
-            elif variant and variant not in places:
-                places[variant] = _place(self._train(task, variant))
-        made = self._through_engines(task, places)
-        found = {}
-        for name in wanted:
-            variant = DESIGN[name]
+        for task, seed in itertools.product(self.tasks, self.seeds):
+            for variant in dict.fromkeys(DESIGN[name] for name in wanted if DESIGN[name]):
+                start = self._written(task, "reconstruction", seed) if variant == "tpb-fixed-scb" else None
+                places[_name(task, variant, seed)] = self._written(task, variant, seed, start=start)
+        made = self._through_engines(places)
+        rows: Rows = {name: {} for name in wanted}
+        for name, task in itertools.product(wanted, self.tasks):
             if name == "inversion + editing":
-                if task not in inversion.DESCRIPTIONS:
-                    continue
-                texts = inversion.text_tokens(self.read, inversion.DESCRIPTIONS[task])
-                found[name] = self._score(self._inverted(task, None, (texts[:1], texts[1:])))
-            elif name == "TPB + inversion":
-                found[name] = self._score(self._inverted(task, places[variant], None))
-            else:
-                found[name] = self._score(made[variant])
-        return found
+                if task in inversion.DESCRIPTIONS:
+                    rows[name][task] = [self._score(self._edited(task))]
+                continue
+            names = [_name(task, DESIGN[name], seed) for seed in self.seeds]
+            inverted = name == "TPB + inversion"
+            pictures = (self._inverted(task, places[own]) if inverted else made[own] for own in names)
+            rows[name][task] = [self._score(found) for found in pictures]
+        return rows
 
-    def _places(self, task: str) -> dict[str, Score]:
+    def _places(self) -> Rows:
         """Table 4; a bundle's UNet takes residuals at D-1 alone, so the others are scored in PyTorch, and so is D-1."""
         stages = len(self.read.config("unet")["block_out_channels"])
         wanted = self.args.rows or [place for place in PLACES if int(place[2]) <= stages]
-        return {place: self._score(self._train(task, "released" if place == "D-1" else place).made) for place in wanted}
+        rows: Rows = {place: {task: [] for task in self.tasks} for place in wanted}
+        for place, task, seed in itertools.product(wanted, self.tasks, self.seeds):
+            trained = self._train(task, "released" if place == "D-1" else place, seed)
+            rows[place][task].append(self._score(trained.made))
+            self.parameters[place] = trained.parameters
+        return rows
 
-    def _sizes(self, task: str) -> dict[str, Score]:
+    def _sizes(self) -> Rows:
         """Photos to learn from: the paper's from under 500 to over 50,000."""
-        found = {}
-        for size in (*(self.args.sizes or SIZES), None):
-            place = _place(self._train(task, "released", limit=size))
-            made = self._through_engines(task, {"released": place})["released"]
-            found[f"{size} photos" if size else "all photos"] = self._score(made)
-        return found
+        sizes = {f"{size} photos" if size else "all photos": size for size in (*(self.args.sizes or SIZES), None)}
+        places = {
+            _name(task, f"{size or 'all'}", seed): self._written(task, "released", seed, limit=size)
+            for task, seed, size in itertools.product(self.tasks, self.seeds, sizes.values())
+        }
+        made = self._through_engines(places)
+        return {
+            row: {
+                task: [self._score(made[_name(task, f"{size or 'all'}", seed)]) for seed in self.seeds]
+                for task in self.tasks
+            }
+            for row, size in sizes.items()
+        }
 
-    def _through_engines(self, task: str, places: Mapping[str, Path]) -> dict[str, list[Pixels]]:
-        """Export the variants' plugins and restore the degraded photos with the bundle; variant -> pictures."""
+    def _through_engines(self, places: Mapping[str, Path]) -> dict[str, list[Pixels]]:
+        """Export all variants as plugins of one bundle, and restore the degraded photos with it; name -> pictures."""
         if not places:
             return {}
-        tree = next(iter(places.values())).parent
-        names = {variant: place.name for variant, place in places.items()}
-        checkpoint = find(self.read.base, self.read.clip, tree, list(dict.fromkeys(names.values())))
-        out = tree.parent.parent / "bundle"
-        shutil.rmtree(out, ignore_errors=True)
-        checkpoint = dataclasses.replace(checkpoint, selector=None)
-        export_bundle(checkpoint, out, name="ablation", cards=tree.parent, precision="fp32", validate=False)
-        bad = self._degraded(task)
+        tree, out = self.work / f"plugins-{self.args.table}", self.work / f"bundle-{self.args.table}"
+        for folder in (tree, out):
+            shutil.rmtree(folder, ignore_errors=True)
+        for name, place in places.items():
+            shutil.copytree(place, tree / "pre-trained" / name)
+            card = cards.load_card(place / "card.toml")
+            own = dataclasses.replace(card, id=name, title=f"{card.title} ({name})", aliases=(), order=cards.LAST)
+            layout.write_lines(tree / "pre-trained" / name / "card.toml", cards.card_to_toml(own))
+        read = find(self.read.base, self.read.clip, tree / "pre-trained", list(places))
+        read = dataclasses.replace(read, selector=None)
+        export_bundle(read, out, name="ablation", precision="fp32", validate=False)
         with diffplugin.load(out, precision="fp32", threads=self.args.threads) as restorer:
             return {
-                variant: [restorer.restore(p, plugins=[name], tile="off").array for p in bad]
-                for variant, name in names.items()
+                name: [
+                    restorer.restore(p, plugins=[name], tile="off").array for p in self._degraded(name.split("-")[0])
+                ]
+                for name in places
             }
 
-    def _inverted(self, task: str, place: Path | None, texts: tuple[torch.Tensor, torch.Tensor] | None) -> list[Pixels]:
-        read = dataclasses.replace(self.read, plugins={task: place} if place else {})
-        model = plugin.from_checkpoint(read, task if place else None)
+    def _edited(self, task: str) -> list[Pixels]:
+        """Inversion + editing."""
+        texts = inversion.text_tokens(self.read, inversion.DESCRIPTIONS[task])
+        return self._invert(task, self.read, (texts[:1], texts[1:]))
+
+    def _inverted(self, task: str, place: Path) -> list[Pixels]:
+        """TPB + inversion."""
+        return self._invert(task, dataclasses.replace(self.read, plugins={task: place}), None)
+
+    def _invert(self, task: str, read: Checkpoint, texts: tuple[torch.Tensor, torch.Tensor] | None) -> list[Pixels]:
+        model = plugin.from_checkpoint(read, task if read.plugins else None)
         vae = self.read.autoencoder()
         return inversion.restore(model.eval(), vae, self._degraded(task), steps=INVERSION_STEPS, texts=texts)
 
-    def _train(self, task: str, variant: str, *, start: Path | None = None, limit: int | None = None) -> Trained:
-        """Train one variant, in a work folder of its own where photos are limited."""
+    def _written(
+        self, task: str, variant: str, seed: int, *, start: Path | None = None, limit: int | None = None
+    ) -> Path:
+        place = self._train(task, variant, seed, start=start, limit=limit).place
+        if place is None:
+            raise RequestError(f"{variant}: this variant has no released layout")
+        return place
+
+    def _train(
+        self, task: str, variant: str, seed: int, *, start: Path | None = None, limit: int | None = None
+    ) -> Trained:
+        """Train one variant, or find it trained, in a work folder of its own for every seed and number of photos."""
         read = dataclasses.replace(self.read, plugins={task: start} if start else {})
-        folder = self.work / (f"limit{limit}" if limit else "all")
-        _link(self.work, folder)
-        card = tasks.choose_card(task, None, ours=self.ours)
         outcome = tasks.train(
             task,
-            data.Data(work=folder, pairs=None, root=None, degradation=task, shown=2, limit=limit),
-            settings.Settings(recipe=self.recipe, variant=variant, trackers=()),
+            data.Data(work=self._folder(seed, limit), pairs=None, root=None, degradation=task, shown=0, limit=limit),
+            settings.Settings(recipe=dataclasses.replace(self.recipe, seed=seed), variant=variant, trackers=()),
             read,
-            card=card,
+            card=self.cards[task],
             start=start,
         )
+        if outcome is None:
+            raise RequestError(f"{variant}: not trained")
         made: list[Pixels] = []
-        if outcome is not None and self.args.table == "places":
+        if self.args.table == "places":
             schedule = NoiseSchedule.from_config(self.read.config("scheduler"))
-            made = validation.restore(outcome.model, self.read.autoencoder(), schedule, self._degraded(task), card)
-        return Trained(outcome.place if outcome else None, made)
+            vae, model = self.read.autoencoder(), outcome.model
+            made = validation.restore(model, vae, schedule, self._degraded(task), self.cards[task])
+        own = (*outcome.model.tpb.parameters(), *outcome.model.scb.parameters())
+        return Trained(outcome.place, sum(p.numel() for p in own) / 1e6, made)
+
+    def _folder(self, seed: int, limit: int | None) -> Path:
+        """A work folder with the photos of ``--work``, and latents made from as many of them before."""
+        name = f"{limit or 'all'}"
+        folder = self.work / (f"{name}-seed{seed}" if seed else name)
+        folder.mkdir(parents=True, exist_ok=True)
+        sources = [self.args.work / "photos.json", self.args.work / "photos"]
+        if limit is None:
+            sources += self.args.work.glob("pool*")
+        if seed:
+            sources += (self.work / name).glob("pool-*")
+        for source in sources:
+            if not (folder / source.name).exists():
+                (folder / source.name).symlink_to(source.resolve())
+        return folder
 
 
-def _link(work: Path, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("photos.json", "photos"):
-        if not (folder / name).exists():
-            (folder / name).symlink_to((work / name).resolve())
+def _name(task: str, variant: str, seed: int) -> str:
+    return f"{task}-{variant}-seed{seed}"

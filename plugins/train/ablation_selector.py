@@ -13,7 +13,7 @@ import torch
 from diffplugin.errors import RequestError
 from diffplugin.export.checkpoints import embedded_checkpoint
 from diffplugin.plugins.train import layout, paper, selector_options, selector_training
-from diffplugin.plugins.train.ablation_tables import TRAIN_STEPS
+from diffplugin.plugins.train.ablation_tables import TRAIN_STEPS, spread
 
 ROWS: dict[str, dict[str, Any]] = {
     "without the visual head": {"removed": "visual"},
@@ -34,19 +34,25 @@ def run(args: argparse.Namespace) -> tuple[str, Any]:
     base, clip = args.base or whole.base, args.clip or whole.clip
     plugins = args.plugins or next(iter(whole.plugins.values())).parent
     steps = args.train_steps or TRAIN_STEPS["selector"]
-    values: dict[str, dict[str, float]] = {}
+    values: dict[str, dict[str, list[float]]] = {}
     for row in wanted:
-        work = args.out / "work" / row.replace(" ", "").replace("=", "")
-        _tree(work, args.work, plugins)
-        more = RATE if args.base is None else selector_options.PAPER
-        options = selector_options.Options(
-            steps=steps, heads_only=True, **({**more, "images_per_task": 50} | ROWS[row])
-        )
-        found = selector_training.train(work, options, base=base, clip=clip, wanted=None)
-        values[row] = {f"ZTA, {kind}": metrics["ZTA"] for kind, metrics in found.items()}
-        values[row] |= {"mAP, mixed": found["mixed"]["mAP"]}
+        runs = [_trained(args, row, seed, steps, base=base, clip=clip, plugins=plugins) for seed in range(args.seeds)]
+        values[row] = {name: [run[name] for run in runs] for name in runs[0]}
     layout.write_json(args.out / "ablation-selector-steps.json", {"steps": steps})
     return _table(values), values
+
+
+def _trained(
+    args: argparse.Namespace, row: str, seed: int, steps: int, *, base: Path, clip: Path, plugins: Path
+) -> dict[str, float]:
+    """The held-out figures of one training."""
+    work = args.out / "work" / (row.replace(" ", "").replace("=", "") + (f"-seed{seed}" if seed else ""))
+    _tree(work, args.work, plugins)
+    more = RATE if args.base is None else selector_options.PAPER
+    numbers = {**more, "images_per_task": 50, **ROWS[row]}
+    options = selector_options.Options(steps=steps, heads_only=True, seed=seed, **numbers)
+    found = selector_training.train(work, options, base=base, clip=clip, wanted=None)
+    return {f"ZTA, {kind}": metrics["ZTA"] for kind, metrics in found.items()} | {"mAP, mixed": found["mixed"]["mAP"]}
 
 
 def _tree(work: Path, source: Path, plugins: Path) -> None:
@@ -59,11 +65,11 @@ def _tree(work: Path, source: Path, plugins: Path) -> None:
             (work / folder.name).symlink_to(folder.resolve(), target_is_directory=True)
 
 
-def _table(values: dict[str, dict[str, float]]) -> str:
+def _table(values: dict[str, dict[str, list[float]]]) -> str:
     names = list(next(iter(values.values())))
     lines = ["| | " + " | ".join(names) + " | paper: ZTA, single + non |", "|---" * (len(names) + 2) + "|"]
     for row, found in values.items():
         theirs = paper.TABLE_6[row]
         told = "NaN" if math.isnan(theirs) else f"{theirs:.3f}"
-        lines.append(f"| {row} | " + " | ".join(f"{found[name]:.3f}" for name in names) + f" | {told} |")
+        lines.append(f"| {row} | " + " | ".join(spread(found[name], 3) for name in names) + f" | {told} |")
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 TABLES = {
@@ -20,9 +20,21 @@ DESIGN = {  # row of table 3 -> what is trained for it
     "TPB + SCB (reconstruction)": "tpb-fixed-scb",
     "TPB + SCB": "released",
 }
+PAPER_HEADS = {
+    "design": "paper: FID, desnow / dehaze",
+    "places": "paper: FID / KID x 100 / parameters",
+    "dataset-size": "paper",
+}
 PLACES = ("E-1", "E-2", "E-3", "E-4", "D-4", "D-3", "D-2", "D-1")
 INVERSION_STEPS = 20
 SIZES = (4, 16, 64)  # photos to learn from, beside all
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """The mean of trainings from several seeds, and how far they lie from it at most."""
+    mean = sum(values) / len(values)
+    more = f" ± {max(abs(value - mean) for value in values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{more}"
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,8 @@ class Score:
     ssim: float
     sets: Mapping[str, float]
 
-    def __str__(self) -> str:
-        sets = f"{self.sets['fid']:.2f} / {self.sets['kid']:.2f}" if self.sets else "–"
-        return f"{self.psnr:.2f} | {self.ssim:.3f} | {sets}"
+
+def cells(scores: Sequence[Score]) -> str:
+    """One row's figures of one task, over its seeds."""
+    sets = " / ".join(spread([score.sets[name] for score in scores], 2) for name in scores[0].sets) or "–"
+    return f"{spread([s.psnr for s in scores], 2)} | {spread([s.ssim for s in scores], 3)} | {sets}"

@@ -106,7 +106,9 @@ def train(
             task, chosen, opened, settings, model, vae, card, key, precision, run
         )
     scheduler = read.config("scheduler")
-    report = validation.report_pairs(model, vae, scheduler, {task: held}, {task: card}) if held[0] else None
+    report = (
+        validation.report_pairs(model, vae, scheduler, {task: held}, {task: card}) if chosen.shown and held[0] else None
+    )
     loop.fit(
         objective,
         _plan(settings, steps, run.num_processes),
@@ -245,7 +247,7 @@ def _score(
     card: PluginCard,
     place: Path | None,
 ) -> Outcome:
-    bad, clean = held
+    bad, clean = held if chosen.shown else ([], [])
     if chosen.pairs is None and chosen.shown:
         side = settings.recipe.resolution
         bad, clean = data.degraded(evaluate.test_photos(chosen.work, side, SHOWN), chosen.degradation, evaluate.SEED)
