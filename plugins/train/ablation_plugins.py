@@ -81,7 +81,9 @@ class Study:
         steps = args.train_steps or TRAIN_STEPS[args.table]
         crop = args.crop or (128 if self.ours else None)
         own = {"max_train_steps": steps, "validation_steps": steps, "crop": crop}
-        self.recipe = settings.recipe(None, widths, own)
+        recipe = settings.recipe(None, widths, own)
+        warmup = min(recipe.lr_warmup_steps, steps // 5)
+        self.recipe = dataclasses.replace(recipe, lr_warmup_steps=warmup)
         self.photos = evaluate.test_photos(args.work, self.recipe.resolution, args.count)
         if not self.photos:
             raise RequestError(

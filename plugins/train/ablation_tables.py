@@ -26,7 +26,7 @@ PAPER_HEADS = {
     "dataset-size": "paper",
 }
 PLACES = ("E-1", "E-2", "E-3", "E-4", "D-4", "D-3", "D-2", "D-1")
-INVERSION_STEPS = 20
+INVERSION_STEPS = 10  # each way
 SIZES = (4, 16, 64)  # photos to learn from, beside all
 
 

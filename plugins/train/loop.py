@@ -35,8 +35,8 @@ _EXTRAS = {"tensorboard": "train", "wandb": "wandb"}  # tracker -> the extra tha
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How long and how fast an AdamW optimiser runs.
+class TrainingArguments:
+    """How long and how fast an AdamW optimiser runs, and what is kept of it.
 
     Attributes:
         steps: of the optimiser.
@@ -86,7 +86,7 @@ def learned(objective: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in objective.named_parameters() if p.requires_grad}
 
 
-def accelerator(plan: Plan | None = None, logs: Path | None = None) -> Accelerator:
+def accelerator(arguments: TrainingArguments | None = None, logs: Path | None = None) -> Accelerator:
     """Devices and processes as ``accelerate launch`` or the environment set them.
 
     Raises:
@@ -96,24 +96,24 @@ def accelerator(plan: Plan | None = None, logs: Path | None = None) -> Accelerat
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
-    plan = plan or Plan(steps=1, peak=1.0, precision=None, trackers=())
-    for tracker in plan.trackers:
+    arguments = arguments or TrainingArguments(steps=1, peak=1.0, precision=None, trackers=())
+    for tracker in arguments.trackers:
         if importlib.util.find_spec(tracker) is None:
             extra = _EXTRAS.get(tracker, tracker)
             raise MissingDependency(f"--report-to {tracker}: not installed: pip install 'diffplugin[{extra}]'")
     before = AcceleratorState._shared_state.get("_mixed_precision")
-    if plan.precision is not None and before not in (None, plan.precision):
+    if arguments.precision is not None and before not in (None, arguments.precision):
         AcceleratorState._reset_state()  # another training of this process chose another precision
     try:
         return Accelerator(
-            mixed_precision=plan.precision,
-            gradient_accumulation_steps=plan.accumulation,
-            log_with=list(plan.trackers) or None,
+            mixed_precision=arguments.precision,
+            gradient_accumulation_steps=arguments.accumulation,
+            log_with=list(arguments.trackers) or None,
             project_dir=str(logs) if logs else None,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=plan.unused)],
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=arguments.unused)],
         )
     except (ValueError, RuntimeError) as error:
-        raise RequestError(f"mixed precision {plan.precision}: {str(error).splitlines()[0]}") from None
+        raise RequestError(f"mixed precision {arguments.precision}: {str(error).splitlines()[0]}") from None
 
 
 def generator(seed: int, step: int, process: int = 0) -> np.random.Generator:
@@ -148,7 +148,7 @@ def assign(objective: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 def fit(
     objective: nn.Module,
-    plan: Plan,
+    arguments: TrainingArguments,
     path: Path,
     *,
     name: str,
@@ -159,47 +159,47 @@ def fit(
     """Train ``objective``, or go on from the state in ``path``.
 
     It is called with (micro step, generator), and with a batch where there are ``batches``, and returns the loss.
-    Afterwards it holds the averaged weights, if the plan has an average. Curves and pictures of ``report(step)``, which
-    sees those weights, go to the plan's trackers: TensorBoard's files lie in ``path.parent / "curves"``.
+    Afterwards it holds the averaged weights, if there is an average. Curves and pictures of ``report(step)``, which
+    sees those weights, go to the trackers: TensorBoard's files lie in ``path.parent / "curves"``.
 
     Raises:
         CheckpointError: ``path`` holds the state of another training.
         ImageError: a pair cannot be used.
     """
     logs = path.parent / "curves"
-    run = accelerator(plan, logs)
+    run = accelerator(arguments, logs)
     parameters = learned(objective)
     optimiser = torch.optim.AdamW(
         parameters.values(),
-        lr=plan.peak,
-        betas=plan.betas,
-        eps=plan.epsilon,
-        weight_decay=plan.weight_decay,
+        lr=arguments.peak,
+        betas=arguments.betas,
+        eps=arguments.epsilon,
+        weight_decay=arguments.weight_decay,
         foreach=True,
     )
     prepared, optimiser = run.prepare(objective, optimiser)
-    average = None if plan.ema is None else {key: p.detach().clone() for key, p in parameters.items()}
+    average = None if arguments.ema is None else {key: p.detach().clone() for key, p in parameters.items()}
     first = _resume(path, objective, average, optimiser, run.scaler)
-    _start_trackers(run, plan, logs, name, first)
-    micro = first * plan.accumulation
-    stream = batches and batches(micro, plan.steps * plan.accumulation, run.process_index, run.num_processes)
+    _start_trackers(run, arguments, logs, name, first)
+    micro = first * arguments.accumulation
+    stream = batches and batches(micro, arguments.steps * arguments.accumulation, run.process_index, run.num_processes)
     began, losses, last = time.time(), list[Tensor](), first
     prepared.train()
-    for step in range(first, plan.steps):
+    for step in range(first, arguments.steps):
         for group in optimiser.param_groups:
-            group["lr"] = plan.rate(step)
-        losses += _step(run, plan, prepared, optimiser, parameters, stream, seed, step)
+            group["lr"] = arguments.rate(step)
+        losses += _step(run, arguments, prepared, optimiser, parameters, stream, seed, step)
         if average is not None:
-            _follow(average, parameters, min(plan.ema or 0.0, (step + 1) / (step + 10)))
+            _follow(average, parameters, min(arguments.ema or 0.0, (step + 1) / (step + 10)))
         done = step + 1
-        ended = done == plan.steps
-        if run.is_main_process and (ended or done % plan.every == 0):
+        ended = done == arguments.steps
+        if run.is_main_process and (ended or done % arguments.every == 0):
             save_state(path, _state(parameters, average, optimiser, run.scaler, done))
-        if ended or done % (plan.validate or plan.every) == 0:
+        if ended or done % (arguments.validate or arguments.every) == 0:
             if run.is_main_process:
                 with exchanged(objective, average), torch.no_grad():
                     found = {"loss": float(torch.stack(losses).mean()), **(report(done) if report else {})}
-                _write(run, name, done, plan, found, (time.time() - began) / (done - last))
+                _write(run, name, done, arguments, found, (time.time() - began) / (done - last))
                 prepared.train()
             losses, began, last = [], time.time(), done
     if average is not None:
@@ -210,7 +210,7 @@ def fit(
 
 def _step(
     run: Accelerator,
-    plan: Plan,
+    arguments: TrainingArguments,
     prepared: nn.Module,
     optimiser: Any,
     parameters: Mapping[str, nn.Parameter],
@@ -220,13 +220,13 @@ def _step(
 ) -> list[Tensor]:
     """One step of the optimiser; the losses of its micro steps."""
     losses = []
-    for micro in range(step * plan.accumulation, (step + 1) * plan.accumulation):
+    for micro in range(step * arguments.accumulation, (step + 1) * arguments.accumulation):
         with run.accumulate(prepared):
             more = () if stream is None else (next(stream),)
             loss = prepared(micro, generator(seed, micro, run.process_index), *more)
             run.backward(loss)
             if run.sync_gradients:
-                _clip(run, plan, parameters)
+                _clip(run, arguments, parameters)
             optimiser.step()
             optimiser.zero_grad()
         losses.append(loss.detach())
@@ -239,13 +239,13 @@ def _follow(average: dict[str, Tensor], parameters: Mapping[str, Tensor], keep: 
         average[key].lerp_(p, 1 - keep)
 
 
-def _clip(run: Accelerator, plan: Plan, parameters: Mapping[str, nn.Parameter]) -> None:
+def _clip(run: Accelerator, arguments: TrainingArguments, parameters: Mapping[str, nn.Parameter]) -> None:
     groups: Sequence[list[nn.Parameter]] = [
-        [p for key, p in parameters.items() if key.startswith(part)] for part in plan.clip_parts or ("",)
+        [p for key, p in parameters.items() if key.startswith(part)] for part in arguments.clip_parts or ("",)
     ]
     for group in groups:
         if group:
-            run.clip_grad_norm_(group, plan.clip)
+            run.clip_grad_norm_(group, arguments.clip)
 
 
 def _state(
@@ -277,19 +277,21 @@ def _resume(path: Path, objective: nn.Module, average: dict[str, Tensor] | None,
     return int(state["step"])
 
 
-def _start_trackers(run: Accelerator, plan: Plan, logs: Path, name: str, first: int) -> None:
-    if not plan.trackers:
+def _start_trackers(run: Accelerator, arguments: TrainingArguments, logs: Path, name: str, first: int) -> None:
+    if not arguments.trackers:
         return
     logs.mkdir(parents=True, exist_ok=True)
     more = {"tensorboard": {"purge_step": first}, "wandb": {"name": name, "dir": str(logs)}}
-    project = name if "tensorboard" in plan.trackers else "diffplugin"
-    run.init_trackers(project, init_kwargs={key: more[key] for key in plan.trackers})
+    project = name if "tensorboard" in arguments.trackers else "diffplugin"
+    run.init_trackers(project, init_kwargs={key: more[key] for key in arguments.trackers})
 
 
-def _write(run: Accelerator, name: str, step: int, plan: Plan, found: Mapping[str, Any], seconds: float) -> None:
+def _write(
+    run: Accelerator, name: str, step: int, arguments: TrainingArguments, found: Mapping[str, Any], seconds: float
+) -> None:
     peak = torch.cuda.max_memory_allocated() if run.device.type == "cuda" else 0
     numbers = {key: value for key, value in found.items() if isinstance(value, float)}
-    run.log(numbers | {"lr": plan.rate(step - 1), "seconds per step": seconds}, step=step)
+    run.log(numbers | {"lr": arguments.rate(step - 1), "seconds per step": seconds}, step=step)
     for tracker in run.trackers:
         for key, value in found.items():
             if not isinstance(value, float):
@@ -297,4 +299,4 @@ def _write(run: Accelerator, name: str, step: int, plan: Plan, found: Mapping[st
                 tracker.log_images({key: value[None]}, step=step, **more)
     line = " ".join(f"{key} {value:.4f}" for key, value in numbers.items())
     memory = f", {peak / 2**30:.1f} GiB on the device" if peak else ""
-    print(f"{name} step {step}/{plan.steps} {line}, {seconds:.2f} s a step{memory}", flush=True)
+    print(f"{name} step {step}/{arguments.steps} {line}, {seconds:.2f} s a step{memory}", flush=True)

@@ -89,8 +89,8 @@ def train_autoencoder(work: Work, steps: int) -> None:
     model = autoencoder.build()
     autoencoder.add_reference(model)
     objective = autoencoder.Reconstruction(model, train, steps=steps)
-    plan = loop.Plan(steps=steps, peak=2e-3, precision=work.precision)
-    loop.fit(objective, plan, work.state("vae"), name="vae", report=autoencoder.quality(model, val))
+    arguments = loop.TrainingArguments(steps=steps, peak=2e-3, precision=work.precision)
+    loop.fit(objective, arguments, work.state("vae"), name="vae", report=autoencoder.quality(model, val))
     views = [common.random_view(p, 256, np.random.default_rng(i)) for i, p in enumerate(train[::2])]
     autoencoder.whiten(model, [common.to_tensor(view[None]) for view in views])
     layout.write_vae(work.checkpoint, autoencoder.CONFIG, model.state_dict())
@@ -100,9 +100,9 @@ def refine_decoder(work: Work, steps: int) -> None:
     """Stage 1b, at any time: the decoder alone goes on learning. Latents, and what was trained on them, stay true."""
     train, val = work.photos("train"), work.photos("val")
     model = work.autoencoder()
-    plan = loop.Plan(steps=steps, peak=8e-4, clip=0.5, precision=work.precision)
+    arguments = loop.TrainingArguments(steps=steps, peak=8e-4, clip=0.5, precision=work.precision)
     objective = autoencoder.Decoding(model, train)
-    loop.fit(objective, plan, work.state("decoder"), name="decoder", report=autoencoder.quality(model, val))
+    loop.fit(objective, arguments, work.state("decoder"), name="decoder", report=autoencoder.quality(model, val))
     layout.write_vae(work.checkpoint, work.read.config("vae"), model.state_dict())
 
 
@@ -134,11 +134,13 @@ def train_denoiser(work: Work, steps: int, tasks: Sequence[str], start: Path | N
     stages = (early, whole) if start is None else (whole,)
     objective = plugin.Denoising(model, pool.Pool(work.pool, tasks), stages, train_base=True, drop=0.1)
     peak = 1.2e-3 if start is None else 6e-4  # what has learned already would be shaken by more
-    plan = loop.Plan(steps=steps, peak=peak, ema=0.997, unused=True, betas=(0.9, 0.99), precision=work.precision)
+    arguments = loop.TrainingArguments(
+        steps=steps, peak=peak, ema=0.997, unused=True, betas=(0.9, 0.99), precision=work.precision
+    )
     report = validation.report(
         model, vae, base.SCHEDULER, {task: base.card(task) for task in tasks}, work.photos("val")[::7]
     )
-    loop.fit(objective, plan, work.state("denoiser"), name="denoiser", report=report)
+    loop.fit(objective, arguments, work.state("denoiser"), name="denoiser", report=report)
     write_base(work.checkpoint, model)
     write_text(work)
 

@@ -21,7 +21,7 @@ from diffplugin.plugins.networks.clip import TextEncoder
 from diffplugin.plugins.networks.taskplugin import SelectorHeads
 from diffplugin.plugins.train import corpus
 from diffplugin.plugins.train.common import gaussian
-from diffplugin.plugins.train.loop import Plan
+from diffplugin.plugins.train.loop import TrainingArguments
 from diffplugin.plugins.train.loop import fit as run
 from diffplugin.plugins.train.metrics import selection
 from diffplugin.plugins.train.selector_options import Options
@@ -246,7 +246,7 @@ def fit(
     """Train or resume. ``rows`` [pictures, p, D]: max-pooled TPB tokens; ``encode(texts)`` -> ids int64 [n, 77]."""
     count = min(options.train_batch_size * options.steps, REQUESTS)
     objective = Selecting(model, rows, encode, shipped, options, count=count, words=words)
-    plan = Plan(
+    arguments = TrainingArguments(
         steps=options.steps,
         peak=options.learning_rate,
         schedule=options.lr_scheduler,
@@ -255,7 +255,7 @@ def fit(
         ema=None if options.heads_only else 0.99,
         every=250,
     )
-    run(objective, plan, path, name=path.stem, seed=options.seed)
+    run(objective, arguments, path, name=path.stem, seed=options.seed)
     return model
 
 

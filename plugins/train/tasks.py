@@ -78,7 +78,7 @@ def train(
     """
     recipe = settings.recipe
     # one process makes latents and scores; the others wait for it
-    run = loop.accelerator(loop.Plan(steps=1, peak=1.0, precision=recipe.mixed_precision, trackers=()))
+    run = loop.accelerator(loop.TrainingArguments(steps=1, peak=1.0, precision=recipe.mixed_precision, trackers=()))
     opened = data.open_pairs(chosen, released=recipe.eq3, harder=recipe.harder_share)
     steps = recipe.steps(len(opened.kept), run.num_processes)
     say = log if run.is_main_process else (lambda line: None)
@@ -111,7 +111,7 @@ def train(
     )
     loop.fit(
         objective,
-        _plan(settings, steps, run.num_processes),
+        _arguments(settings, steps, run.num_processes),
         state,
         name=name,
         seed=recipe.seed,
@@ -203,9 +203,9 @@ def _key(
     }
 
 
-def _plan(settings: Settings, steps: int, processes: int) -> loop.Plan:
+def _arguments(settings: Settings, steps: int, processes: int) -> loop.TrainingArguments:
     recipe = settings.recipe
-    return loop.Plan(
+    return loop.TrainingArguments(
         steps=steps,
         peak=recipe.rate(processes),
         schedule=recipe.lr_scheduler,

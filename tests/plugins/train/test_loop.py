@@ -43,8 +43,8 @@ class Fit(nn.Module):
 
 def run(path: Path, steps: int = STEPS, dies: int | None = None) -> Fit:
     objective = Fit(dies)
-    plan = loop.Plan(steps=steps, peak=1e-2, warmup=2, every=4, weight_decay=0.01, precision="bf16")
-    loop.fit(objective, plan, path, name="toy", report=lambda step: {"step": float(step)})
+    arguments = loop.TrainingArguments(steps=steps, peak=1e-2, warmup=2, every=4, weight_decay=0.01, precision="bf16")
+    loop.fit(objective, arguments, path, name="toy", report=lambda step: {"step": float(step)})
     return objective
 
 
@@ -84,7 +84,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
 def test_refuses_the_state_of_another_training(tmp_path: Path) -> None:
     run(tmp_path / "state.pt")
     with pytest.raises(CheckpointError, match="another training"):
-        loop.fit(nn.Linear(2, 2), loop.Plan(steps=1, peak=1e-3), tmp_path / "state.pt", name="other")
+        loop.fit(nn.Linear(2, 2), loop.TrainingArguments(steps=1, peak=1e-3), tmp_path / "state.pt", name="other")
 
 
 def test_writes_curves(tmp_path: Path) -> None:
@@ -119,24 +119,24 @@ def test_accumulated_micro_steps_are_one_step_of_their_mean(tmp_path: Path) -> N
 
     shared = {"steps": 3, "peak": 0.1, "schedule": "constant", "ema": None, "trackers": ()}
     apart, whole = Given(), Given()
-    loop.fit(apart, loop.Plan(**shared, accumulation=2), tmp_path / "a.pt", name="a", batches=batches)  # type: ignore[arg-type]
-    loop.fit(whole, loop.Plan(**shared), tmp_path / "b.pt", name="b", batches=pairs)  # type: ignore[arg-type]
+    loop.fit(apart, loop.TrainingArguments(**shared, accumulation=2), tmp_path / "a.pt", name="a", batches=batches)  # type: ignore[arg-type]
+    loop.fit(whole, loop.TrainingArguments(**shared), tmp_path / "b.pt", name="b", batches=pairs)  # type: ignore[arg-type]
     assert torch.allclose(apart.weight, whole.weight, atol=1e-6), (apart.weight, whole.weight)
     again = Given()
-    plan = loop.Plan(**{**shared, "steps": 2}, accumulation=2)  # type: ignore[arg-type]
-    loop.fit(again, plan, tmp_path / "c.pt", name="c", batches=batches)
+    arguments = loop.TrainingArguments(**{**shared, "steps": 2}, accumulation=2)  # type: ignore[arg-type]
+    loop.fit(again, arguments, tmp_path / "c.pt", name="c", batches=batches)
     resumed = Given()
-    loop.fit(resumed, loop.Plan(**shared, accumulation=2), tmp_path / "c.pt", name="c", batches=batches)  # type: ignore[arg-type]
+    loop.fit(resumed, loop.TrainingArguments(**shared, accumulation=2), tmp_path / "c.pt", name="c", batches=batches)  # type: ignore[arg-type]
     assert torch.equal(resumed.weight, apart.weight), "a resumed run meets the batches that were to come"
 
 
 def test_parts_are_clipped_on_their_own() -> None:
     """As released: the norm of the TPB's gradients does not shrink the SCB's."""
-    run = loop.accelerator(loop.Plan(steps=1, peak=1.0, trackers=()))
+    run = loop.accelerator(loop.TrainingArguments(steps=1, peak=1.0, trackers=()))
     parameters = {f"model.{name}.w": nn.Parameter(torch.zeros(4)) for name in ("tpb", "scb")}
     for parameter, size in zip(parameters.values(), (100.0, 0.1), strict=True):
         parameter.grad = torch.full((4,), size)
-    loop._clip(run, loop.Plan(steps=1, peak=1.0, clip_parts=("model.tpb.", "model.scb.")), parameters)
+    loop._clip(run, loop.TrainingArguments(steps=1, peak=1.0, clip_parts=("model.tpb.", "model.scb.")), parameters)
     norms = [float(p.grad.norm()) for p in parameters.values() if p.grad is not None]
     assert norms == pytest.approx([1.0, 0.2], rel=1e-4), norms
 
@@ -151,17 +151,24 @@ def test_parts_are_clipped_on_their_own() -> None:
     ],
 )
 def test_rates(schedule: str, rates: list[float]) -> None:
-    plan = loop.Plan(steps=110, peak=1.0, schedule=schedule, warmup=10)
-    assert [plan.rate(k) for k in (0, 10, 109)] == pytest.approx(rates, abs=2e-3)
+    arguments = loop.TrainingArguments(steps=110, peak=1.0, schedule=schedule, warmup=10)
+    assert [arguments.rate(k) for k in (0, 10, 109)] == pytest.approx(rates, abs=2e-3)
 
 
 def test_trackers_that_are_not_there_are_named(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     if importlib.util.find_spec("wandb") is None:
         with pytest.raises(MissingDependency, match=r"--report-to wandb: .*diffplugin\[wandb\]"):
-            loop.fit(Given(), loop.Plan(steps=1, peak=1.0, trackers=("wandb",)), tmp_path / "w.pt", name="w")
+            loop.fit(
+                Given(), loop.TrainingArguments(steps=1, peak=1.0, trackers=("wandb",)), tmp_path / "w.pt", name="w"
+            )
     with pytest.raises(MissingDependency, match="--report-to no_such_tracker"):
-        loop.fit(Given(), loop.Plan(steps=1, peak=1.0, trackers=("no_such_tracker",)), tmp_path / "n.pt", name="n")
+        loop.fit(
+            Given(),
+            loop.TrainingArguments(steps=1, peak=1.0, trackers=("no_such_tracker",)),
+            tmp_path / "n.pt",
+            name="n",
+        )
 
 
 @pytest.mark.slow

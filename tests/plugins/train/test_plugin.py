@@ -50,7 +50,7 @@ def test_plugin_training_leaves_the_base_alone(shards: Path, tmp_path: Path) -> 
     model = plugin.Denoiser(TOY)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     objective = plugin.Denoising(model, pool.Pool(shards, ["derain", "dehaze"]), STAGES, train_base=False)
-    loop.fit(objective, loop.Plan(steps=8, peak=1e-3, warmup=1), tmp_path / "plugin.pt", name="derain")
+    loop.fit(objective, loop.TrainingArguments(steps=8, peak=1e-3, warmup=1), tmp_path / "plugin.pt", name="derain")
     changed = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"tpb", "scb"}, changed
 
@@ -69,7 +69,9 @@ def test_base_training_lowers_the_loss(shards: Path, tmp_path: Path) -> None:
     start = loss()
     stages = (plugin.Stage(until=24, pictures=1, crops=4, side=8),)
     objective = plugin.Denoising(model, data, stages, train_base=True)
-    loop.fit(objective, loop.Plan(steps=24, peak=5e-3, warmup=2, ema=0.8), tmp_path / "base.pt", name="base")
+    loop.fit(
+        objective, loop.TrainingArguments(steps=24, peak=5e-3, warmup=2, ema=0.8), tmp_path / "base.pt", name="base"
+    )
     assert loss() < 0.97 * start, (start, loss())
     out = model.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_out[0]  # type: ignore[index, union-attr]
     assert not out.weight.any(), "the middle self-attention must stay silent"
@@ -125,7 +127,7 @@ def test_picture_training_moves_the_plugin_alone(cold: bool, residual: bool, tmp
     before = {name: value.clone() for name, value in (*model.state_dict().items(), *vae.state_dict().items())}
     times = plugin.Times(top=121, first=0.75, cold=cold)
     objective = plugin.Restoring(model, vae, crops, times=times, residual=residual)
-    loop.fit(objective, loop.Plan(steps=3, peak=1e-3, warmup=1), tmp_path / "p.pt", name="deblur")
+    loop.fit(objective, loop.TrainingArguments(steps=3, peak=1e-3, warmup=1), tmp_path / "p.pt", name="deblur")
     after = (*model.state_dict().items(), *vae.state_dict().items())
     changed = {name.split(".")[0] for name, value in after if not torch.equal(value, before[name])}
     assert changed == {"scb"}, changed
