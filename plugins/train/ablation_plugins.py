@@ -80,7 +80,7 @@ class Study:
         widths = self.read.config("unet").get("block_out_channels", ())
         steps = args.train_steps or TRAIN_STEPS[args.table]
         crop = args.crop or (128 if self.ours else None)
-        own = {"max_train_steps": steps, "validation_steps": steps, "crop": crop}
+        own = {"max_train_steps": steps, "validation_steps": steps, "crop": crop, "train_batch_size": args.batch}
         recipe = settings.recipe(None, widths, own)
         warmup = min(recipe.lr_warmup_steps, steps // 5)
         self.recipe = dataclasses.replace(recipe, lr_warmup_steps=warmup)
@@ -223,7 +223,9 @@ class Study:
     def _invert(self, task: str, read: Checkpoint, texts: tuple[torch.Tensor, torch.Tensor] | None) -> list[Pixels]:
         model = plugin.from_checkpoint(read, task if read.plugins else None)
         vae = self.read.autoencoder()
-        return inversion.restore(model.eval(), vae, self._degraded(task), steps=INVERSION_STEPS, texts=texts)
+        bf16 = self.recipe.mixed_precision == "bf16"
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return inversion.restore(model.eval(), vae, self._degraded(task), steps=INVERSION_STEPS, texts=texts)
 
     def _written(
         self, task: str, variant: str, seed: int, *, start: Path | None = None, limit: int | None = None

@@ -107,6 +107,7 @@ def _add_ablation(commands: argparse._SubParsersAction[Parser], common: Parser) 
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: desnow (and dehaze in design)")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="some rows of the table (default: all)")
     parser.add_argument("--train-steps", type=positive, metavar="N", help="steps of each training")
+    parser.add_argument("--batch", type=positive, metavar="N", help="pictures of a step (default: the recipe's)")
     parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="trainings of each row (default: 1)")
     parser.add_argument(
         "--crop", type=positive, metavar="N", help="side of the window to train on (embedded base: 128)"

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     """
     bundles: list[Path | None] = args.bundle or [None]
     extract = features.open_extractor(args.features) if args.features else None
-    measures = {m.name: m for m in map(perceptual.open_measure, args.measures)}
+    measures = {m.title: m for m in map(perceptual.open_measure, args.measures)}
     reference = _files(args.reference) if args.reference else None
     rows: list[Row] = []
     clean: list[clean_photos.CleanRow] = []

@@ -54,7 +54,7 @@ class Row:
         given, made, baseline: scores of inputs, restored pictures and a trivial filter's; None: there is no truth.
         better: pictures whose PSNR rose.
         sets: FID and KID x 100 of the restored pictures against the reference; empty: no features were given.
-        more: further measures, name -> (inputs, restored).
+        more: further measures, name -> (inputs, restored); None: it needs a ground truth.
     """
 
     task: str
@@ -70,7 +70,7 @@ class Row:
     bundle: str = ""
     family: str = ""
     sets: Mapping[str, float] = field(default_factory=dict)
-    more: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    more: Mapping[str, tuple[float, float] | None] = field(default_factory=dict)
 
     @property
     def gate(self) -> bool | None:
@@ -90,7 +90,10 @@ class Row:
             if known and a and b and c
             else "– | – | – | – | – | "
         )
-        more = "; ".join(f"{name} {was:.3f} → {now:.3f}" for name, (was, now) in self.more.items())
+        more = "; ".join(
+            f"{name} {found[0]:.3f} → {found[1]:.3f}" if found else f"{name} needs a ground truth"
+            for name, found in self.more.items()
+        )
         sets = f"{self.sets['fid']:.2f} / {self.sets['kid']:.3f}" if self.sets else "–"
         side = self.side or "as they are"
         return (
@@ -222,8 +225,12 @@ def measure(
         baseline_name=name,
         better=sum(m.psnr > g.psnr for m, g in zip(*(kept.values.get(k, ()) for k in ("made", "given")), strict=True)),
         sets=_sets(kept.features),
-        more={key: tuple(np.mean(v, axis=0).tolist()) for key, v in kept.more.items()},
+        more={key: _mean_pair(kept.more.get(key)) for key in measures or {}},
     )
+
+
+def _mean_pair(values: list[tuple[float, float]] | None) -> tuple[float, float] | None:
+    return (float(np.mean([v[0] for v in values])), float(np.mean([v[1] for v in values]))) if values else None
 
 
 def _sets(features: Mapping[str, list[NDArray[np.float64]]]) -> dict[str, float]:

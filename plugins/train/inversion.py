@@ -73,11 +73,11 @@ def restore(
     ladder = torch.linspace(0, len(model.alpha_bar) - 1, steps + 1).round().int().tolist()
     made = []
     for picture in pictures:
-        cond = vae.encode(to_tensor(picture[None]))
+        cond = vae.encode(to_tensor(picture[None])).float()
         own = model.tokens(clip_pixels(shrink(picture)[None]))
         up, down = texts or (own, own)
         noise = walk(model, cond, up, ladder)
-        image = vae.decode(walk(model, noise, down, ladder[::-1]))[0]
+        image = vae.decode(walk(model, noise, down, ladder[::-1]))[0].float()
         pixels = ((image.clamp(-1, 1) / 2 + 0.5) * 255).round().to(torch.uint8)
         made.append(pixels.permute(1, 2, 0).contiguous().numpy())
     return made

@@ -3,6 +3,8 @@ and others without. Their networks are the user's: pyiqa keeps them in its own c
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ class Measure:
     def __init__(self, name: str, network: Any) -> None:
         self.name, self._network = name, network
         self.needs_truth: bool = getattr(network, "metric_mode", "NR") == "FR"
-        self.less_is_better: bool = bool(getattr(network, "lower_better", False))
+        self.title = f"{name} {'↓' if getattr(network, 'lower_better', False) else '↑'}"
 
     @torch.no_grad()
     def __call__(self, pixels: Pixels, truth: Pixels | None) -> float:
@@ -38,13 +40,16 @@ def open_measure(text: str) -> Measure:
 
     Raises:
         MissingDependency: pyiqa is not there.
-        RequestError: no measure of that name, or its weights cannot be had.
+        RequestError: pyiqa cannot be loaded, has no measure of that name, or cannot have its weights.
     """
     name, _, weights = text.partition("=")
     try:
         import pyiqa
-    except ImportError:
-        raise MissingDependency(f"--measures {name} needs pyiqa: pip install 'diffplugin[measures]'") from None
+    except ImportError as error:
+        lacks = "" if error.name == "pyiqa" else f" ({error})"
+        raise MissingDependency(f"--measures {name} needs pyiqa{lacks}: pip install 'diffplugin[measures]'") from None
+    except Exception as error:  # such as a torchvision that does not fit PyTorch
+        raise RequestError(f"--measures {name}: pyiqa cannot be loaded ({str(error).splitlines()[0]})") from None
     if name not in pyiqa.list_models():
         near = (
             ", ".join(m for m in pyiqa.list_models() if m.split("-")[0] == name.split("-")[0]) or "lpips, dists, niqe"
@@ -54,7 +59,8 @@ def open_measure(text: str) -> Measure:
         raise RequestError(f"--measures {text}: no such weights file")
     more = {"pretrained_model_path": weights} if weights else {}
     try:
-        network = pyiqa.create_metric(name, device="cpu", **more)
+        with redirect_stdout(sys.stderr):  # it tells of its downloads
+            network = pyiqa.create_metric(name, device="cpu", **more)
     except Exception as error:  # whatever its downloads and its networks raise
         raise RequestError(f"--measures {name}: pyiqa cannot make it ({str(error).splitlines()[0]})") from None
     return Measure(name, network)

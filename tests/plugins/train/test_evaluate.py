@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import diffplugin
 from diffplugin.export.measures import psnr
-from diffplugin.plugins.train import clean_photos, eval_cli, eval_restore, evaluate, paper, selection_scores
+from diffplugin.plugins.train import clean_photos, eval_cli, eval_restore, evaluate, paper, perceptual, selection_scores
 from diffplugin.plugins.train.degradations import degrade
 from diffplugin.runtime.restorer import Restorer
 
@@ -52,6 +54,30 @@ def test_photos_without_truth_are_measured_against_a_reference(restorer: Restore
     assert row.made is None and row.gate is None and row.side == 0 and row.sets["fid"] > 0
     assert row.line().count("|") == evaluate.HEAD.splitlines()[0].count("|") and "as they are" in row.line()
     assert evaluate.measure(restorer, task, pairs, steps=2, extract=extract).sets == {}, "nothing to compare with"
+
+
+def test_a_measure_is_given_the_truth_where_it_needs_one(restorer: Restorer) -> None:
+    def mean_error(made: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        return (made - truth).abs().mean()
+
+    mean_error.metric_mode, mean_error.lower_better = "FR", True  # type: ignore[attr-defined]
+    against, alone = (
+        perceptual.Measure("error", mean_error),
+        perceptual.Measure("light", lambda made: made.mean()),
+    )
+    assert (against.title, alone.title, against.needs_truth, alone.needs_truth) == ("error ↓", "light ↑", True, False)
+    task = next(iter(restorer.cards))
+    rng = np.random.default_rng(0)
+    clean, bad = (rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(2))
+    made: list[Any] = []
+    named = {m.title: m for m in (against, alone)}
+    with_truth = evaluate.measure(restorer, task, [(bad, clean)], steps=1, measures=named, made=made)
+    without = evaluate.measure(restorer, task, [(bad, None)], steps=1, measures=named)
+    error = [np.abs(p / 255 - clean / 255).mean() for p in (bad, made[0])]
+    assert with_truth.more["error ↓"] == pytest.approx(error, rel=1e-5)
+    assert with_truth.more["light ↑"] == pytest.approx([p.mean() / 255 for p in (bad, made[0])], rel=1e-5)
+    assert without.more["error ↓"] is None and without.more["light ↑"] == with_truth.more["light ↑"]
+    assert "error ↓ needs a ground truth; light ↑ 0." in without.line()
 
 
 @pytest.mark.parametrize(("psnr", "passes"), [(19.0, False), (21.0, False), (23.0, True)])
