@@ -70,7 +70,7 @@ def written_whole(path: str | os.PathLike[str], *, like: Path | None = None) -> 
 
 
 def _mode_like(path: Path) -> int:
-    """Permissions of a new file made from ``path``: read and write, where ``path`` gives them; the owner's in any case."""
+    """Permissions of a new file made from ``path``: read and write where ``path`` gives them; the owner's always."""
     try:
         return path.stat().st_mode & 0o666 | 0o600
     except OSError:  # gone meanwhile: the umask alone decides
