@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import builtins
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,11 @@ from diffplugin.errors import MissingDependency, RequestError
 from diffplugin.plugins.train import perceptual
 
 
-def _pyiqa() -> Any:
+def _pyiqa() -> None:
     try:
-        import pyiqa
+        importlib.import_module("pyiqa")
     except Exception as error:
         pytest.skip(f"pyiqa: {error}")
-    return pyiqa
 
 
 def test_where_pyiqa_is_not_there_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
