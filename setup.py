@@ -53,7 +53,7 @@ setup(
         "diffplugin": ["py.typed", "embedded/**/*"],
         "diffplugin.plugins": ["cards/*.toml"],
         "diffplugin.runtime.serve": ["page/**/*"],
-        "diffplugin.plugins.train": ["requests/*.csv"],
+        "diffplugin.plugins.train": ["requests/*.csv", "requests/*.toml"],
     },
     long_description=readme(),
     long_description_content_type="text/markdown",

@@ -1,19 +1,23 @@
 """Requests for the Plugin-Selector: tasks, chains of tasks, and requests that no plugin serves.
 
 To learn from: a small grammar (``request = opener phrase closer``, where a phrase was written whole or is a template
-around a noun; two phrases are joined by a template) in ever new combinations. To be scored on: requests written
-whole by authors who had seen neither the grammar nor the phrases, so that scores tell whether wording generalises.
+around a noun; two phrases are joined by a template) in ever new combinations, smaller grammars of seven languages
+(``grammar``), and typing errors. To be scored on: whole requests that were written before what is learned, or by
+authors who had not seen it, so that scores tell whether wording generalises.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from functools import cache
 
 import numpy as np
 
 from diffplugin.plugins.cards import PluginCard
+from diffplugin.plugins.train import grammar
+from diffplugin.plugins.train.grammar import LANGUAGES, pick
+from diffplugin.plugins.train.typing_errors import misspell, plain
 from diffplugin.plugins.train.wording import (
     CLOSERS,
     COLOURS,
@@ -35,13 +39,20 @@ from diffplugin.plugins.train.wording import (
     written,
 )
 
-T = TypeVar("T")
 Words = Mapping[str, Wording]
 TASKS = tuple(WORDS)
 KINDS = ("single", "multi", "mixed", "none")
+# sets of requests to be scored on beside ``held_out.csv``: plain ones anew, misspelt ones, wishes for the opposite, and
+# the languages
+HELD_SETS = ("new", "misspelt", "opposite", *(code for code in LANGUAGES if code != "en"))
+# how much of the corpus speaks so
+_LANGUAGES = {"": 0.42, "en": 0.22, **{code: 0.06 for code in LANGUAGES if code != "en"}}
+MISSPELT = 0.4
 # "more light" is a wish that a plugin serves, so darkness is not among what people may ask for more of
 _UNWANTED = tuple(noun for task, wording in WORDS.items() if task != "lowlight" for noun in wording.nouns)
-_HELD = {request.text.lower() for _, request in written("held_out")}
+_HELD = {
+    request.text.lower() for name in ("held_out", *(f"held_out_{s}" for s in HELD_SETS)) for _, request in written(name)
+}
 _WRITTEN = {kind: [r for its_kind, r in written("learned") if its_kind == kind] for kind in ("multi", "mixed")}
 
 
@@ -51,34 +62,30 @@ def wording_of(card: PluginCard) -> Wording:
     return Wording(nouns=(), phrases=card.examples[:cut], held=card.examples[cut:] or card.examples)
 
 
-def _pick(choices: Sequence[T], rng: np.random.Generator) -> T:
-    return choices[int(rng.integers(len(choices)))]
-
-
 def _single(words: Wording, rng: np.random.Generator) -> str:
     if not words.nouns or rng.random() < 0.65:
-        return _pick(words.phrases, rng)
-    noun = _pick(words.nouns, rng)
+        return pick(words.phrases, rng)
+    noun = pick(words.nouns, rng)
     if rng.random() < 0.5:
-        return _pick(REMOVE, rng).format(noun)
-    place = _pick(PLACES, rng).format(subject=_pick(SUBJECTS, rng))
-    return " ".join(part for part in (_pick(VERBS, rng), _pick(DETERMINERS, rng), noun, place) if part)
+        return pick(REMOVE, rng).format(noun)
+    place = pick(PLACES, rng).format(subject=pick(SUBJECTS, rng))
+    return " ".join(part for part in (pick(VERBS, rng), pick(DETERMINERS, rng), noun, place) if part)
 
 
 def _multi(a: Wording, b: Wording, rng: np.random.Generator) -> str:
     if a.nouns and b.nouns and rng.random() < 0.35:
-        return _pick(PAIR, rng).format(*(_pick(words.nouns, rng) for words in (a, b)))
-    return _pick(JOIN, rng).format(_single(a, rng), _single(b, rng))
+        return pick(PAIR, rng).format(*(pick(words.nouns, rng) for words in (a, b)))
+    return pick(JOIN, rng).format(_single(a, rng), _single(b, rng))
 
 
 def _edit(rng: np.random.Generator) -> str:
     if rng.random() < 0.6:
-        return _pick(IRRELEVANT, rng)
+        return pick(IRRELEVANT, rng)
     subject, other = rng.choice(SUBJECTS, 2, replace=False)
     if rng.random() < 0.2:
-        noun = _pick(_UNWANTED, rng)
-        return _pick(MORE, rng).format(noun, subject=subject)
-    return _pick(EDITS, rng).format(subject=subject, other=other, style=_pick(STYLES, rng), colour=_pick(COLOURS, rng))
+        noun = pick(_UNWANTED, rng)
+        return pick(MORE, rng).format(noun, subject=subject)
+    return pick(EDITS, rng).format(subject=subject, other=other, style=pick(STYLES, rng), colour=pick(COLOURS, rng))
 
 
 def sample(kind: str, rng: np.random.Generator, words: Words = WORDS) -> Request:
@@ -86,7 +93,7 @@ def sample(kind: str, rng: np.random.Generator, words: Words = WORDS) -> Request
     if kind == "none":
         return Request(_edit(rng), ())
     if (whole := _WRITTEN.get(kind)) and rng.random() < 0.3:
-        return _pick(whole, rng)
+        return pick(whole, rng)
     a, b = (str(t) for t in rng.choice(list(words), 2, replace=False))
     tasks: tuple[str, ...] = (a,)
     if kind == "multi":
@@ -95,32 +102,63 @@ def sample(kind: str, rng: np.random.Generator, words: Words = WORDS) -> Request
         parts = [_single(words[a], rng), _edit(rng) or "hello"]
         if rng.random() < 0.5:
             parts.reverse()
-        text = _pick(JOIN, rng).format(*parts)
+        text = pick(JOIN, rng).format(*parts)
     else:
         text = _single(words[a], rng)
         if rng.random() < 0.5:  # people are brief
-            text = _pick(OPENERS, rng) + text + _pick(CLOSERS, rng)
+            text = pick(OPENERS, rng) + text + pick(CLOSERS, rng)
     return Request(text[:1].upper() + text[1:] if rng.random() < 0.3 else text, tasks)
 
 
+@cache
+def _nouns(code: str) -> grammar.Nouns:
+    return {task: wording.nouns for task, wording in WORDS.items()} if code == "en" else grammar.read(code).nouns
+
+
+@cache
+def _objects() -> frozenset[str]:
+    """Words that a typing error must not make of another word: "fog" is no "dog"."""
+    return frozenset(word for thing in (*grammar.read("en").objects, *SUBJECTS) for word in thing.split())
+
+
+def _spoken(kind: str, code: str, rng: np.random.Generator) -> Request:
+    """One request of ``kind`` in the grammar of a language; accents are often forgotten."""
+    text, tasks = grammar.sample(grammar.read(code), kind, _nouns(code), TASKS, rng)
+    return Request(plain(text) if code not in ("en", "zh") and rng.random() < 0.3 else text, tasks)
+
+
+def _typed(request: Request, rng: np.random.Generator) -> Request:
+    """The request as a person in a hurry types it."""
+    text = misspell(request.text, rng, known=_objects())
+    return request if text.lower() in _HELD else Request(text, request.tasks)
+
+
 def corpus(count: int, seed: int, *, words: Words = WORDS) -> list[Request]:
-    """Up to ``count`` distinct requests: 35 % single-task, 30 % of several tasks, 20 % mixed, 15 % of none.
+    """``count`` requests, fewer where the words do not give as many: 35 % single-task, 25 % of several tasks, 18 %
+    mixed, 22 % of none; two fifths with typing errors.
 
     What is irrelevant to the shipped tasks may be just what a task of the user's own does: requests with its words are
-    left out where they do not ask for it.
+    left out where they do not ask for it. Words for some of the shipped tasks alone are spoken in English alone.
     """
     rng = np.random.default_rng(seed)
     own = [task for task in words if task not in WORDS]
     theirs = {word for task in own for phrase in words[task].phrases for word in _long_words(phrase)}
-    found: dict[str, Request] = {}
+    codes, shares = list(_LANGUAGES), np.array(list(_LANGUAGES.values()))
+    if not set(TASKS) <= set(words):
+        shares = np.array([1.0] + [0.0] * (len(codes) - 1))
+    found: list[Request] = []
     for _ in range(4 * count):
-        request = sample(str(rng.choice(KINDS, p=(0.35, 0.3, 0.2, 0.15))), rng, words)
-        foreign = not set(own) & set(request.tasks) and not theirs.isdisjoint(_long_words(request.text))
-        if request.text.lower() not in _HELD and not foreign:
-            found.setdefault(request.text, request)
+        kind, code = str(rng.choice(KINDS, p=(0.35, 0.25, 0.18, 0.22))), str(rng.choice(codes, p=shares))
+        request = _spoken(kind, code, rng) if code else sample(kind, rng, words)
+        if request.text.lower() in _HELD:
+            continue
+        if rng.random() < MISSPELT:
+            request = _typed(request, rng)
+        if set(own) & set(request.tasks) or theirs.isdisjoint(_long_words(request.text)):
+            found.append(request)
         if len(found) == count:
             break
-    return list(found.values())
+    return found
 
 
 def _long_words(text: str) -> set[str]:
@@ -142,6 +180,11 @@ def held_out(kind: str, count: int | None, seed: int, words: Words = WORDS) -> l
     return [found[i] for i in rng.permutation(len(found))[:count]]
 
 
+def held_set(name: str) -> list[Request]:
+    """The requests of one of :data:`HELD_SETS`."""
+    return [request for _, request in written(f"held_out_{name}")]
+
+
 def combinations(count: int, seed: int, words: Words = WORDS, most: int = 4) -> list[Request]:
     """Held-out requests for two to ``most`` different tasks each, joined: the paper's "Multi-task*" (table 5), whose
     120,000 samples combine the texts of single tasks."""
@@ -151,8 +194,8 @@ def combinations(count: int, seed: int, words: Words = WORDS, most: int = 4) -> 
     for _ in range(count):
         size = int(rng.integers(2, min(most, len(tasks)) + 1))
         chosen = [str(t) for t in rng.choice(tasks, size, replace=False)]
-        text = _pick(words[chosen[0]].held, rng)
+        text = pick(words[chosen[0]].held, rng)
         for task in chosen[1:]:
-            text = _pick(JOIN, rng).format(text, _pick(words[task].held, rng))
+            text = pick(JOIN, rng).format(text, pick(words[task].held, rng))
         found.append(Request(text, tuple(chosen)))
     return found

@@ -29,8 +29,9 @@ from diffplugin.plugins.train.wording import WORDS, Request
 
 Encode = Callable[[list[str]], Tensor]
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
-VOCABULARY = 3000
-REQUESTS = 100_000
+VOCABULARY = 6000
+REQUESTS = 300_000
+CONTEXT = 77
 
 
 def text_config(vocab: dict[str, int], width: int) -> dict[str, Any]:
@@ -44,11 +45,11 @@ def text_config(vocab: dict[str, int], width: int) -> dict[str, Any]:
         "pad_token_id": vocab[END],
         "hidden_act": "quick_gelu",
         "hidden_size": width,
-        "intermediate_size": 2 * width,
+        "intermediate_size": 4 * width,
         "layer_norm_eps": 1e-5,
-        "max_position_embeddings": 77,
+        "max_position_embeddings": CONTEXT,
         "num_attention_heads": 4,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 3,
         "projection_dim": width,
         "vocab_size": len(vocab),
     }
@@ -195,6 +196,7 @@ class Selecting(nn.Module):
         for name, value in (("rows", rows), ("ids", ids), ("wanted", targets(requests, shipped))):
             self.register_buffer(name, value, persistent=False)
         self.register_buffer("null", encode([" "]), persistent=False)
+        self.lengths = ids.argmax(dim=1).numpy()  # the first end mark has the highest id
         asked = self.wanted[:, :-1] > 0.5
         self.askers = [asked[:, k].nonzero()[:, 0].numpy() for k in range(asked.shape[1])]
         self.others = [(~asked[:, k]).nonzero()[:, 0].numpy() for k in range(asked.shape[1])]
@@ -205,7 +207,10 @@ class Selecting(nn.Module):
             return self._contrastive(rng)
         device, batch = self.rows.device, self.options.train_batch_size
         torch.manual_seed(int(rng.integers(2**31)))  # for what is dropped
-        chosen = torch.from_numpy(rng.integers(0, len(self.ids), batch)).to(device)
+        drawn = rng.integers(0, len(self.ids), 4 * batch)
+        # requests of like length together, so that little padding is computed
+        drawn = drawn[np.argsort(self.lengths[drawn], kind="stable")].reshape(4, batch)[rng.integers(4)]
+        chosen = torch.from_numpy(drawn).to(device)
         pictures = torch.from_numpy(rng.integers(0, len(self.rows), batch)).to(device)
         rows = self.rows[pictures]
         rows = rows * (1 + 0.02 * gaussian(rows.shape, rng).to(device))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,7 +21,12 @@ from diffplugin.plugins.train.metrics import selection
 from diffplugin.plugins.train.selector_options import Options
 from diffplugin.plugins.train.wording import WORDS
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 _BATCH = 16  # pictures that the encoders see at once
+TOKENIZER_REQUESTS = 40_000
+COARSER = (1.0, 1.0, 0.4, 0.1)  # parts of the merges that requests are read with while training
 VALIDATION_REQUESTS = 2000
 
 
@@ -88,42 +95,78 @@ def train(
         RequestError: a number out of its range, or no pictures.
         CheckpointError: the base, CLIP or the plugins are not whole.
     """
-    from diffplugin.export.tokenizer import build_tokenizer
-
     options.check()
     tree = work / "checkpoint"
     read = find(base or tree / "base", clip or tree / "clip", tree / "pre-trained", wanted or ())
-    tokenizer = build_tokenizer(read.tokenizer)
-
-    def encode(texts: list[str]) -> Tensor:
-        return torch.tensor([e.ids for e in tokenizer.encode_batch(texts)])
-
-    torch.manual_seed(options.seed)
     config, shipped = read.config("text_encoder"), tuple(read.plugins)
-    if options.heads_only:
-        model = selector.Selector(read.text_encoder(), config["hidden_size"])
-    else:
-        model = selector.fresh(config)
-    selector.remove_head(model.heads, options.removed)
-    count = options.images_per_task * (len(shipped) if options.heads_only else 1)
-    rows = plugin_rows(read, pictures(work, options.images_per_task), count)
     found = cards.registry(tree)
     own = {task: corpus.wording_of(found[task]) for task in shipped if task not in WORDS}
     words = {**WORDS, **own}
+    made = None if options.heads_only else new_tokenizer(words)
+    torch.manual_seed(options.seed)
+    if made is None:
+        model = selector.Selector(read.text_encoder(), config["hidden_size"])
+        encode = learn_encode = encoder(tokenizer_of(read.tokenizer))
+    else:
+        config = selector.text_config(made[0], config["hidden_size"])
+        model = selector.fresh(config)
+        whole = fewer_merges(*made)
+        encode, learn_encode = encoder(whole), encoder(whole, *(fewer_merges(*made, part) for part in COARSER))
+    selector.remove_head(model.heads, options.removed)
+    count = options.images_per_task * (len(shipped) if options.heads_only else 1)
+    rows = plugin_rows(read, pictures(work, options.images_per_task), count)
     held = max(len(rows) // 5, 1)
     learn = rows[held:] if len(rows) > held else rows
     name = "selector" + (f"_{options.removed}" if options.removed else "")
-    selector.fit(learn, encode, model, shipped, work / f"run/{name}.pt", options, words=words)
+    selector.fit(learn, learn_encode, model, shipped, work / f"run/{name}.pt", options, words=words)
     model.eval()
     threshold = best_threshold(model, rows[:held], encode, shipped, words)
-    if not options.heads_only:
+    if made is not None:
+        layout.write_tokenizer(tree, *made)
         layout.write_text(tree, config, model.text.state_dict())
     layout.write_selector(tree, model.heads.state_dict(), threshold)
     print(f"threshold {threshold:.3f}, chosen on {VALIDATION_REQUESTS} requests of the training's own kinds")
-    made = selector.accuracy(model, rows[:held], encode, shipped, words=words, threshold=threshold)
-    for kind, values in made.items():
+    scores = selector.accuracy(model, rows[:held], encode, shipped, words=words, threshold=threshold)
+    for kind, values in scores.items():
         print(kind, " ".join(f"{key} {value:.3f}" for key, value in values.items()))
-    return made
+    return scores
+
+
+def new_tokenizer(words: corpus.Words) -> tuple[dict[str, int], list[str]]:
+    """Vocabulary and merges for the requests of a corpus."""
+    return selector.train_tokenizer([request.text for request in corpus.corpus(TOKENIZER_REQUESTS, 0, words=words)])
+
+
+def tokenizer_of(folder: Path) -> Tokenizer:
+    """A checkpoint's tokenizer."""
+    from diffplugin.export.tokenizer import build_tokenizer
+
+    return build_tokenizer(folder)
+
+
+def fewer_merges(vocab: Mapping[str, int], merges: Sequence[str], part: float = 1.0) -> Tokenizer:
+    """The tokenizer with the first ``part`` of its merges.
+
+    With fewer of them words fall into smaller pieces, as a misspelt word does: trained on several such tokenizations of
+    what it learns, the encoder reads words by their letters too (BPE-dropout, arXiv:1910.13267, with whole levels of
+    merges in place of single ones, so that it is the same in every run).
+    """
+    with TemporaryDirectory() as folder:
+        layout.write_tokenizer(Path(folder), vocab, list(merges[: round(part * len(merges))]))
+        return tokenizer_of(Path(folder) / "base/tokenizer")
+
+
+def encoder(*tokenizers: Tokenizer) -> selector.Encode:
+    """``encode(texts)`` -> ids int64 [n, 77]: text i by tokenizer i, in turn."""
+
+    def encode(texts: list[str]) -> Tensor:
+        ids = np.zeros((len(texts), selector.CONTEXT), np.int64)
+        for i, one in enumerate(tokenizers):
+            found = one.encode_batch_fast(texts[i :: len(tokenizers)])
+            ids[i :: len(tokenizers)] = np.array([e.ids for e in found], np.int64).reshape(-1, selector.CONTEXT)
+        return torch.from_numpy(ids)
+
+    return encode
 
 
 @torch.no_grad()
