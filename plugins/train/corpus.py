@@ -9,7 +9,7 @@ authors who had not seen it, so that scores tell whether wording generalises.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 
 import numpy as np

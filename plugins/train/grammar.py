@@ -114,7 +114,10 @@ def sample(
     if kind == "multi":
         return asking_both(words, nouns, (a, b), rng), (a, b)
     if kind == "mixed":
-        parts = [asking(words, nouns, a, rng), refusing(words, nouns, b, rng) if rng.random() < 0.6 else other(words, rng)]
+        parts = [
+            asking(words, nouns, a, rng),
+            refusing(words, nouns, b, rng) if rng.random() < 0.6 else other(words, rng),
+        ]
         if rng.random() < 0.5:
             parts.reverse()
         return pick(words.join, rng).format(*parts), (a,)

@@ -159,12 +159,6 @@ def unpacked(folder: Path, package: str) -> Path:
     return root
 
 
-def english_words(folder: Path) -> list[str]:
-    """The word list of the package ``wamerican`` (public domain), without possessives."""
-    text = (unpacked(folder, "wamerican") / "usr/share/dict/american-english").read_text(encoding="utf-8")
-    return [word for word in text.split() if "'" not in word]
-
-
 def fetch(folder: Path, added: Sequence[Path] = ()) -> list[Photo]:
     """Download, unpack and list all photographs under ``folder`` (``photos/*.png``, ``photos.json``, ``LICENCES.txt``).
 

@@ -131,7 +131,7 @@ def add_selector(parser: argparse.ArgumentParser) -> None:
         help="texts of a step (default: 64; heads only: 8, one positive and seven negatives)",
     )
     parser.add_argument(
-        "--lr", "--learning-rate", type=float, dest="learning_rate", metavar="X", help="default: 2e-3; heads only: 1e-5"
+        "--lr", "--learning-rate", type=float, dest="learning_rate", metavar="X", help="default: 3e-3; heads only: 1e-5"
     )
     parser.add_argument(
         "--lr-scheduler", choices=("constant", "cosine", "linear"), help="default: cosine; heads only: constant"

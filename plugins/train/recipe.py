@@ -20,7 +20,6 @@ from diffplugin.plugins.train import (
     layout,
     loop,
     pairs,
-    photos,
     plugin,
     pool,
     selector,
@@ -184,13 +183,13 @@ def write_base(out: Path, model: plugin.Denoiser) -> None:
 
 
 def write_text(work: Work) -> None:
-    """A tokenizer for the request corpus and a new text encoder, which the selector's training fills, where there are
-    none yet."""
+    """A tokenizer and a text encoder, where there are none yet: the checkpoint is whole. The selector's training puts
+    its own in their place."""
     from diffplugin.export.tokenizer import build_tokenizer
 
     folder = work.checkpoint / "base/tokenizer"
     if not (folder / "vocab.json").exists():
-        texts = [r.text for r in corpus.corpus(8000, 0)] + photos.english_words(work.root)
+        texts = [r.text for r in corpus.corpus(2000, 0)]
         layout.write_tokenizer(work.checkpoint, *selector.train_tokenizer(texts))
     elif (work.checkpoint / TEXT_WEIGHTS).exists():
         return

@@ -30,7 +30,7 @@ from diffplugin.plugins.train.wording import WORDS, Request
 Encode = Callable[[list[str]], Tensor]
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 VOCABULARY = 6000
-REQUESTS = 300_000
+REQUESTS = 200_000
 CONTEXT = 77
 
 
@@ -49,7 +49,7 @@ def text_config(vocab: dict[str, int], width: int) -> dict[str, Any]:
         "layer_norm_eps": 1e-5,
         "max_position_embeddings": CONTEXT,
         "num_attention_heads": 4,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 2,
         "projection_dim": width,
         "vocab_size": len(vocab),
     }
@@ -101,12 +101,37 @@ class Selector(nn.Module):
 
 
 def fresh(config: dict[str, Any]) -> Selector:
-    """A new small text encoder with its heads; small embeddings, so that words separate quickly."""
+    """A new small text encoder with its heads.
+
+    Embeddings begin small and the first layer's attention as the mean of what it sees: what words mean is learned from
+    the first step on. With the usual start the end mark hears little of them, and hundreds of steps pass before.
+    """
     text = TextEncoder(config)
+    first = text.text_model.encoder.layers[0].self_attn
     with torch.no_grad():
         for embedding in (text.text_model.embeddings.token_embedding, text.text_model.embeddings.position_embedding):
-            embedding.weight.mul_(0.3)
+            embedding.weight.mul_(0.04)
+        for projection in (first.v_proj, first.out_proj):
+            projection.weight.copy_(torch.eye(*projection.weight.shape))
+        for projection in (first.q_proj, first.k_proj):
+            projection.weight.mul_(0.3)
     return Selector(text, config["hidden_size"])
+
+
+@torch.no_grad()
+def separate(heads: SelectorHeads, rows: Tensor, ridge: float = 1e-3) -> None:
+    """Start the visual head as the map that tells the plugins apart: ridge regression of their rows [pictures, p, D] to
+    orthogonal directions. Rows of different plugins have much in common; a random map leaves them nearly parallel, and
+    the heads then learn one plugin after another."""
+    count, width = rows.shape[1:]
+    wanted = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64))[0][:count]
+    x, mean = rows.reshape(-1, width).double(), rows.mean(dim=(0, 1)).double()
+    x = x - mean
+    square = x.T @ x
+    square += ridge * square.diagonal().mean() * torch.eye(width, dtype=torch.float64)
+    weight = torch.linalg.solve(square, x.T @ (wanted - wanted.mean(0)).repeat(len(rows), 1))
+    heads.proj_v.weight.copy_(weight.T)
+    heads.proj_v.bias.copy_(wanted.mean(0) - mean @ weight)
 
 
 def targets(requests: Sequence[Request], shipped: Sequence[str]) -> Tensor:
@@ -119,7 +144,7 @@ def targets(requests: Sequence[Request], shipped: Sequence[str]) -> Tensor:
     return out
 
 
-def drop(text: TextEncoder, rate: float = 0.15) -> None:
+def drop(text: TextEncoder, rate: float = 0.1) -> None:
     """Dropout while training, on what the tokens say and on what attention and MLP add (arXiv:1706.03762)."""
     places: list[Any] = [text.text_model.embeddings.token_embedding]
     for layer in text.text_model.encoder.layers:

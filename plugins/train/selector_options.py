@@ -21,7 +21,7 @@ class Options:
     steps: int
     heads_only: bool = False
     train_batch_size: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     lr_scheduler: str = "cosine"
     negatives: int = 7
     temperature: float = 0.07

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _BATCH = 16  # pictures that the encoders see at once
-TOKENIZER_REQUESTS = 40_000
+_ENCODED = 1024  # texts at once: an encoding is large
+TOKENIZER_REQUESTS = 30_000
 COARSER = (1.0, 1.0, 0.4, 0.1)  # parts of the merges that requests are read with while training
 VALIDATION_REQUESTS = 2000
 
@@ -117,6 +118,8 @@ def train(
     rows = plugin_rows(read, pictures(work, options.images_per_task), count)
     held = max(len(rows) // 5, 1)
     learn = rows[held:] if len(rows) > held else rows
+    if made is not None and options.removed != "visual" and len(shipped) <= learn.shape[-1]:
+        selector.separate(model.heads, learn)
     name = "selector" + (f"_{options.removed}" if options.removed else "")
     selector.fit(learn, learn_encode, model, shipped, work / f"run/{name}.pt", options, words=words)
     model.eval()
@@ -161,9 +164,12 @@ def encoder(*tokenizers: Tokenizer) -> selector.Encode:
 
     def encode(texts: list[str]) -> Tensor:
         ids = np.zeros((len(texts), selector.CONTEXT), np.int64)
-        for i, one in enumerate(tokenizers):
-            found = one.encode_batch_fast(texts[i :: len(tokenizers)])
-            ids[i :: len(tokenizers)] = np.array([e.ids for e in found], np.int64).reshape(-1, selector.CONTEXT)
+        every = _ENCODED * len(tokenizers)
+        for begin in range(0, len(texts), every):
+            for i, one in enumerate(tokenizers):
+                some = slice(begin + i, begin + every, len(tokenizers))
+                if found := one.encode_batch_fast(texts[some]):
+                    ids[some] = [encoding.ids for encoding in found]
         return torch.from_numpy(ids)
 
     return encode

@@ -171,6 +171,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--first-frame", action="store_true", help="of several frames or pages the first alone (default: all of them)"
     )
     show.add_argument("--compare", action="store_true", help="also write <result>-compare: before beside after")
+    show.add_argument("--scores", action="store_true", help="also print the selector's scores")
     show.add_argument("--json", action="store_true", help="print plan, scores and timings as one JSON object")
     show.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     add_common_options(parser)

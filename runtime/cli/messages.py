@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, TextIO
 
 from diffplugin.plugins.cards import TRAIN_STEPS, PluginCard, example_requests
@@ -26,17 +26,29 @@ def loaded_line(restorer: Restorer, why: str = "") -> str:
     return line if quality == EXACT else f"{line}; {quality.name}: {quality.description}"
 
 
-def selection_line(selection: Selection) -> str:
-    """Scores and the chosen chain: ``derain -0.12, deblur +0.81, null -0.33 -> deblur (scores above 0)``."""
-    scores = ", ".join(f"{name} {score:+.2f}" for name, score in selection.scores.items())
-    chain = ", then ".join(selection.chosen) or "nothing"
-    return f"{scores} -> {chain} ({selection.reason})" if scores else f"{chain} ({selection.reason})"
+def selection_line(selection: Selection, cards: Mapping[str, PluginCard], *, scores: bool = False) -> str:
+    """What was understood, ``understood: Deblurring (deblur)``, or that nothing was; ``scores``: the numbers too."""
+    if not selection.scores:
+        return f"{', then '.join(selection.chosen)} ({selection.reason})"
+    chosen = [f"{cards[plugin].title} ({plugin})" for plugin in selection.chosen]
+    line = f"understood: {', then '.join(chosen) or f'nothing that one of the {len(cards)} plugins does'}"
+    if chosen and selection.compounds:
+        line += f" (the request names {' and '.join(selection.compounds)})"
+    why, _, unread = selection.reason.partition("; ")
+    line += f"; {unread}" if unread else ""
+    numbers = ", ".join(f"{name} {score:+.2f}" for name, score in selection.scores.items())
+    return f"{line} [{numbers}; {why}]" if scores else line
 
 
-def example_lines(cards: Iterable[PluginCard], *, copies: bool = False) -> list[str]:
-    """Example requests for a user whose request selected nothing."""
-    lines = [f"nothing selected, {'copied as it is' if copies else 'nothing written'}; examples of requests:"]
-    return lines + [f'  {plugin + ":":<12} "{example}"' for plugin, example in example_requests(cards)]
+def refusal_lines(selection: Selection, cards: Mapping[str, PluginCard], *, copies: bool = False) -> list[str]:
+    """For a user whose request selected nothing: what happened to the photo, what is near, what can be asked for."""
+    lines = [f"nothing selected, {'copied as it is' if copies else 'nothing written'}"]
+    if selection.near:
+        near = [f'{cards[plugin].title}: "{cards[plugin].examples[0]}"' for plugin in selection.near]
+        lines.append(f"  near it: {'; '.join(near)}")
+    lines.append("  what can be asked for (or named with --plugin):")
+    width = max(map(len, cards)) + 1
+    return lines + [f'    {plugin + ":":<{width}} "{example}"' for plugin, example in example_requests(cards.values())]
 
 
 def plan_lines(plan: Plan) -> list[str]:

@@ -23,10 +23,10 @@ from diffplugin.runtime.cli.inputs import STDIN, Inputs, LeftOut, find_photos, s
 from diffplugin.runtime.cli.messages import (
     ProgressBar,
     done_line,
-    example_lines,
     loaded_line,
     memory_warning,
     plan_lines,
+    refusal_lines,
     selection_line,
 )
 from diffplugin.runtime.cli.pipes import check_pipes, read_stdin
@@ -208,9 +208,9 @@ class Session:
         if not plan.chain and (other := self._instead_of(restorer)):
             restorer = other
             plan, selection = restorer.plan(photo, self.options, mask=mask)
-        self._say(f"{_name(paths)}: {selection_line(selection)}", *(f"  {line}" for line in plan_lines(plan)))
+        self._say(self._understood(restorer, paths, selection), *(f"  {line}" for line in plan_lines(plan)))
         if not plan.chain:
-            self._say(*example_lines(restorer.cards.values()))
+            self._say(*refusal_lines(selection, restorer.cards))
         self._say(f"  output:  {_target_name(paths)} (dry run: not written)")
         self.account.planned(paths, plan, selection, bundle=restorer.bundle.manifest.name)
 
@@ -231,7 +231,7 @@ class Session:
                 self._say(f"{_target_name(paths)}: {note}")
         seconds = time.perf_counter() - began
         if made.untouched:
-            self._say(*example_lines(restorer.cards.values(), copies=copies))
+            self._say(*refusal_lines(made.selection, restorer.cards, copies=copies))
         else:
             self._say(done_line(made, _target_name(paths), seconds))
         self.account.made(paths, made, seconds, copied=copies, bundle=restorer.bundle.manifest.name, notes=notes)
@@ -241,7 +241,7 @@ class Session:
             photo,
             self.options,
             mask=self._mask(photo),
-            on_plan=lambda plan, selection: self._announce(paths, plan, selection),
+            on_plan=lambda plan, selection: self._announce(restorer, paths, plan, selection),
             progress=self.bar if self._alone else None,
             cancelled=self._is_cancelled,
         )
@@ -259,8 +259,11 @@ class Session:
             return None
         return self._embedded(f"{restorer.bundle.path} has nothing for this request")
 
-    def _announce(self, paths: PhotoPaths, plan: Plan, selection: Selection) -> None:
-        self._say(f"{_name(paths)}: {selection_line(selection)}")
+    def _understood(self, restorer: Restorer, paths: PhotoPaths, selection: Selection) -> str:
+        return f"{_name(paths)}: {selection_line(selection, restorer.cards, scores=self.args.scores)}"
+
+    def _announce(self, restorer: Restorer, paths: PhotoPaths, plan: Plan, selection: Selection) -> None:
+        self._say(self._understood(restorer, paths, selection))
         if plan.chain and (warning := memory_warning(plan)):
             with self._lock:
                 self.bar.clear()

@@ -23,12 +23,14 @@ class Selection:
         reason: one line for people.
         scores: score of every plugin and of ``null`` (last); empty if the caller named the plugins.
         compounds: compound tasks of the mapping table that the request asks for.
+        near: where nothing is chosen, at most two plugins whose scores come near the threshold, the nearest first.
     """
 
     chosen: tuple[str, ...]
     reason: str
     scores: Mapping[str, float] = field(default_factory=dict)
     compounds: tuple[str, ...] = ()
+    near: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,7 +64,15 @@ def select(scores: Array, plugins: Sequence[str], prompt: str, table: Table, thr
     if any(named[plugin] > threshold for plugin in plugins):
         reasons.append(f"scores above {threshold:g}")
     reason = ", ".join(reasons) or f"no plugin scores above {threshold:g}"
-    return Selection(chosen=chosen, reason=reason, scores=named, compounds=tuple(compounds))
+    near = () if chosen else _near(named, threshold)
+    return Selection(chosen=chosen, reason=reason, scores=named, compounds=tuple(compounds), near=near)
+
+
+def _near(scores: Mapping[str, float], threshold: float) -> tuple[str, ...]:
+    """Plugins that miss the threshold by less than ``null`` passes it: the request may have been meant for them."""
+    missed = {plugin: threshold - score for plugin, score in scores.items() if plugin != NULL}
+    close = sorted((m, plugin) for plugin, m in missed.items() if m < scores[NULL] - threshold)
+    return tuple(plugin for _, plugin in close[:2])
 
 
 def select_named(names: Sequence[str], cards: Mapping[str, PluginCard]) -> Selection:

@@ -134,11 +134,13 @@ function drawProgress() {
 
 function reason({ selection, seconds, untouched }) {
   const names = selection.chosen.map(titleOf).join(", then ");
-  const scores = Object.entries(selection.scores).map(([name, score]) => `${name} ${score.toFixed(1)}`).join(", ");
   const took = seconds ? ` in ${seconds.toFixed(1)} s` : "";
-  if (untouched) return `Nothing was changed: no plugin fits these words (${scores}). Try one of the examples.`;
-  const why = Object.keys(selection.scores).length ? selection.reason : "as you picked";
-  return `${names}${took}: ${why}${scores ? ` (${scores})` : ""}.`;
+  if (untouched) {
+    const near = selection.near?.length ? ` Near it: ${selection.near.map(titleOf).join(", ")}.` : "";
+    return `Nothing was changed: no plugin does what these words ask for.${near} Try one of the examples.`;
+  }
+  const asked = Object.keys(selection.scores).length;
+  return `${names}${took}, ${asked ? "as understood from your words" : "as you picked"}.`;
 }
 
 function drawHistory() {

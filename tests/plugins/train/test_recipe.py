@@ -32,9 +32,6 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         fields = {"package": "p", "source": "s", "licence": "CC0", "holder": "h", "split": split}
         rows.append({"file": f"p{i}.png", **fields})
     (tmp_path / "photos.json").write_text(json.dumps(rows))
-    words = tmp_path / "packages/wamerican/usr/share/dict/american-english"
-    words.parent.mkdir(parents=True)
-    words.write_text("rain\nsnow\npicture\n" * 4)
     return tmp_path
 
 

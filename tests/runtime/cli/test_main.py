@@ -33,9 +33,16 @@ def _size(name: str) -> tuple[int, int]:
 def test_a_photo_and_a_request(infer: Callable[..., Run]) -> None:
     run = infer("photo.png", "dark rain", "--steps", "4")
     assert run.status == 0 and run.err == ""
-    assert "derain +0.50, lowlight +0.50, deblur -0.50, null +0.10 -> derain, then lowlight (scores above 0)" in run.out
+    assert "photo.png: understood: Rain removal (derain), then Low-light enhancement (lowlight)\n" in run.out
     assert "photo-restored.png: 80x64 px in" in run.out and "(derain, lowlight, fake fp32)" in run.out
     assert _size("photo-restored.png") == (80, 64)
+
+
+def test_scores_are_shown_where_asked_for(infer: Callable[..., Run]) -> None:
+    for words in ("dark rain", "paint it"):
+        assert "null +0." not in infer("photo.png", words, "--dry-run").out
+    run = infer("photo.png", "dark rain", "--dry-run", "--scores")
+    assert "[derain +0.50, lowlight +0.50, deblur -0.50, null +0.10; scores above 0]" in run.out
 
 
 def test_named_plugins_and_compare(infer: Callable[..., Run]) -> None:
@@ -54,7 +61,7 @@ def test_nothing_selected_writes_nothing_and_explains(infer: Callable[..., Run])
     assert run.status == 3 and run.err == ""
     assert Path("same.png").read_bytes() == b"an earlier result", "no byte copy that pretends to be restored"
     assert sorted(p.name for p in Path().iterdir()) == ["photo.png", "same.png"]
-    assert '"remove the rain"' in run.out and '"remove the blur"' in run.out and "-> nothing" in run.out
+    assert '"remove the rain"' in run.out and '"remove the blur"' in run.out and "understood: nothing" in run.out
     facts = json.loads(infer("photo.png", "paint it", "--json").out)
     assert (facts["done"], facts["nothing_selected"], facts["failed"], facts["exit_code"]) == (0, 1, 0, 3)
     assert facts["files"][0]["status"] == "nothing selected" and facts["files"][0]["output"] is None

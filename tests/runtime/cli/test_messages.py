@@ -10,10 +10,10 @@ import numpy as np
 from diffplugin.plugins.cards import shipped_cards
 from diffplugin.runtime.cli.messages import (
     ProgressBar,
-    example_lines,
     loaded_line,
     memory_warning,
     plan_lines,
+    refusal_lines,
     selection_line,
 )
 from diffplugin.runtime.planning.quality import QUALITIES
@@ -26,19 +26,36 @@ class _Terminal(io.StringIO):
         return True
 
 
+CARDS = shipped_cards()
+
+
 def test_selection() -> None:
     made = Selection(chosen=("deblur",), reason="scores above 0", scores={"deblur": 0.812, "null": -0.33})
-    assert selection_line(made) == "deblur +0.81, null -0.33 -> deblur (scores above 0)"
-    nothing = replace(made, chosen=(), reason="no plugin scores above 0")
-    assert selection_line(nothing).endswith("-> nothing (no plugin scores above 0)")
+    assert selection_line(made, CARDS) == "understood: Deblurring (deblur)"
+    shown = selection_line(made, CARDS, scores=True)
+    assert shown == "understood: Deblurring (deblur) [deblur +0.81, null -0.33; scores above 0]"
+    nothing = replace(made, chosen=(), reason="no plugin scores above 0; only the first 75 word pieces were read")
+    said = "understood: nothing that one of the 8 plugins does; only the first 75 word pieces were read"
+    assert selection_line(nothing, CARDS) == said
     named = Selection(chosen=("derain", "deblur"), reason="named by the caller")
-    assert selection_line(named) == "derain, then deblur (named by the caller)"
+    for scores in (False, True):
+        line = selection_line(named, CARDS, scores=scores)
+        assert line == "derain, then deblur (named by the caller)"
+    table = replace(made, compounds=("rainy-night",))
+    assert selection_line(table, CARDS).endswith("Deblurring (deblur) (the request names rainy-night)")
 
 
-def test_every_request_that_is_understood_is_listed() -> None:
-    text = "\n".join(example_lines(shipped_cards().values()))
-    for card in shipped_cards().values():
-        assert card.id in text and card.examples[0] in text
+def test_a_refusal_says_what_is_near_and_what_can_be_asked_for() -> None:
+    nothing = Selection(chosen=(), reason="no plugin scores above 0", scores={"null": 1.0}, near=("lowlight",))
+    lines = refusal_lines(nothing, CARDS)
+    assert lines[:2] == [
+        "nothing selected, nothing written",
+        f'  near it: Low-light enhancement: "{CARDS["lowlight"].examples[0]}"',
+    ]
+    for card in CARDS.values():
+        assert any(card.id in line and card.examples[0] in line for line in lines[2:])
+    assert not any("near" in line for line in refusal_lines(replace(nothing, near=()), CARDS))
+    assert "copied as it is" in refusal_lines(nothing, CARDS, copies=True)[0]
 
 
 def test_plan_and_memory(restorer: Restorer) -> None:

@@ -40,6 +40,12 @@ def test_a_compound_task_adds_its_installed_sub_tasks() -> None:
     assert absent.chosen == () and absent.reason == "no plugin scores above 0"
 
 
+def test_a_refusal_names_what_misses_by_less_than_null_wins() -> None:
+    assert _select(-0.3, -0.9, -0.1, 0.5).near == ("deblur", "derain")
+    assert _select(-0.6, -0.9, -0.6, 0.5).near == (), "sure of nothing"
+    assert _select(-0.3, 0.9, -0.1, 0.5).near == (), "something is chosen"
+
+
 def test_broken_scores_are_refused() -> None:
     with pytest.raises(NotFinite, match="not finite"):
         _select(0.1, float("nan"), 0, 0)

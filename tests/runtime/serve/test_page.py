@@ -98,7 +98,7 @@ def test_upload_request_progress_slider_download(
     page.get_by_label("Steps").fill("4")
     page.get_by_role("button", name="Restore").click()
     page.get_by_text("derain: step 0 of 7").wait_for()
-    page.get_by_text("Rain removal, then Low-light enhancement: scores above 0").wait_for()
+    page.get_by_text("Rain removal, then Low-light enhancement, as understood from your words").wait_for()
     assert page.get_by_role("button", name="Cancel").is_visible()
     gate.opened.set()
     slider = finished(page)
