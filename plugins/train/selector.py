@@ -107,7 +107,7 @@ def fresh(config: dict[str, Any]) -> Selector:
     the first step on. With the usual start the end mark hears little of them, and hundreds of steps pass before.
     """
     text = TextEncoder(config)
-    first = text.text_model.encoder.layers[0].self_attn
+    first: Any = text.text_model.encoder.layers[0].self_attn
     with torch.no_grad():
         for embedding in (text.text_model.embeddings.token_embedding, text.text_model.embeddings.position_embedding):
             embedding.weight.mul_(0.04)
