@@ -57,6 +57,7 @@ class Photos:
                 max_pixels=max_pixels,
                 on_plan=lambda plan, selection: None,
                 progress=lambda step, steps, plugin: None,
+                restored=lambda: None,
                 cancelled=lambda: False,
             )
             small = replace(made, photo=Photo(rgb=made.photo.rgb[:1, :1]))  # the pixels travel as the file

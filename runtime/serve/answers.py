@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response
 
 from diffplugin.runtime.serve.job import Job
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from diffplugin.runtime.request.selection import Selection
     from diffplugin.runtime.serve.service import Service
 
+_WHOLE = 2**20  # bytes: a file is sent in pieces, with a turn of a thread for each
 MEDIA_TYPES = {
     ".png": "image/png",
     ".jpg": "image/jpeg",
@@ -90,7 +91,7 @@ def plan_document(plan: Plan, selection: Selection, seconds: float | None, need_
     }
 
 
-def result_response(job: Job, service: Service, *, download: bool = False) -> FileResponse:
+def result_response(job: Job, service: Service, *, download: bool = False) -> Response:
     """The restored photo, with plan and timings in the headers."""
     assert job.result is not None
     suffix = Path(job.result).suffix
@@ -107,4 +108,6 @@ def result_response(job: Job, service: Service, *, download: bool = False) -> Fi
         "Cache-Control": "private, no-store",
     }
     path = service.store.path("results", job.result)
+    if path.stat().st_size <= _WHOLE:
+        return Response(path.read_bytes(), media_type=MEDIA_TYPES[suffix], headers=headers)
     return FileResponse(path, media_type=MEDIA_TYPES[suffix], headers=headers)

@@ -55,12 +55,14 @@ def restore_job(
     max_pixels: int,
     on_plan: Callable[[Plan, Selection], None],
     progress: Callable[[int, int, str], None],
+    restored: Callable[[], None],
     cancelled: Callable[[], bool],
 ) -> tuple[Restoration, str]:
     """Restore a job's photo and write the result below ``results``; it is on the disk when this returns.
 
     Args:
         files: "inputs" and, with a mask, "masks".
+        restored: called when only the result is still to be written.
 
     Returns:
         (the restoration, name of the result's file).
@@ -74,6 +76,7 @@ def restore_job(
         progress=progress,
         cancelled=cancelled,
     )
+    restored()
     result = results / f"{job.id}{job.request.suffix}"
     target = fitting(made.photo.size, job.request.fit)
     same_format = suffix_of(read_header(files["inputs"])[0]) == result.suffix

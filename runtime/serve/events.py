@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from diffplugin.runtime.serve.answers import job_document
 
 if TYPE_CHECKING:
+    from diffplugin.runtime.serve.job import Job
     from diffplugin.runtime.serve.service import Service
 
 HEARTBEAT_SECONDS = 15.0  # so that proxies keep the connection
@@ -26,7 +27,7 @@ async def job_events(service: Service, job_id: str) -> AsyncIterator[str]:
     with service.listening(job_id) as changed:
         while True:
             changed.clear()
-            job = await run_in_threadpool(service.store.get, job_id)
+            job = service.store.get(job_id)
             if job is None:
                 yield "event: gone\ndata: {}\n\n"
                 return
@@ -49,14 +50,14 @@ async def job_events(service: Service, job_id: str) -> AsyncIterator[str]:
                 yield ": still here\n\n"
 
 
-async def finished(service: Service, job_id: str) -> None:
-    """Wait until a job has finished, or will not begin because the server stops."""
-    with service.listening(job_id) as changed:
+async def finished(service: Service, job_id: str) -> Job | None:
+    """The job once it has finished, or will not begin because the server stops; None: it was removed."""
+    with service.listening(job_id, to_its_end=True) as changed:
         while True:
             changed.clear()
-            job = await run_in_threadpool(service.store.get, job_id)
+            job = service.store.get(job_id)
             if job is None or job.is_finished or (service.stopping.is_set() and job.state == "queued"):
-                return
+                return job
             try:
                 await asyncio.wait_for(changed.wait(), 5.0)
             except TimeoutError:

@@ -47,7 +47,8 @@ class Guard:
                 status[0] = message["status"]
                 message["headers"] = [*message.get("headers", ()), *_HEADERS]
             # a client that reads nothing would keep its connection for ever
-            await asyncio.wait_for(send(message), 4 * self._service.settings.read_seconds)
+            async with asyncio.timeout(4 * self._service.settings.read_seconds):
+                await send(message)
 
         try:
             problem = self._refusal(scope)
@@ -114,7 +115,8 @@ class _Body:
             return await self._receive()
         allowed = self._silence + self._bytes / _LOWEST_RATE - (time.monotonic() - self._began)
         try:
-            message = await asyncio.wait_for(self._receive(), min(self._silence, max(allowed, 0)))
+            async with asyncio.timeout(min(self._silence, max(allowed, 0))):
+                message = await self._receive()
         except TimeoutError:
             self.problem = Problem(
                 "slow",

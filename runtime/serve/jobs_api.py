@@ -69,13 +69,13 @@ def owner_of(request: Request) -> str:
     return request.scope["diffplugin.owner"] or ""
 
 
-async def job_of(request: Request, job_id: str) -> Job:
+def job_of(request: Request, job_id: str) -> Job:
     """The caller's job of an id.
 
     Raises:
         Problem: there is none, or it belongs to another caller.
     """
-    job = await run_in_threadpool(service_of(request).store.get, job_id)
+    job = service_of(request).store.get(job_id)
     if job is None or job.owner != owner_of(request):
         raise Problem("not-found", f"no job {job_id[:64]!r}; finished jobs are kept for a while only")
     return job
@@ -96,7 +96,6 @@ async def wait_for(request: Request, jobs: list[Job]) -> list[Job]:
         await asyncio.wait({done, left}, return_when=asyncio.FIRST_COMPLETED)
         if not done.done():
             raise Cancelled("the caller went away")
-        done.result()
     finally:  # the server's own end comes here, too
         left.cancel()
         if not done.done():
@@ -106,10 +105,10 @@ async def wait_for(request: Request, jobs: list[Job]) -> list[Job]:
             for job in jobs:
                 if job.attached and not service.stopping.is_set():
                     await run_in_threadpool(service.cancel, job)
-    found = [await run_in_threadpool(service.store.get, job.id) for job in jobs]
-    if any(job is None or not job.is_finished for job in found):
+    ended = [job for job in done.result() if job is not None and job.is_finished]
+    if len(ended) < len(jobs):
         raise Problem("unavailable", "the server is stopping; send the photo again", retry_after=5)
-    return [job for job in found if job is not None]
+    return ended
 
 
 async def _left(request: Request) -> None:
@@ -128,12 +127,12 @@ async def _left(request: Request) -> None:
 )
 async def restore(request: Request, sent: Sent, key: Key = None) -> Response:
     service = service_of(request)
-    job, _ = await submit(service, sent, owner=owner_of(request), key=key, attached=key is None)
+    job, _ = await run_in_threadpool(submit, service, sent, owner=owner_of(request), key=key, attached=key is None)
     (job,) = await wait_for(request, [job])
     if job.state != "done":
         return respond(job.problem or {})
     if "application/json" not in request.headers.get("accept", ""):
-        return result_response(job, service)
+        return await run_in_threadpool(result_response, job, service)
     assert job.result is not None
     data = await run_in_threadpool(service.store.path("results", job.result).read_bytes)
     return JSONResponse(job_document(job, service) | {"image": base64.b64encode(data).decode()})
@@ -142,7 +141,7 @@ async def restore(request: Request, sent: Sent, key: Key = None) -> Response:
 @router.post("/jobs", status_code=202, summary="Queue a photo", responses={**_SENT, 202: _JOB_ANSWER[202]})
 async def queue(request: Request, sent: Sent, key: Key = None) -> Response:
     service = service_of(request)
-    job, new = await submit(service, sent, owner=owner_of(request), key=key, attached=False)
+    job, new = await run_in_threadpool(submit, service, sent, owner=owner_of(request), key=key, attached=False)
     headers = {"Location": f"/v1/jobs/{job.id}"} | ({} if new else {"Idempotent-Replayed": "true"})
     document = await run_in_threadpool(job_document, job, service)
     return JSONResponse(document, status_code=202 if new else 200, headers=headers)
@@ -167,13 +166,13 @@ async def jobs(
 
 @router.get("/jobs/{job_id}", summary="How a job stands", responses={200: _JOB_ANSWER[200], **_refusals("not-found")})
 async def job(request: Request, job_id: str) -> Response:
-    found = await job_of(request, job_id)
+    found = job_of(request, job_id)
     return JSONResponse(await run_in_threadpool(job_document, found, service_of(request)))
 
 
 @router.get("/jobs/{job_id}/events", summary="A job's changes as server-sent events", responses=_refusals("not-found"))
 async def events(request: Request, job_id: str) -> Response:
-    found = await job_of(request, job_id)
+    found = job_of(request, job_id)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(job_events(service_of(request), found.id), media_type="text/event-stream", headers=headers)
 
@@ -185,12 +184,12 @@ async def events(request: Request, job_id: str) -> Response:
     response_class=Response,
 )
 async def result(request: Request, job_id: str, download: bool = False) -> Response:
-    found = await job_of(request, job_id)
+    found = job_of(request, job_id)
     if not found.is_finished:
         raise Problem("not-finished", f"the job is {found.state}; ask again, or follow its events", retry_after=1)
     if found.problem is not None:
         return respond(found.problem)
-    return result_response(found, service_of(request), download=download)
+    return await run_in_threadpool(result_response, found, service_of(request), download=download)
 
 
 @router.delete(
@@ -201,12 +200,12 @@ async def result(request: Request, job_id: str, download: bool = False) -> Respo
     responses=_refusals("not-found"),
 )
 async def cancel(request: Request, job_id: str) -> Response:
-    service, found = service_of(request), await job_of(request, job_id)
+    service, found = service_of(request), job_of(request, job_id)
     if found.is_finished:
-        await run_in_threadpool(service.store.forget, [found])
+        await run_in_threadpool(service.store.forget, found)
         return Response(status_code=204)
     await run_in_threadpool(service.cancel, found)
-    found = await job_of(request, job_id)
+    found = job_of(request, job_id)
     document = await run_in_threadpool(job_document, found, service)
     return JSONResponse(document, status_code=200 if found.is_finished else 202)
 
@@ -214,9 +213,9 @@ async def cancel(request: Request, job_id: str) -> Response:
 @router.post("/plan", summary="What would run: plugins, memory, seconds", responses=_SENT)
 async def plan(request: Request, sent: Sent) -> Response:
     service = service_of(request)
-    async with uploaded(service, sent) as upload:
 
-        def decide() -> dict[str, Any]:
+    def decide() -> dict[str, Any]:
+        with uploaded(service, sent) as upload:
             restorer = service.models.get(upload.request.bundle)
             with service.budget.hold(upload.need_bytes, service.stopping.is_set):
                 photo = read_photo(upload.photo.path, max_pixels=service.settings.max_pixels, name=upload.photo.name)
@@ -225,4 +224,4 @@ async def plan(request: Request, sent: Sent) -> Response:
             seconds = service.models.seconds(upload.request.bundle, made)
             return plan_document(made, selection, seconds, upload.need_bytes)
 
-        return JSONResponse(await run_sync(decide, limiter=request.app.state.planners))
+    return JSONResponse(await run_sync(decide, limiter=request.app.state.planners))

@@ -71,11 +71,12 @@ async def edits(
         suffix=read_format(output_format),
     )
     service, owner = service_of(request), owner_of(request)
-    white = await _converted(service, mask) if mask is not None else None
+    white = await run_in_threadpool(_converted, service, mask) if mask is not None else None
     jobs = []
     for i in range(n):
         sent = Submission(image=photos[0], mask=white, request=replace(wanted, seed=seed + i))
-        jobs.append((await submit(service, sent, owner=owner, key=None, attached=True))[0])
+        job, _ = await run_in_threadpool(submit, service, sent, owner=owner, key=None, attached=True)
+        jobs.append(job)
     done = await wait_for(request, jobs)
     for job in done:
         if job.state != "done":
@@ -92,18 +93,18 @@ async def edits(
 @router.get("/files/{job_id}/{signature}", summary="A result by its signed address", response_class=Response)
 async def file(request: Request, job_id: str, signature: str) -> Response:
     service = service_of(request)
-    job = await run_in_threadpool(service.store.get, job_id)
+    job = service.store.get(job_id)
     genuine = hmac.compare_digest(_signature(service, job_id).encode(), signature.encode("utf-8", "replace"))
     if not genuine or job is None or job.result is None:
         raise Problem("not-found", "no such file; results are kept for a while only")
-    return result_response(job, service)
+    return await run_in_threadpool(result_response, job, service)
 
 
-async def _converted(service: Service, mask: UploadFile) -> UploadFile:
+def _converted(service: Service, mask: UploadFile) -> UploadFile:
     """OpenAI's mask (transparent where to edit) as ours (white where to restore). One without transparency is ours."""
-    received = await receive(mask, service.settings, "mask")
+    received = receive(mask, service.settings, "mask")
     try:
-        data = await run_in_threadpool(_grey, received.path, received.name, service.settings.max_pixels)
+        data = _grey(received.path, received.name, service.settings.max_pixels)
     finally:
         received.path.unlink(missing_ok=True)
     return UploadFile(io.BytesIO(data), filename="mask.png")

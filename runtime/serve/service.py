@@ -7,9 +7,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffplugin.errors import Cancelled
 from diffplugin.runtime.serve.budget import MemoryBudget
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("diffplugin.serve")
 _EXPIRE_EVERY = 30.0  # seconds
+
+
+class _Listener(NamedTuple):
+    loop: asyncio.AbstractEventLoop
+    event: asyncio.Event
+    to_its_end: bool
 
 
 class Service:
@@ -51,8 +57,9 @@ class Service:
         self.stopping = threading.Event()
         self._handing_back = threading.Event()
         self._wake = threading.Condition()
+        self._places = threading.Semaphore(models.workers)
         self._threads: list[threading.Thread] = []
-        self._listeners: dict[str, list[tuple[asyncio.AbstractEventLoop, asyncio.Event]]] = {}
+        self._listeners: dict[str, list[_Listener]] = {}
         self._listening = threading.Lock()
 
     def start(self) -> None:
@@ -61,7 +68,8 @@ class Service:
         if queued:
             _log.info("%d jobs of the former server wait, %d of them had begun", queued, again)
         ready = self.models.prepare_in_background(self.settings.warm)
-        names = [f"worker-{i + 1}" for i in range(self.models.workers)]
+        # one more than photos at the same time: it writes a result while the next photo is restored
+        names = [f"worker-{i + 1}" for i in range(self.models.workers + 1)]
         self._threads = [threading.Thread(target=self._work, args=(ready,), name=name, daemon=True) for name in names]
         self._threads.append(threading.Thread(target=self._expire, name="expire", daemon=True))
         for thread in self._threads:
@@ -102,22 +110,22 @@ class Service:
 
     def cancel(self, job: Job) -> None:
         """End a job that is not finished: at once if it waits, before its next step if it runs."""
-        if self.store.cancel_queued(job.id, cancelled_details(job.id)):
+        if self.store.cancel_queued(job, cancelled_details(job.id)):
             self.metrics.job_ended("cancelled")
-            self.notify(job.id)
+            self.notify(job.id, ended=True)
         elif (live := self.progress.get(job.id)) is not None:
             live.cancel.set()
 
     # watching
 
     @contextmanager
-    def listening(self, job_id: str) -> Iterator[asyncio.Event]:
-        """An event of the running loop that is set whenever the job changes."""
-        entry = (asyncio.get_running_loop(), asyncio.Event())
+    def listening(self, job_id: str, *, to_its_end: bool = False) -> Iterator[asyncio.Event]:
+        """An event of the running loop that is set whenever the job changes, or only when it ends or waits again."""
+        entry = _Listener(asyncio.get_running_loop(), asyncio.Event(), to_its_end)
         with self._listening:
             self._listeners.setdefault(job_id, []).append(entry)
         try:
-            yield entry[1]
+            yield entry.event
         finally:
             with self._listening:
                 entries = self._listeners[job_id]
@@ -125,34 +133,44 @@ class Service:
                 if not entries:
                     del self._listeners[job_id]
 
-    def notify(self, job_id: str) -> None:
-        """Notify all listeners that a job has changed."""
+    def notify(self, job_id: str, *, ended: bool = False) -> None:
+        """Notify the listeners that a job has changed, or ended."""
         with self._listening:
-            entries = list(self._listeners.get(job_id, ()))
-        for loop, event in entries:
-            loop.call_soon_threadsafe(event.set)
+            entries = [entry for entry in self._listeners.get(job_id, ()) if ended or not entry.to_its_end]
+        for entry in entries:
+            entry.loop.call_soon_threadsafe(entry.event.set)
 
     def notify_all(self) -> None:
         for job_id in list(self._listeners):
-            self.notify(job_id)
+            self.notify(job_id, ended=True)
 
     # working
 
     def _work(self, ready: threading.Thread) -> None:
         ready.join()
         while not self.stopping.is_set() and not self.models.failed:
-            with self._wake:
-                job = self.store.claim()
-                if job is None:
-                    self._wake.wait(1.0)
+            with ExitStack() as place:
+                place.enter_context(self._places)
+                if (job := self._next()) is None:
                     continue
-            try:
-                self._run(job)
-            except Exception:  # the store itself failed, for example on a full disk
-                _log.exception("job %s: its end cannot be recorded", job.id)
-                time.sleep(1)
+                try:
+                    self._run(job, place.close)
+                except Exception:  # the store itself failed, for example on a full disk
+                    _log.exception("job %s: its end cannot be recorded", job.id)
+                    time.sleep(1)
 
-    def _run(self, job: Job) -> None:
+    def _next(self) -> Job | None:
+        """The next job; None after a while without one, or once the server stops."""
+        with self._wake:
+            if self.stopping.is_set():
+                return None
+            job = self.store.claim()
+            if job is None:
+                self._wake.wait(1.0)
+            return job
+
+    def _run(self, job: Job, restored: Callable[[], None]) -> None:
+        """Run a job to its end. ``restored`` is called when only its result is still to be written."""
         live = self.progress[job.id] = Progress()
         self.notify(job.id)
         began = time.monotonic()
@@ -162,10 +180,10 @@ class Service:
 
         try:
             with self.budget.hold(job.need_bytes, stopped):
-                made = self._restore(job, live, stopped)
+                made = self._restore(job, live, stopped, restored)
         except Cancelled:
             if self._handing_back.is_set() and not live.cancel.is_set():
-                self.store.hand_back(job.id)
+                self.store.hand_back(job)
                 _log.info("job %s waits for the next server", job.id)
             else:
                 self._end(job, "cancelled", problem=cancelled_details(job.id))
@@ -179,9 +197,11 @@ class Service:
             self.metrics.job_done(made, time.monotonic() - began, (job.started or job.created) - job.created)
         finally:
             self.progress.pop(job.id, None)
-            self.notify(job.id)
+            self.notify(job.id, ended=True)
 
-    def _restore(self, job: Job, live: Progress, stopped: Any) -> Any:
+    def _restore(
+        self, job: Job, live: Progress, stopped: Callable[[], bool], restored: Callable[[], None]
+    ) -> Restoration:
         store, began = self.store, time.monotonic()
         kinds = ("inputs", "masks") if job.has_mask else ("inputs",)
 
@@ -203,6 +223,7 @@ class Service:
             max_pixels=self.settings.max_pixels,
             on_plan=on_plan,
             progress=progress,
+            restored=restored,
             cancelled=stopped,
         )
         seconds = time.monotonic() - began
@@ -218,7 +239,7 @@ class Service:
         return made
 
     def _end(self, job: Job, state: str, **facts: Any) -> None:
-        if self.store.finish(job.id, state, **facts):
+        if self.store.finish(job, state, **facts):
             self.metrics.job_ended(state)
             _log.info("job %s: %s", job.id, state)
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from contextlib import asynccontextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import File, Form, UploadFile
-from starlette.concurrency import run_in_threadpool
 
 from diffplugin.errors import RequestError
 from diffplugin.runtime.photos.mask import read_region
@@ -28,7 +27,7 @@ from diffplugin.runtime.serve.problems import Problem
 from diffplugin.runtime.serve.uploads import Received, receive
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import Iterator
 
     from diffplugin.runtime.serve.service import Service
 
@@ -111,9 +110,9 @@ class Upload:
     need_bytes: int
 
 
-@asynccontextmanager
-async def uploaded(service: Service, sent: Submission) -> AsyncIterator[Upload]:
-    """Keep the files of a form on disk while the block runs; files that no job took are removed at its end.
+@contextmanager
+def uploaded(service: Service, sent: Submission, *, durable: bool = False) -> Iterator[Upload]:
+    """Keep the uploads of a form as files while the block runs; files that no job took are removed at its end.
 
     Raises:
         Problem, ImageError, RequestError: the form cannot be served.
@@ -121,18 +120,18 @@ async def uploaded(service: Service, sent: Submission) -> AsyncIterator[Upload]:
     settings, kept = service.settings, []
     try:
         restorer = service.models.get(sent.request.bundle)
-        photo = await receive(sent.image, settings)
+        photo = receive(sent.image, settings, durable=durable)
         kept.append(photo.path)
         mask = None
         if sent.mask is not None:
-            mask = await receive(sent.mask, settings, "mask")
+            mask = receive(sent.mask, settings, "mask", durable=durable)
             kept.append(mask.path)
         request = replace(
             sent.request,
             bundle=restorer.bundle.manifest.name,
             suffix=sent.request.suffix or photo.suffix,
         )
-        need = await run_in_threadpool(needed_bytes, restorer, photo.size, request)
+        need = needed_bytes(restorer, photo.size, request)
         if not service.budget.fits(need):
             limit = service.budget.limit or 0
             raise Problem(
@@ -146,16 +145,15 @@ async def uploaded(service: Service, sent: Submission) -> AsyncIterator[Upload]:
             path.unlink(missing_ok=True)
 
 
-async def submit(
-    service: Service, sent: Submission, *, owner: str, key: str | None, attached: bool
-) -> tuple[Job, bool]:
-    """Queue a form; returns (the job, whether it is new).
+def submit(service: Service, sent: Submission, *, owner: str, key: str | None, attached: bool) -> tuple[Job, bool]:
+    """Queue a form; returns (the job, whether it is new). One that only a connection waits for (``attached``) ends with
+    the server, so that nothing of it is forced to the disk.
 
     Raises:
         Problem, ImageError, RequestError, KeyReused: it cannot be queued.
     """
     key = checked_key(key)
-    async with uploaded(service, sent) as upload:
+    with uploaded(service, sent, durable=not attached) as upload:
         if service.stopping.is_set():
             service.check_room()
         parts = (upload.photo.digest, upload.mask.digest if upload.mask else "", upload.request.to_text())
@@ -175,4 +173,4 @@ async def submit(
         files: dict[str, Path] = {"inputs": upload.photo.path}
         if upload.mask is not None:
             files["masks"] = upload.mask.path
-        return await run_in_threadpool(service.accept, values, files)
+        return service.accept(values, files)

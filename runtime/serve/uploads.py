@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, TYPE_CHECKING
 
-from starlette.concurrency import run_in_threadpool
-
 from diffplugin.errors import UnsupportedImage
 from diffplugin.runtime.photos.read import printable, read_header
 from diffplugin.runtime.serve.fields import suffix_of
@@ -35,8 +33,11 @@ class Received:
     suffix: str
 
 
-async def receive(upload: UploadFile, settings: Settings, what: str = "photo") -> Received:
-    """Put an upload on disk and check its header.
+def receive(upload: UploadFile, settings: Settings, what: str = "photo", *, durable: bool = False) -> Received:
+    """Put an upload into a file and check its header.
+
+    Args:
+        durable: the file is on the disk when this returns.
 
     Raises:
         Problem: too many pixels, or an unsupported kind of file.
@@ -44,9 +45,8 @@ async def receive(upload: UploadFile, settings: Settings, what: str = "photo") -
     """
     path = settings.state / "incoming" / secrets.token_hex(16)
     try:
-        digest = await run_in_threadpool(_save, upload.file, path)
-        name = display_name(upload.filename, what)
-        return await run_in_threadpool(_checked, path, name, digest, settings.max_pixels)
+        digest = _save(upload.file, path, durable)
+        return _checked(path, display_name(upload.filename, what), digest, settings.max_pixels)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -59,15 +59,16 @@ def display_name(given: str | None, what: str) -> str:
     return printable(clean[:100] or what)
 
 
-def _save(source: IO[bytes], path: Path) -> str:
+def _save(source: IO[bytes], path: Path, durable: bool) -> str:
     digest = hashlib.sha256()
     source.seek(0)
     with path.open("xb") as file:
         while block := source.read(_BLOCK):
             digest.update(block)
             file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     return digest.hexdigest()
 
 

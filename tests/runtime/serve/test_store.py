@@ -25,9 +25,9 @@ def add(store: JobStore, name: str, **values: Any) -> Job:
     return store.add({**row, **values}, {"inputs": file}, max_queue=10)[0]
 
 
-def finish(store: JobStore, job_id: str) -> None:
-    store.path("results", f"{job_id}.png").write_bytes(b"result")
-    assert store.finish(job_id, "done", result=f"{job_id}.png", report={"seconds": 1.5})
+def finish(store: JobStore, job: Job) -> None:
+    store.path("results", f"{job.id}.png").write_bytes(b"result")
+    assert store.finish(job, "done", result=f"{job.id}.png", report={"seconds": 1.5})
 
 
 def test_a_job_goes_through_its_states(tmp_path: Path) -> None:
@@ -39,24 +39,24 @@ def test_a_job_goes_through_its_states(tmp_path: Path) -> None:
         assert (store.ahead(job), store.ahead(second)) == (0, 1)
         claimed = store.claim()
         assert claimed is not None and (claimed.id, claimed.state, claimed.attempts) == ("a", "running", 1)
-        finish(store, "a")
-        assert not store.finish("a", "failed"), "a job ends once"
+        finish(store, job)
+        assert not store.finish(job, "failed"), "a job ends once"
         done = store.get("a")
         assert done is not None and done.report == {"seconds": 1.5} and done.is_finished
         assert not store.path("inputs", "a").exists()
-        assert not store.cancel_queued("a", {}) and store.cancel_queued("b", {"detail": "x"})
+        assert not store.cancel_queued(job, {}) and store.cancel_queued(second, {"detail": "x"})
         assert store.claim() is None
 
 
 def test_a_killed_servers_jobs_are_found_again(tmp_path: Path) -> None:
     store = JobStore(tmp_path)
-    for name in ("running", "queued", "done", "attached"):
-        add(store, name, attached=name == "attached")
+    jobs = {name: add(store, name, attached=name == "attached") for name in ("running", "queued", "done", "attached")}
     assert [job.id for job in (store.claim(), store.claim(), store.claim()) if job] == ["running", "queued", "done"]
-    store.hand_back("queued")
-    finish(store, "done")
+    store.hand_back(jobs["queued"])
+    finish(store, jobs["done"])
     store.path("incoming", "half").write_bytes(b"x")
-    store.path("results", ".diffplugin-1.tmp").write_bytes(b"x")
+    for unfinished in (store.path("results", ".diffplugin-1.tmp"), tmp_path / ".diffplugin-2.tmp"):
+        unfinished.write_bytes(b"x")
     store._lock.close()  # what the kernel does for a killed server; nothing else was tidied
     store._db.close()
     with JobStore(tmp_path) as again:
@@ -69,6 +69,7 @@ def test_a_killed_servers_jobs_are_found_again(tmp_path: Path) -> None:
         assert again.path("results", "done.png").read_bytes() == b"result"
         assert not list(again.path("incoming", "x").parent.iterdir())
         assert [file.name for file in (tmp_path / "results").iterdir()] == ["done.png"]
+        assert not list(tmp_path.glob(".diffplugin-*"))
 
 
 def test_a_photo_that_kills_servers_is_given_up(tmp_path: Path) -> None:
@@ -102,9 +103,9 @@ def test_keys_and_the_limit(tmp_path: Path) -> None:
 
 def test_what_is_old_goes_with_its_files(tmp_path: Path) -> None:
     with JobStore(tmp_path) as store:
-        add(store, "old")
+        old = add(store, "old")
         store.claim()
-        finish(store, "old")
+        finish(store, old)
         add(store, "new")
         assert store.expire(3600) == 0
         time.sleep(0.02)
@@ -143,7 +144,7 @@ def test_many_threads_claim_each_job_once(tmp_path: Path) -> None:
         def work() -> None:
             while (job := store.claim()) is not None:
                 claimed.append(job.id)
-                store.finish(job.id, "done")
+                store.finish(job, "done")
 
         threads = [threading.Thread(target=work) for _ in range(4)]
         for thread in threads:
