@@ -9,6 +9,7 @@ from typing import Literal, TypedDict, get_args
 from diffplugin.errors import RequestError
 from diffplugin.plugins.cards import TRAIN_STEPS
 from diffplugin.runtime.photos.pixels import Size, check_size
+from diffplugin.runtime.photos.strength import Strength, check_strength
 from diffplugin.runtime.sampling.samplers import SAMPLERS
 from diffplugin.runtime.sampling.start_noise import check_seed
 
@@ -29,6 +30,7 @@ class OptionFields(TypedDict, total=False):
     size: Size
     tile: Tiling
     output_size: OutputSize
+    strength: Strength
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,8 @@ class RestoreOptions:
         size: working size: "native", "released", N or (width, height) (``runtime.photos.pixels.working_size``).
         tile: "auto", "off" or the side of a piece in pixels (``runtime.planning.plan.make_plan``).
         output_size: "input": the input's size; "working": the size in which it was restored.
+        strength: how much of the whole chain's change the result keeps, 0 to 1: input + strength x change. "auto": the
+            largest that newly clips at most 2 % of the pixels (``runtime.photos.strength``).
 
     Raises:
         RequestError: every fault of the request that can be found without a bundle and a photo, in one line.
@@ -58,6 +62,7 @@ class RestoreOptions:
     size: Size = "native"
     tile: Tiling = "auto"
     output_size: OutputSize = "input"
+    strength: Strength = 1.0
 
     def __post_init__(self) -> None:
         plugins = (self.plugins,) if isinstance(self.plugins, str) else self.plugins
@@ -76,6 +81,7 @@ class RestoreOptions:
             lambda: _check_choice("sampler", self.sampler, tuple(SAMPLERS)),
             lambda: check_size(self.size),
             lambda: check_tiling(self.tile),
+            lambda: check_strength(self.strength),
             lambda: _check_choice("output size", self.output_size, get_args(OutputSize)),
         )
 

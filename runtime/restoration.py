@@ -27,6 +27,7 @@ class Restoration:
         plan, selection: what ran, and why it was selected.
         timings: seconds per stage ("load", "clip_vision", "unet", "vae_decoder", ...).
         untouched: no plugin was selected; ``photo`` is the input.
+        strength: how much of the change it keeps; what "auto" chose (of several pages, for the first).
     """
 
     photo: Photo
@@ -34,6 +35,7 @@ class Restoration:
     selection: Selection
     timings: Mapping[str, float]
     untouched: bool
+    strength: float = 1.0
 
     @property
     def image(self) -> Image.Image:
@@ -79,6 +81,7 @@ class Restoration:
             "selection": self.selection.to_json(),
             "timings": {stage: round(seconds, 4) for stage, seconds in self.timings.items()},
             "untouched": self.untouched,
+            "strength": self.strength,
             "frames": 1 + len(self.photo.frames),
             "notes": list(self.notes),
         }

@@ -31,6 +31,7 @@ from diffplugin.runtime.photos.pixels import (
     working_size,
 )
 from diffplugin.runtime.photos.read import Photo, Pixels, photo_from
+from diffplugin.runtime.photos.strength import Strength, chosen_strength, mixed
 from diffplugin.runtime.planning.concurrency import memory_share, restorations_at_once
 from diffplugin.runtime.planning.memory import Footprint
 from diffplugin.runtime.planning.plan import (
@@ -178,7 +179,7 @@ class Restorer:
         clock = Clock()
         with clock("prepare"):
             photo = photo_from(photo)
-            mask = as_mask(mask, photo.size)
+            mask = as_mask(mask, photo)
             plan, selection, tokens = self._decide(photo, complete, clock, mask)
         if on_plan is not None:
             on_plan(plan, selection)
@@ -186,14 +187,25 @@ class Restorer:
             return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=True)
         plans = [plan, *(self._plan(frame.size, complete, selection.chosen, mask) for frame in photo.frames)]
         ticks = _Ticks(sum(each.unet_runs for each in plans), progress)
-        frames = []
+        frames: list[Photo] = []
+        strength, strengths = complete.strength, []
         for frame, its_plan in zip((photo, *photo.frames), plans, strict=True):
             seen = tokens if frame is photo else self._encoders.tokens(frame, selection.chosen, clock)
             run = self._run(clock, its_plan.tiles, its_plan.latent_size, plan.seed)
             run = replace(run, tick=ticks.tick, cancelled=cancelled, observe=observe)
-            frames.append(self._restore_frame(frame, complete, its_plan, run, seen, ticks, mask))
-        photo = replace(frames[0], frames=tuple(frames[1:]))
-        return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=False)
+            made, used = self._restore_frame(frame, complete, its_plan, run, seen, ticks, mask, strength)
+            frames.append(made)
+            strengths.append(used)
+            if not photo.has_pages:  # "auto" decides once, so that an animation does not flicker
+                strength = used
+        return Restoration(
+            photo=replace(frames[0], frames=tuple(frames[1:])),
+            plan=plan,
+            selection=selection,
+            timings=clock.seconds,
+            untouched=False,
+            strength=strengths[0],
+        )
 
     def _restore_frame(
         self,
@@ -204,8 +216,9 @@ class Restorer:
         tokens: Mapping[str, Array],
         ticks: _Ticks,
         mask: Mask | None,
-    ) -> Photo:
-        """One frame or page through the chain of ``plan``."""
+        strength: Strength,
+    ) -> tuple[Photo, float]:
+        """One frame or page through the chain of ``plan``; returns (the result, its strength)."""
         with run.clock("prepare"):
             if mask is not None:
                 run = replace(run, noise=self._noise_of_area(plan), grid=plan.grid or None)
@@ -221,13 +234,17 @@ class Restorer:
             image = self._restore_stage(run, stage, image, plan.sampler, tokens, device)
         with run.clock("finish"):
             made: Any = levels(crop(image, area.shape[:2]))
-            if mask is None:
-                made = resize(made, plan.output_size)
-            else:
-                before: Any = resize(photo.rgb if photo.deep is None else photo.deep, plan.output_size)
-                made = compose(before, made, (plan.area.top, plan.area.left), working, mask)
             colour = any(self.cards[stage.plugin].colour for stage in plan.chain)
-            return with_rgb(photo, made, colour=colour)
+            if mask is None:
+                made = with_rgb(photo, resize(made, plan.output_size), colour=colour)
+                if strength == 1:
+                    return made, 1.0
+            before: Any = resize(photo.levels, plan.output_size)
+            if mask is not None:
+                made = compose(before, made, (plan.area.top, plan.area.left), working, mask)
+                made = with_rgb(photo, made, colour=colour)
+            used = chosen_strength(before, made.levels, strength)
+            return with_rgb(photo, mixed(before, made.levels, used), colour=colour), used
 
     def plan(
         self,
@@ -241,7 +258,7 @@ class Restorer:
         needed.
         """
         photo = photo_from(photo)
-        mask = as_mask(mask, photo.size)
+        mask = as_mask(mask, photo)
         plan, selection, _ = self._decide(photo, complete_options(request, options), Clock(), mask)
         return plan, selection
 

@@ -38,8 +38,9 @@ INPUTS: dict[str, tuple[str, tuple[int, ...]]] = {
     "plugins": ("TYPE_STRING", (-1,)),
     "seed": ("TYPE_INT64", (1,)),
     "steps": ("TYPE_INT32", (1,)),
+    "strength": ("TYPE_FP32", (1,)),
 }
-OPTIONAL = ("prompt", "plugins", "seed", "steps")
+OPTIONAL = ("prompt", "plugins", "seed", "steps", "strength")
 OUTPUTS: dict[str, tuple[str, tuple[int, ...]]] = {
     "restored": ("TYPE_UINT8", (-1, -1, 3)),
     "report": ("TYPE_STRING", (1,)),
@@ -154,6 +155,8 @@ def _read(request: Any, utils: Any) -> tuple[Any, RestoreOptions]:
         fields["seed"] = int(values["seed"].item())
     if "steps" in values:
         fields["steps"] = int(values["steps"].item())
+    if "strength" in values:
+        fields["strength"] = float(values["strength"].item())
     try:
         if "prompt" in values:
             fields["prompt"] = values["prompt"].item().decode()

@@ -17,6 +17,7 @@ from diffplugin.runtime.cli.targets import Overwrite
 from diffplugin.runtime.options import Tiling
 from diffplugin.runtime.photos.mask import Region, read_region
 from diffplugin.runtime.photos.pixels import Size
+from diffplugin.runtime.photos.strength import CLIPPED_SHARE, Strength, read_strength
 from diffplugin.runtime.photos.write import output_suffixes
 from diffplugin.runtime.planning.quality import QUALITIES
 from diffplugin.runtime.sampling.samplers import SAMPLERS
@@ -53,6 +54,13 @@ def _tile(text: str) -> Tiling:
 def _region(text: str) -> Region:
     try:
         return read_region(text)
+    except RequestError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _strength(text: str) -> Strength:
+    try:
+        return read_strength(text)
     except RequestError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -97,6 +105,14 @@ def build_parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group("how it runs")
     run.add_argument("--steps", type=int, metavar="N", help="steps of the first plugin (default: its card's, 20)")
     run.add_argument("--seed", type=int, default=42, metavar="N", help="of the start noise (default: 42)")
+    run.add_argument(
+        "--strength",
+        type=_strength,
+        default=1.0,
+        metavar="0..1|auto",
+        help="how much of the change is kept (default: 1); auto: the most that newly clips at most "
+        f"{CLIPPED_SHARE:.0%} of the pixels",
+    )
     run.add_argument("--sampler", default="unipc", choices=tuple(SAMPLERS), help="default: unipc, as released")
     run.add_argument("--engine", default="auto", metavar="NAME", help=f"auto or one of {', '.join(ENGINES)}")
     run.add_argument(

@@ -98,13 +98,13 @@ def memory_warning(plan: Plan) -> str | None:
 
 
 def done_line(made: Restoration, target: object, seconds: float) -> str:
-    """``photo-restored.png: 512x384 px in 4.2 s (deblur, onnxruntime fp32)``."""
+    """``photo-restored.png: 512x384 px in 4.2 s (deblur, onnxruntime fp32)``, with the strength unless it is 1."""
     width, height = made.plan.output_size
     chain = ", ".join(stage.plugin for stage in made.plan.chain)
     pieces = f", {len(made.plan.tiles)} pieces" if len(made.plan.tiles) > 1 else ""
-    return (
-        f"{target}: {width}x{height} px in {seconds:.1f} s ({chain}{pieces}, {made.plan.engine} {made.plan.precision})"
-    )
+    strength = f", strength {made.strength:g}" if made.strength != 1 else ""
+    engine = f"{made.plan.engine} {made.plan.precision}"
+    return f"{target}: {width}x{height} px in {seconds:.1f} s ({chain}{strength}{pieces}, {engine})"
 
 
 class ProgressBar:

@@ -34,7 +34,7 @@ from diffplugin.runtime.cli.record import NO_RECORD, Record, fingerprint
 from diffplugin.runtime.cli.results import Results, make_folders
 from diffplugin.runtime.cli.targets import STDOUT, Naming, PhotoPaths, output_folder, plan_targets
 from diffplugin.runtime.options import RestoreOptions
-from diffplugin.runtime.photos.mask import Mask, read_mask, region_mask
+from diffplugin.runtime.photos.mask import Mask, check_no_pages, read_mask, region_mask
 from diffplugin.runtime.photos.read import Photo, printable, read_photo
 from diffplugin.runtime.planning.plan import Plan
 from diffplugin.runtime.request.selection import Selection, select_named
@@ -43,7 +43,7 @@ from diffplugin.runtime.restorer import Restorer
 from diffplugin.signals import stop_requested
 from diffplugin.streams import stdout_for_data
 
-_FIELDS = ("seed", "steps", "sampler", "size", "tile", "output_size")
+_FIELDS = ("seed", "steps", "sampler", "size", "tile", "output_size", "strength")
 
 
 class Session:
@@ -203,7 +203,7 @@ class Session:
 
     def _plan(self, restorer: Restorer, paths: PhotoPaths, photo: Photo) -> None:
         """Report the plan of a photo."""
-        mask = self._mask(photo)
+        mask = self._mask(paths, photo)
         plan, selection = restorer.plan(photo, self.options, mask=mask)
         if not plan.chain and (other := self._instead_of(restorer)):
             restorer = other
@@ -240,15 +240,17 @@ class Session:
         return restorer.restore(
             photo,
             self.options,
-            mask=self._mask(photo),
+            mask=self._mask(paths, photo),
             on_plan=lambda plan, selection: self._announce(restorer, paths, plan, selection),
             progress=self.bar if self._alone else None,
             cancelled=self._is_cancelled,
         )
 
-    def _mask(self, photo: Photo) -> Mask | None:
+    def _mask(self, paths: PhotoPaths, photo: Photo) -> Mask | None:
         """The mask of this photo; None: all of it is restored."""
         args = self.args
+        if args.mask is not None or args.region is not None:
+            check_no_pages(photo, _name(paths))
         if args.mask is not None:
             return read_mask(args.mask, photo.size, feather=args.feather)
         return None if args.region is None else region_mask(args.region, photo.size, feather=args.feather)

@@ -85,18 +85,32 @@ def read_mask(
     return Mask(alpha=feathered(grey, feather))
 
 
-def as_mask(mask: Mask | MaskSource | None, size: tuple[int, int]) -> Mask | None:
-    """A caller's mask as a Mask, for a photo of ``size``.
+def as_mask(mask: Mask | MaskSource | None, photo: Photo) -> Mask | None:
+    """A caller's mask as a Mask, for a photo; the frames of an animation share it.
 
     Raises:
-        ImageError, RequestError: as :func:`read_mask`, or a Mask for a photo of another size.
+        ImageError, RequestError: as :func:`read_mask`, a Mask for a photo of another size, or the photo has pages.
     """
+    if mask is None:
+        return None
+    check_no_pages(photo, "photo")
     if isinstance(mask, Mask):
-        if mask.size != size:
-            width, height = mask.size
-            raise RequestError(f"the mask is for a photo of {width}x{height} pixels, this one has {size[0]}x{size[1]}")
+        if mask.size != photo.size:
+            sides = "{}x{} pixels, this one has {}x{}".format(*mask.size, *photo.size)
+            raise RequestError(f"the mask is for a photo of {sides}")
         return mask
-    return None if mask is None else read_mask(mask, size)
+    return read_mask(mask, photo.size)
+
+
+def check_no_pages(photo: Photo, name: str) -> None:
+    """Raises:
+    ImageError: the photo, which the message calls ``name``, has pages, and a mask is for one picture.
+    """
+    if photo.has_pages:
+        raise ImageError(
+            f"{name}: {1 + len(photo.frames)} pages, but a mask or region is for one picture; save that page as a file "
+            "of its own, or leave the others out (--first-frame)"
+        )
 
 
 def read_region(text: str) -> Region:
@@ -186,14 +200,14 @@ def _box_sum(padded: NDArray[np.bool_], radius: int) -> NDArray[np.int64]:
     return sums
 
 
-def blend(before: NDArray[_Level], after: NDArray[_Level], weight: Pixels | float) -> NDArray[_Level]:
+def blend(before: NDArray[_Level], after: NDArray[_Level], weight: Pixels) -> NDArray[_Level]:
     """before + weight x (after - before), uint8 or uint16 [H, W, 3]; exactly ``before`` at weight 0 and ``after`` at
-    weight 1.
+    weight 255, which stands for 1.
 
     Args:
-        weight: uint8 [H, W], 255 for 1; or one number for all pixels.
+        weight: uint8 [H, W].
     """
-    alpha = np.float32(weight) if isinstance(weight, float | int) else weight[..., None] / np.float32(255)
+    alpha = weight[..., None] / np.float32(255)
     mixed = before + alpha * (after.astype(np.float32) - before)
     return np.rint(mixed).astype(before.dtype)
 

@@ -82,3 +82,21 @@ class Photo:
     def size(self) -> tuple[int, int]:
         """(width, height) in pixels."""
         return self.rgb.shape[1], self.rgb.shape[0]
+
+    @property
+    def levels(self) -> Pixels | Deep:
+        """The colours with all bits of the file: ``deep``, else ``rgb``."""
+        return self.rgb if self.deep is None else self.deep
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether it has no colour: its file is grey, or the three channels are equal in every pixel."""
+        if self.mode == "L":
+            return True
+        red, green, blue = (self.levels[..., i] for i in range(3))
+        return bool(np.array_equal(red, green) and np.array_equal(green, blue))
+
+    @property
+    def has_pages(self) -> bool:
+        """Whether its frames are pages: pictures of their own, unlike those of an animation, which have a duration."""
+        return bool(self.frames) and self.details.duration is None and self.details.loop is None

@@ -100,7 +100,7 @@ def working_photo(photo: Photo | Pixels, size: Size = "native") -> Pixels | Deep
     Raises:
         RequestError, ImageError: as :func:`working_size`.
     """
-    rgb: NDArray[Any] = photo if not isinstance(photo, Photo) else photo.rgb if photo.deep is None else photo.deep
+    rgb: NDArray[Any] = photo.levels if isinstance(photo, Photo) else photo
     height, width = rgb.shape[:2]
     target = working_size(width, height, size)
     if size == "released":
@@ -129,14 +129,13 @@ def resize(pixels: NDArray[_Any], size: tuple[int, int], resample: Image.Resampl
 def with_rgb(photo: Photo, rgb: NDArray[Any], *, colour: bool = False) -> Photo:
     """``photo`` with new pixels [H', W', 3], uint8 or (a deep photo's) uint16.
 
-    Alpha is resized too (Lanczos), and metadata stay. A grey photo stays grey (luma) unless its restoration has
-    ``colour``: then its mode is RGB.
+    Alpha is resized too (Lanczos), and metadata stay. A grey photo stays grey (luma), whatever the mode of its file,
+    unless its restoration has ``colour``: then a grey mode becomes RGB.
     """
-    if photo.mode == "L":
-        if colour:
-            photo = replace(photo, mode="RGB", details=replace(photo.details, grey_icc=None))
-        else:
-            rgb = np.repeat(grey_of(rgb)[..., None], 3, axis=2)
+    if colour and photo.mode == "L":
+        photo = replace(photo, mode="RGB", details=replace(photo.details, grey_icc=None))
+    elif not colour and photo.is_grey:
+        rgb = np.repeat(grey_of(rgb)[..., None], 3, axis=2)
     size = rgb.shape[1], rgb.shape[0]
     alpha = None if photo.alpha is None else resize(photo.alpha, size)
     if rgb.dtype == np.uint8:

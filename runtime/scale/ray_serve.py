@@ -43,8 +43,9 @@ class Photos:
     def __init__(self, recipe: Recipe) -> None:
         self._restorer = recipe.load()
 
-    def restore(self, job: Job, files: Mapping[str, bytes], max_pixels: int) -> tuple[bytes, str, Restoration]:
-        """(the result's file, its name, the restoration) of a job; its files are given as bytes."""
+    def restore(self, job: Job, files: Mapping[str, bytes], max_pixels: int) -> tuple[bytes, str | None, Restoration]:
+        """(the result's file, its name, the restoration) of a job, as ``restore_job`` has them; its files are given as
+        bytes."""
         with tempfile.TemporaryDirectory() as folder:
             paths = {kind: Path(folder) / kind for kind in files}
             for kind, path in paths.items():
@@ -61,7 +62,7 @@ class Photos:
                 cancelled=lambda: False,
             )
             small = replace(made, photo=Photo(rgb=made.photo.rgb[:1, :1]))  # the pixels travel as the file
-            return (Path(folder) / name).read_bytes(), name, small
+            return b"" if name is None else (Path(folder) / name).read_bytes(), name, small
 
 
 scaled_photos: Any = serve.deployment(
@@ -79,18 +80,19 @@ class RemoteModels(Models):
         self.unready = None
 
 
-def remote_job(handle: Any) -> Callable[..., tuple[Restoration, str]]:
+def remote_job(handle: Any) -> Callable[..., tuple[Restoration, str | None]]:
     """``restore_job`` for the API's replica, run by another replica. A running job is not cancelled."""
 
     def run(
         restorer: Restorer, job: Job, files: Mapping[str, Path], results: Path, *, max_pixels: int, **hooks: Any
-    ) -> tuple[Restoration, str]:
+    ) -> tuple[Restoration, str | None]:
         sent = {kind: path.read_bytes() for kind, path in files.items()}
         data, name, made = handle.restore.remote(job, sent, max_pixels).result()
         hooks["on_plan"](made.plan, made.selection)
         from diffplugin.files import write_bytes
 
-        write_bytes(results / name, data)
+        if name is not None:
+            write_bytes(results / name, data)
         return made, name
 
     return run

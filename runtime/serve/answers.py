@@ -102,6 +102,7 @@ def result_response(job: Job, service: Service, *, download: bool = False) -> Re
     headers = {
         "Diffplugin-Job": job.id,
         "Diffplugin-Plugins": ",".join(report.get("selection", {}).get("chosen", ())),
+        "Diffplugin-Strength": f"{report.get('strength', 1):g}",
         "Diffplugin-Plan": json.dumps(report.get("plan", {}), separators=(",", ":")),
         "Server-Timing": ", ".join(f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in timings.items()),
         "Content-Disposition": f"{kind}; filename*=UTF-8''{quote(name, safe='')}",

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffplugin.runtime.options import RestoreOptions
-from diffplugin.runtime.photos.mask import Mask, blend, read_mask, region_mask
+from diffplugin.runtime.photos.mask import Mask, check_no_pages, read_mask, region_mask
 from diffplugin.runtime.photos.pixels import resize, with_rgb
-from diffplugin.runtime.photos.read import Photo, read_header, read_photo
+from diffplugin.runtime.photos.read import Photo, read_photo
 from diffplugin.runtime.photos.write import write_photo
-from diffplugin.runtime.serve.fields import suffix_of
 
 if TYPE_CHECKING:
     from diffplugin.runtime.planning.plan import Plan
@@ -29,16 +28,20 @@ def restore_options(request: JobRequest) -> RestoreOptions:
     Raises:
         RequestError: every fault of the request that can be found without a bundle and a photo.
     """
-    fields: Any = {name: getattr(request, name) for name in ("prompt", "seed", "steps", "sampler", "size", "tile")}
+    fields: Any = {
+        name: getattr(request, name) for name in ("prompt", "seed", "steps", "sampler", "size", "tile", "strength")
+    }
     return RestoreOptions(**fields, plugins=request.plugins or None)
 
 
-def mask_of(request: JobRequest, photo: Photo, mask_file: Path | None) -> Mask | None:
+def mask_of(request: JobRequest, photo: Photo, mask_file: Path | None, name: str) -> Mask | None:
     """The mask of the photo; None: all of it is restored.
 
     Raises:
-        ImageError, RequestError: the mask cannot be read, or no part of it is in the photo.
+        ImageError, RequestError: the mask cannot be read, no part of it is in the photo, or the photo has pages.
     """
+    if mask_file is not None or request.region is not None:
+        check_no_pages(photo, name)
     if mask_file is not None:
         return read_mask(mask_file, photo.size, feather=request.feather, name="mask")
     if request.region is not None:
@@ -57,7 +60,7 @@ def restore_job(
     progress: Callable[[int, int, str], None],
     restored: Callable[[], None],
     cancelled: Callable[[], bool],
-) -> tuple[Restoration, str]:
+) -> tuple[Restoration, str | None]:
     """Restore a job's photo and write the result below ``results``; it is on the disk when this returns.
 
     Args:
@@ -65,43 +68,36 @@ def restore_job(
         restored: called when only the result is still to be written.
 
     Returns:
-        (the restoration, name of the result's file).
+        (the restoration, name of the result's file; None: no plugin was selected).
     """
     photo = read_photo(files["inputs"], max_pixels=max_pixels, name=job.name)
     made = restorer.restore(
         photo,
         restore_options(job.request),
-        mask=mask_of(job.request, photo, files.get("masks")),
+        mask=mask_of(job.request, photo, files.get("masks"), job.name),
         on_plan=on_plan,
         progress=progress,
         cancelled=cancelled,
     )
     restored()
+    if made.untouched:
+        return made, None
     result = results / f"{job.id}{job.request.suffix}"
-    target = fitting(made.photo.size, job.request.fit)
-    same_format = suffix_of(read_header(files["inputs"])[0]) == result.suffix
-    if made.untouched and target == photo.size and same_format:
-        shutil.copyfile(files["inputs"], result)  # the very bytes
-    elif job.request.strength == 1 and target == made.photo.size:
-        write_photo(result, made.photo)
-    else:
-        write_photo(result, with_rgb(made.photo, resize(blended(photo, made.photo, job.request.strength), target)))
+    write_photo(result, fitted(made.photo, job.request.fit))
     _to_disk(result)
     return made, result.name
 
 
-def blended(before: Photo, after: Photo, strength: float) -> Any:
-    """Pixels [H, W, 3], 16 bits if the photo has them: before + strength x (after - before)."""
-    was, now = (before.rgb, after.rgb) if after.deep is None or before.deep is None else (before.deep, after.deep)
-    return now if strength == 1 else blend(resize(was, after.size), now, strength)
-
-
-def fitting(size: tuple[int, int], fit: tuple[int, int] | None) -> tuple[int, int]:
-    """The largest (width, height) of the ratio of ``size`` that fits into ``fit``."""
+def fitted(photo: Photo, fit: tuple[int, int] | None) -> Photo:
+    """The photo, with its frames, resized to the largest (width, height) of its ratio that fits into ``fit``."""
     if fit is None:
-        return size
-    scale = min(fit[0] / size[0], fit[1] / size[1])
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+        return photo
+    width, height = photo.size
+    scale = min(fit[0] / width, fit[1] / height)
+    target = max(1, round(width * scale)), max(1, round(height * scale))
+    return replace(
+        with_rgb(photo, resize(photo.levels, target)), frames=tuple(fitted(frame, fit) for frame in photo.frames)
+    )
 
 
 def _to_disk(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 
@@ -54,17 +53,6 @@ def read_tile(text: str) -> str | int:
 def read_plugins(values: Sequence[str]) -> tuple[str, ...]:
     """Plugins of a field that may come several times or hold names with commas between."""
     return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
-
-
-def read_strength(value: float) -> float:
-    """0 to 1.
-
-    Raises:
-        RequestError: not in that range.
-    """
-    if not math.isfinite(value) or not 0 <= value <= 1:
-        raise RequestError(f"strength is {value}, expected 0 to 1")
-    return value
 
 
 def read_format(text: str | None) -> str:

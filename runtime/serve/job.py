@@ -18,8 +18,7 @@ class JobRequest:
     Attributes:
         bundle: name of the bundle that restores.
         prompt, plugins: the request in words, or the plugins in order.
-        seed, steps, sampler, size, tile: as ``Restorer.restore`` takes them.
-        strength: 0 to 1: how much of the change is kept.
+        seed, steps, sampler, size, tile, strength: as ``Restorer.restore`` takes them.
         region: (x, y, width, height) to restore, or None.
         feather: of the mask's edge, in pixels; None: by the mask.
         fit: the result is resized to fit into this (width, height), or None.
@@ -34,7 +33,7 @@ class JobRequest:
     sampler: str = "unipc"
     size: str | int | tuple[int, int] = "native"
     tile: str | int = "auto"
-    strength: float = 1.0
+    strength: float | str = 1.0
     region: tuple[int, int, int, int] | None = None
     feather: int | None = None
     fit: tuple[int, int] | None = None

@@ -35,13 +35,14 @@ def _refusals(*kinds: str) -> dict[int | str, dict[str, Any]]:
     for kind in kinds:
         status, title = KINDS[kind]
         example = {"type": f"urn:diffplugin:{kind}", "title": title, "status": status, "detail": "…", "kind": kind}
-        found[status] = {"description": title, "content": {MEDIA_TYPE: {"example": example}}}
+        answer = found.setdefault(status, {"description": "", "content": {MEDIA_TYPE: {"examples": {}}}})
+        answer["description"] += f"; {title}" if answer["description"] else title
+        answer["content"][MEDIA_TYPE]["examples"][kind] = {"value": example}
     return found
 
 
-_SENT = _refusals(
-    "malformed", "unauthorized", "slow", "too-large", "unsupported", "request", "queue-full", "unavailable"
-)
+_FORM = ("malformed", "unauthorized", "slow", "too-large", "unsupported", "request", "queue-full", "unavailable")
+_SENT = _refusals(*_FORM)
 _JOB = {
     "id": "3f0c8d1e5a7b4c2d9e6f1a0b3c5d7e9f",
     "state": "running",
@@ -122,7 +123,7 @@ async def _left(request: Request) -> None:
     summary="Restore a photo and wait for it",
     description="Answers with the photo, plan and timings in headers; with `Accept: application/json`, as JSON with "
     "the photo in base64. Without an Idempotency-Key the work ends with the connection.",
-    responses={200: {"description": "The photo", "content": {"image/*": {}}}, **_SENT},
+    responses={200: {"description": "The photo", "content": {"image/*": {}}}, **_refusals(*_FORM, "nothing-selected")},
     response_class=Response,
 )
 async def restore(request: Request, sent: Sent, key: Key = None) -> Response:
@@ -219,7 +220,7 @@ async def plan(request: Request, sent: Sent) -> Response:
             restorer = service.models.get(upload.request.bundle)
             with service.budget.hold(upload.need_bytes, service.stopping.is_set):
                 photo = read_photo(upload.photo.path, max_pixels=service.settings.max_pixels, name=upload.photo.name)
-                mask = mask_of(upload.request, photo, upload.mask.path if upload.mask else None)
+                mask = mask_of(upload.request, photo, upload.mask.path if upload.mask else None, upload.photo.name)
                 made, selection = restorer.plan(photo, restore_options(upload.request), mask=mask)
             seconds = service.models.seconds(upload.request.bundle, made)
             return plan_document(made, selection, seconds, upload.need_bytes)

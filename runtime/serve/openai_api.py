@@ -20,6 +20,7 @@ from starlette.concurrency import run_in_threadpool
 
 from diffplugin.errors import RequestError
 from diffplugin.runtime.photos.read import read_photo
+from diffplugin.runtime.photos.strength import read_strength
 from diffplugin.runtime.serve.answers import result_response
 from diffplugin.runtime.serve.fields import read_format, read_size
 from diffplugin.runtime.serve.job import JobRequest
@@ -54,6 +55,7 @@ async def edits(
     response_format: Annotated[Literal["b64_json", "url"], Form()] = "b64_json",
     output_format: Annotated[str, Form()] = "png",
     seed: Annotated[int, Form(ge=0)] = 42,
+    strength: Annotated[str, Form(description="Not OpenAI's: how much of the change is kept, 0 to 1 or auto.")] = "1",
     stream: Annotated[bool, Form()] = False,
 ) -> Response:
     photos = [*([image] if image else []), *(images or ())]
@@ -68,6 +70,7 @@ async def edits(
         bundle="" if model in _SAME_MODEL else model,
         prompt=prompt,
         fit=fit,
+        strength=read_strength(strength),
         suffix=read_format(output_format),
     )
     service, owner = service_of(request), owner_of(request)

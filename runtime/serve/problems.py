@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import JSONResponse
 
@@ -16,7 +16,11 @@ from diffplugin.errors import (
     ImageError,
     RequestError,
 )
+from diffplugin.plugins.cards import PluginCard, example_requests
 from diffplugin.runtime.serve.store import KeyReused, QueueFull
+
+if TYPE_CHECKING:
+    from diffplugin.runtime.request.selection import Selection
 
 MEDIA_TYPE = "application/problem+json"
 # kind -> (status, title); a kind is the last part of the problem's type
@@ -32,6 +36,7 @@ KINDS: dict[str, tuple[int, str]] = {
     "too-large": (413, "Too large"),
     "unsupported": (415, "Unsupported file type"),
     "request": (422, "The request cannot be understood"),
+    "nothing-selected": (422, "No plugin fits the request"),
     "image": (422, "The photo cannot be used"),
     "key-reused": (422, "This Idempotency-Key belongs to another request"),
     "queue-full": (429, "The queue is full"),
@@ -62,18 +67,35 @@ class Problem(DiffPluginError):
         kind: one of ``KINDS``.
         retry_after: seconds, if a retry can help.
         headers: further headers of the answer.
+        facts: further members of the document.
     """
 
     def __init__(
-        self, kind: str, detail: str, *, retry_after: float | None = None, headers: Mapping[str, str] | None = None
+        self,
+        kind: str,
+        detail: str,
+        *,
+        retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(detail)
         self.kind, self.detail, self.retry_after = kind, detail, retry_after
-        self.headers = dict(headers or {})
+        self.headers, self.facts = dict(headers or {}), dict(facts or {})
 
     @property
     def status(self) -> int:
         return KINDS[self.kind][0]
+
+
+def nothing_selected(selection: Selection, cards: Mapping[str, PluginCard]) -> Problem:
+    """The refusal of a request that no plugin fits: what is near, and what can be asked for."""
+    examples = dict(example_requests(cards.values()))
+    near = [f'{cards[plugin].title} ("{cards[plugin].examples[0]}")' for plugin in selection.near]
+    detail = f"nothing selected: understood was nothing that one of the {len(cards)} plugins does; "
+    detail += f"near it: {', '.join(near)}; " if near else ""
+    detail += "what can be asked for: " + ", ".join(f'"{example}"' for example in examples.values())
+    return Problem("nothing-selected", detail, facts={"selection": selection.to_json(), "examples": examples})
 
 
 def problem_of(error: BaseException) -> Problem:
@@ -92,7 +114,7 @@ def problem_of(error: BaseException) -> Problem:
 def details(problem: Problem, instance: str | None = None) -> dict[str, Any]:
     """The document of a problem. ``error`` has the same in the form that OpenAI's clients read."""
     status, title = KINDS[problem.kind]
-    found = {
+    found: dict[str, Any] = {
         "type": f"urn:diffplugin:{problem.kind}",
         "title": title,
         "status": status,
@@ -103,7 +125,7 @@ def details(problem: Problem, instance: str | None = None) -> dict[str, Any]:
         found["instance"] = instance
     if problem.retry_after is not None:
         found["retry_after"] = math.ceil(problem.retry_after)
-    return found
+    return found | problem.facts
 
 
 def respond(

@@ -15,7 +15,7 @@ from diffplugin.errors import Cancelled
 from diffplugin.runtime.serve.budget import MemoryBudget
 from diffplugin.runtime.serve.call import restore_job
 from diffplugin.runtime.serve.job import Job, Progress
-from diffplugin.runtime.serve.problems import Problem, details, problem_of
+from diffplugin.runtime.serve.problems import Problem, details, nothing_selected, problem_of
 from diffplugin.runtime.serve.store import QueueFull
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Service:
         store: JobStore,
         metrics: Metrics,
         budget: MemoryBudget | None = None,
-        run_job: Callable[..., tuple[Restoration, str]] = restore_job,
+        run_job: Callable[..., tuple[Restoration, str | None]] = restore_job,
     ) -> None:
         """``run_job`` has the arguments of :func:`restore_job`, and may run the job in another process."""
         self._run_job = run_job
@@ -226,12 +226,14 @@ class Service:
             restored=restored,
             cancelled=stopped,
         )
+        if result is None:
+            raise nothing_selected(made.selection, self.models.get(job.request.bundle).cards)
         seconds = time.monotonic() - began
         report = {
             "plan": short_plan(made.plan),
             "selection": made.selection.to_json(),
             "timings": {name: round(value, 4) for name, value in made.timings.items()},
-            "untouched": made.untouched,
+            "strength": made.strength,
             "seconds": round(seconds, 4),
         }
         self.models.learn(job.request.bundle, made.plan, seconds)

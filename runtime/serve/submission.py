@@ -13,12 +13,12 @@ from fastapi import File, Form, UploadFile
 
 from diffplugin.errors import RequestError
 from diffplugin.runtime.photos.mask import read_region
+from diffplugin.runtime.photos.strength import read_strength
 from diffplugin.runtime.serve.budget import GIB
 from diffplugin.runtime.serve.fields import (
     read_format,
     read_plugins,
     read_size,
-    read_strength,
     read_tile,
 )
 from diffplugin.runtime.serve.job import Job, JobRequest
@@ -44,7 +44,7 @@ class Submission:
     request: JobRequest
 
 
-def form(
+async def form(
     image: Image,
     mask: Annotated[UploadFile | None, File(description="White where to restore; of any size.")] = None,
     prompt: Annotated[str | None, Form(description="What to do, in words.", examples=["remove the rain"])] = None,
@@ -57,14 +57,17 @@ def form(
     sampler: Annotated[str, Form(description="unipc, ddim, dpmpp_2m or euler.")] = "unipc",
     size: Annotated[str, Form(description="Working size: native, released, N or WxH.")] = "native",
     tile: Annotated[str, Form(description="Pieces of a large photo: auto, off or a side in pixels.")] = "auto",
-    strength: Annotated[float, Form(description="How much of the change is kept, 0 to 1.", examples=[1.0])] = 1.0,
+    strength: Annotated[
+        str, Form(description="How much of the change is kept, 0 to 1, or auto.", examples=["0.6"])
+    ] = "1",
     region: Annotated[
         str | None, Form(description="Restore this rectangle alone.", examples=["100,80,640,480"])
     ] = None,
     feather: Annotated[int | None, Form(description="Soft edge of mask or region in pixels, inwards.")] = None,
     format: Annotated[str, Form(description="Of the result: input, png, jpeg, webp, tiff or avif.")] = "input",
 ) -> Submission:
-    """The multipart form of ``/v1/restore``, ``/v1/jobs`` and ``/v1/plan``.
+    """The multipart form of ``/v1/restore``, ``/v1/jobs`` and ``/v1/plan``. A coroutine, as FastAPI runs a plain
+    function in a thread.
 
     Raises:
         RequestError: a field cannot be understood.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,6 +84,59 @@ def test_every_frame_is_restored_as_if_it_came_alone(restorer: Restorer, tmp_pat
         made.save(tmp_path / "out.jpg")
     untouched = restorer.restore(animation(), "hello there")
     assert untouched.untouched and len(untouched.photo.frames) == 2
+
+
+def test_strength_keeps_a_part_of_the_chains_change(restorer: Restorer) -> None:
+    photo = np.dstack([smooth_photo(), np.full((48, 64, 1), 90, np.uint8)])
+    options: Any = {"plugins": ["derain", "lowlight"], "steps": 2}
+    whole = restorer.restore(photo, **options)
+    assert whole.strength == whole.to_json()["strength"] == 1
+    for strength in (0, 0.3, 1):
+        made = restorer.restore(photo, **options, strength=strength)
+        expected = np.rint(photo[..., :3] + strength * (whole.array.astype(float) - photo[..., :3]))
+        off = np.abs(made.array - expected)
+        assert off.max() == 0, f"strength {strength}: {(off > 0).sum()} levels off, by {off.max()} at most"
+        assert made.strength == strength and (np.asarray(made.photo.alpha) == 90).all()
+    enlarged = restorer.restore(photo, **options, size=(96, 80), strength=0)
+    np.testing.assert_array_equal(enlarged.array, photo[..., :3], err_msg="the photo itself, not its working copy")
+
+
+def test_strength_at_16_bits_and_through_a_mask(restorer: Restorer) -> None:
+    deep = smooth_photo().astype(np.uint16) * 257
+    half = restorer.restore(deep, plugins=["derain"], steps=1, strength=0.5).photo.levels
+    whole = restorer.restore(deep, plugins=["derain"], steps=1).photo.levels
+    assert half.dtype == np.uint16
+    assert np.abs(half - (deep + whole.astype(float)) / 2).max() <= 0.5
+    mask = np.zeros((48, 64), bool)
+    mask[10:30, 20:40] = True
+    made = restorer.restore(smooth_photo(), plugins=["lowlight"], steps=1, mask=mask, strength=0.5).array
+    np.testing.assert_array_equal(made[~mask], smooth_photo()[~mask])
+    assert np.abs(made[mask].astype(int) - smooth_photo()[mask]).max() > 10
+
+
+def test_auto_decides_once_for_an_animation_and_for_every_page(restorer: Restorer, model: FakeModel) -> None:
+    grow = model._function("vae_decoder")
+    model.swap("vae_decoder", lambda x: {"image": grow(x)["image"] * 4})  # much is clipped
+    frames = [smooth_photo(seed=i) // (1 + i) for i in range(2)]
+    alone = [restorer.restore(frame, plugins=["derain"], steps=1, strength="auto") for frame in frames]
+    assert 0 < alone[0].strength < 1 and alone[0].strength != alone[1].strength
+    for form in ("TIFF", "PNG"):
+        file = io.BytesIO()
+        images = [Image.fromarray(frame) for frame in frames]
+        images[0].save(file, form, save_all=True, append_images=images[1:])
+        made = restorer.restore(file.getvalue(), plugins=["derain"], steps=1, strength="auto")
+        assert made.strength == alone[0].strength
+        (second,) = made.photo.frames
+        expected = alone[1].strength if form == "TIFF" else alone[0].strength
+        at_expected = restorer.restore(frames[1], plugins=["derain"], steps=1, strength=expected).array
+        np.testing.assert_array_equal(second.rgb, at_expected, err_msg=form)
+
+
+def test_a_mask_is_for_one_picture(restorer: Restorer) -> None:
+    mask = np.full((48, 64), 255, np.uint8)
+    for use in (restorer.restore, restorer.plan):
+        with pytest.raises(ImageError, match="3 pages, but a mask or region is for one picture"):
+            use(animation(), plugins=["derain"], mask=mask)
 
 
 def test_cancelling_between_frames(restorer: Restorer, model: FakeModel) -> None:

@@ -296,7 +296,7 @@ def test_plan_is_what_runs(restorer: Restorer, model: FakeModel) -> None:
     assert "unet" not in model.loads
     made = restorer.restore(_photo(300, 300), "rain", steps=5, seed=3)
     assert replace(made.plan, available=None) == replace(plan, available=None) and made.selection == selection
-    assert set(made.to_json()) == {"plan", "selection", "timings", "untouched", "frames", "notes"}
+    assert set(made.to_json()) == {"plan", "selection", "timings", "untouched", "strength", "frames", "notes"}
     assert {"unet", "scb", "vae_encoder", "vae_decoder", "clip_vision"} <= set(made.timings)
 
 

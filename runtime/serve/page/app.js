@@ -109,8 +109,8 @@ function drawWork() {
   $("#restore").textContent = waiting > 1 ? `Restore ${waiting} photos` : "Restore";
   if (busy) drawProgress();
   const why = $("#why");
-  why.hidden = !shown?.selection;
-  if (shown?.selection) why.textContent = reason(shown);
+  why.hidden = !shown?.selection?.chosen.length;
+  if (!why.hidden) why.textContent = reason(shown);
   $("#error").hidden = !shown?.problem;
   $("#error").textContent = shown?.problem ?? "";
   const download = $("#download");
@@ -132,15 +132,12 @@ function drawProgress() {
   $("#status").textContent = texts[state];
 }
 
-function reason({ selection, seconds, untouched }) {
+function reason({ selection, seconds, strength }) {
   const names = selection.chosen.map(titleOf).join(", then ");
   const took = seconds ? ` in ${seconds.toFixed(1)} s` : "";
-  if (untouched) {
-    const near = selection.near?.length ? ` Near it: ${selection.near.map(titleOf).join(", ")}.` : "";
-    return `Nothing was changed: no plugin does what these words ask for.${near} Try one of the examples.`;
-  }
+  const kept = strength != null && strength < 1 ? `, ${Math.round(strength * 100)} % of the change` : "";
   const asked = Object.keys(selection.scores).length;
-  return `${names}${took}, ${asked ? "as understood from your words" : "as you picked"}.`;
+  return `${names}${took}${kept}, ${asked ? "as understood from your words" : "as you picked"}.`;
 }
 
 function drawHistory() {
@@ -185,7 +182,7 @@ async function form(photo) {
   else data.append("prompt", $("#prompt").value.trim());
   data.append("seed", $("#seed").value || "42");
   if ($("#steps").value) data.append("steps", $("#steps").value);
-  data.append("strength", String(Number($("#strength").value) / 100));
+  data.append("strength", $("#auto").checked ? "auto" : String(Number($("#strength").value) / 100));
   data.append("format", $("#format").value);
   if (photo.mask && !photo.mask.isEmpty()) data.append("mask", await photo.mask.toBlob(), "mask.png");
   return data;
@@ -213,7 +210,7 @@ async function restore(photo) {
 function update(photo, document) {
   const busy = ["queued", "running"].includes(document.state);
   Object.assign(photo, { job: document.id, document, state: busy ? document.state : photo.state });
-  for (const name of ["selection", "seconds", "untouched"]) if (document[name] != null) photo[name] = document[name];
+  for (const name of ["selection", "seconds", "strength"]) if (document[name] != null) photo[name] = document[name];
   if (photo === shown) drawWork();
 }
 
@@ -249,7 +246,11 @@ function pick(id) {
 }
 
 $("#prompt").addEventListener("input", drawWork);
-$("#strength").addEventListener("input", () => ($("#strength + output").textContent = `${$("#strength").value} %`));
+function drawStrength() {
+  $("#strength").disabled = $("#auto").checked;
+  $("#strength + output").textContent = $("#auto").checked ? "auto" : `${$("#strength").value} %`;
+}
+for (const input of ["#strength", "#auto"]) $(input).addEventListener("input", drawStrength);
 
 function setPainting(on) {
   painting = on && Boolean(shown?.mask);

@@ -15,7 +15,7 @@ from diffplugin.errors import ImageError
 from diffplugin.runtime.photos.metadata import iptc_segment, xmp_segment
 from diffplugin.runtime.photos.photo import Photo
 from diffplugin.runtime.photos.pixels import with_rgb
-from diffplugin.runtime.photos.read import read_photo
+from diffplugin.runtime.photos.read import photo_from, read_photo
 from diffplugin.runtime.photos.write import check_writable, not_kept, output_suffixes, write_photo
 from tests.runtime.photos.test_metadata import grey_profile, srgb_profile
 
@@ -156,6 +156,24 @@ def test_grey_stays_grey(tmp_path: Path, suffix: str) -> None:
     coloured = with_rgb(photo, tinted, colour=True)
     np.testing.assert_array_equal(coloured.rgb, tinted)
     assert coloured.mode == "RGB"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_grey_in_three_channels_stays_grey_and_rgb(tmp_path: Path, dtype: Any) -> None:
+    grey = np.repeat((picture()[..., :1].astype(dtype) * (257 if dtype == np.uint16 else 1)), 3, axis=2)
+    photo = photo_from(grey)
+    assert photo.mode == "RGB" and photo.is_grey
+    tinted = photo.levels.copy()
+    tinted[..., 2] //= 2
+    made = with_rgb(photo, tinted)
+    assert made.is_grey and made.mode == "RGB" and made.levels.dtype == dtype
+    write_photo(tmp_path / "out.png", made)
+    again = read_photo(tmp_path / "out.png")
+    assert again.mode == "RGB" and again.is_grey
+    coloured = grey.copy()
+    coloured[3, 4, 1] ^= 1
+    assert not photo_from(coloured).is_grey, "one pixel of another colour is colour"
+    np.testing.assert_array_equal(with_rgb(photo_from(coloured), tinted).levels, tinted)
 
 
 def test_a_grey_profile_is_applied_and_comes_back(tmp_path: Path) -> None:

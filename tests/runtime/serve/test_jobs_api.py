@@ -53,11 +53,20 @@ def test_metadata_go_through(serve: Serve) -> None:
     assert Image.open(io.BytesIO(answer.content)).getexif()[0x010F] == "Maker"
 
 
-def test_a_request_that_selects_nothing_returns_the_very_bytes(serve: Serve) -> None:
-    sent = photo_bytes(form="JPEG")
-    answer = serve().post(photo=sent, data={"prompt": "nothing of this kind"})
-    assert (answer.status_code, answer.content) == (200, sent)
-    assert answer.headers["diffplugin-plugins"] == ""
+def test_a_request_that_selects_nothing_is_refused_with_examples(serve: Serve) -> None:
+    running, words = serve(), {"prompt": "nothing of this kind"}
+    answer = running.post(data=words)
+    problem = answer.json()
+    assert (answer.status_code, problem["kind"]) == (422, "nothing-selected")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert problem["detail"].startswith("nothing selected: understood was nothing that one of the 3 plugins does; near it: ")
+    assert problem["selection"]["chosen"] == [] and set(problem["selection"]["scores"]) == {*PLUGINS, "null"}
+    assert all(f'"{example}"' in problem["detail"] for example in problem["examples"].values()) and problem["examples"]
+    queued = running.post("/v1/jobs", data=words).json()
+    failed = running.wait(queued["id"], "failed")
+    assert failed["problem"]["kind"] == "nothing-selected"
+    assert running.get(f"/v1/jobs/{queued['id']}/result").status_code == 422
+    assert running.post("/v1/plan", data=words).json()["plugins"] == []
 
 
 def test_options_reach_the_restorer(serve: Serve, restorer: Restorer) -> None:
@@ -81,6 +90,8 @@ def test_strength_keeps_a_part_of_the_change(serve: Serve) -> None:
     np.testing.assert_array_equal(before, smooth_photo())
     assert np.abs(after - before).max() > 20
     np.testing.assert_allclose(half, (before + after) / 2, atol=0.51)
+    answer = running.post(data={"plugins": "lowlight", "strength": "auto"})
+    assert 0 <= float(answer.headers["diffplugin-strength"]) <= 1
 
 
 def test_a_mask_leaves_the_rest_alone(serve: Serve) -> None:
@@ -97,6 +108,13 @@ def test_a_mask_leaves_the_rest_alone(serve: Serve) -> None:
         made = pixels_of(running.post(**options).content)
         np.testing.assert_array_equal(made[mask == 0], smooth_photo()[mask == 0])
         assert np.abs(made[mask > 0].astype(int) - smooth_photo()[mask > 0]).max() > 20
+
+
+def test_a_mask_is_for_one_page(serve: Serve) -> None:
+    pages = io.BytesIO()
+    Image.fromarray(smooth_photo()).save(pages, "TIFF", save_all=True, append_images=[Image.fromarray(smooth_photo())])
+    answer = serve().post(photo=pages.getvalue(), data={"plugins": "lowlight", "region": "0,0,20,20"})
+    assert answer.status_code == 422 and answer.json()["detail"].startswith("photo.png: 2 pages, but a mask or region")
 
 
 def test_a_job_is_queued_followed_and_fetched(serve: Serve, gate: Gate) -> None:
@@ -289,7 +307,7 @@ BAD_FIELDS = [
     ({"prompt": "rain", "size": "99999x99999"}, "99999x99999"),
     ({"prompt": "rain", "tile": "-5"}, "tile '-5'"),
     ({"prompt": "rain", "tile": "3"}, "tile 3"),
-    ({"prompt": "rain", "strength": "2"}, "strength is 2.0"),
+    ({"prompt": "rain", "strength": "2"}, "strength is 2.0, expected auto or 0 to 1"),
     ({"prompt": "rain", "strength": "nan"}, "strength"),
     ({"prompt": "rain", "region": "1,2,3"}, "region '1,2,3'"),
     ({"prompt": "rain", "format": "exe"}, "format 'exe'"),

@@ -200,7 +200,8 @@ def test_errors_are_the_servers_words(serve: Serve, open_page: Callable[..., Any
     add(page, photo("fine.png"))
     page.fill("#prompt", "nothing of the kind")
     page.click("#restore")
-    page.get_by_text("Nothing was changed").wait_for()
+    page.get_by_role("alert").get_by_text("nothing selected").wait_for()
+    assert not page.locator("#why").is_visible()
 
 
 def test_two_tabs_and_several_files(serve: Serve, open_page: Callable[..., Any]) -> None:
