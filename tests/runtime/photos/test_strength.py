@@ -74,6 +74,7 @@ def test_what_is_no_strength_is_named() -> None:
     for text in ("2", "-0.1", "nan", "inf", "", "half", "50%"):
         with pytest.raises(RequestError, match=r"strength .*expected auto or 0 to 1"):
             read_strength(text)
-    for value in (True, None, 1.01, "0.5", float("nan")):
+    wrong: tuple[object, ...] = (True, None, 1.01, "0.5", float("nan"))
+    for given in wrong:
         with pytest.raises(RequestError, match="expected auto or 0 to 1"):
-            check_strength(value)
+            check_strength(given)
