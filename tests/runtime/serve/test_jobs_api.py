@@ -59,7 +59,9 @@ def test_a_request_that_selects_nothing_is_refused_with_examples(serve: Serve) -
     problem = answer.json()
     assert (answer.status_code, problem["kind"]) == (422, "nothing-selected")
     assert answer.headers["content-type"] == "application/problem+json"
-    assert problem["detail"].startswith("nothing selected: understood was nothing that one of the 3 plugins does; near it: ")
+    assert problem["detail"].startswith(
+        "nothing selected: understood was nothing that one of the 3 plugins does; near it: "
+    )
     assert problem["selection"]["chosen"] == [] and set(problem["selection"]["scores"]) == {*PLUGINS, "null"}
     assert all(f'"{example}"' in problem["detail"] for example in problem["examples"].values()) and problem["examples"]
     queued = running.post("/v1/jobs", data=words).json()
