@@ -36,6 +36,7 @@ _CODE, _PREPARED = "code.tar.xz", "prepared.tar.xz"
 MOST = 64 * 2**20
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("bench", "engines", "export", "plugins", "runtime")
+_HEAVY = ("core/embedded/", "plugins/embedded_checkpoint/", "bench/results/")
 _FATBIN = 0xBA55ED50  # begins a block of machine code in an ELF section of this name
 _NEEDED = ("numpy", "PIL", "tokenizers", "cuda.bindings.runtime", "torch", "onnxruntime", "diffplugin")
 _LEFT_OUT = re.compile(
@@ -85,7 +86,7 @@ def _pack_code(file: Path) -> None:
     with tarfile.open(file, "w:xz") as archive:
         for name in sorted(listed.split("\0")):
             room, _, rest = name.partition("/")
-            if (room not in (*ROOMS, "core")) or rest.startswith(("embedded", "results/")):
+            if room not in (*ROOMS, "core") or name.startswith(_HEAVY):
                 continue
             place = f"diffplugin/{rest}" if room == "core" else f"diffplugin/{name}"
             archive.add(ROOT / name, place, recursive=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import struct
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -88,6 +89,11 @@ def test_parts_come_out_as_they_went_in(gpu_parts: ModuleType, tmp_path: Path) -
     ):
         source = ROOT / ("core/" + name if "/" not in name else name)
         assert (site / "diffplugin" / name).read_bytes() == source.read_bytes()
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    modules = {
+        name.removeprefix("core/") for name in listed.split() if name.partition("/")[0] in (*gpu_parts.ROOMS, "core")
+    }
+    assert {file.relative_to(site / "diffplugin").as_posix() for file in site.rglob("diffplugin/**/*.py")} == modules
     assert not (site / "diffplugin/embedded").exists() and (parts / "code.tar.xz").stat().st_size < 2**20
 
 
