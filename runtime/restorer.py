@@ -20,10 +20,9 @@ from diffplugin.runtime.options import OptionFields, RestoreOptions, complete_op
 from diffplugin.runtime.photos.mask import Mask, MaskSource, as_mask, compose
 from diffplugin.runtime.photos.photo import Deep
 from diffplugin.runtime.photos.pixels import (
-    crop,
     from_tensor,
     from_tensor_deep,
-    pad,
+    reflected,
     resize,
     to_tensor,
     with_rgb,
@@ -32,10 +31,11 @@ from diffplugin.runtime.photos.pixels import (
 )
 from diffplugin.runtime.photos.read import Photo, Pixels, photo_from
 from diffplugin.runtime.photos.strength import Strength, chosen_strength, mixed
+from diffplugin.runtime.planning.area import whole_area
 from diffplugin.runtime.planning.concurrency import memory_share, restorations_at_once
 from diffplugin.runtime.planning.memory import Footprint
+from diffplugin.runtime.planning.pieces import MAX_WHOLE_AREAS
 from diffplugin.runtime.planning.plan import (
-    MAX_WHOLE_AREAS,
     Plan,
     Stage,
     chain_footprint,
@@ -191,7 +191,7 @@ class Restorer:
         strength, strengths = complete.strength, []
         for frame, its_plan in zip((photo, *photo.frames), plans, strict=True):
             seen = tokens if frame is photo else self._encoders.tokens(frame, selection.chosen, clock)
-            run = self._run(clock, its_plan.tiles, its_plan.latent_size, plan.seed)
+            run = self._run(clock, its_plan.tiles, self._noise(its_plan), its_plan.grid)
             run = replace(run, tick=ticks.tick, cancelled=cancelled, observe=observe)
             made, used = self._restore_frame(frame, complete, its_plan, run, seen, ticks, mask, strength)
             frames.append(made)
@@ -220,20 +220,18 @@ class Restorer:
     ) -> tuple[Photo, float]:
         """One frame or page through the chain of ``plan``; returns (the result, its strength)."""
         with run.clock("prepare"):
-            if mask is not None:
-                run = replace(run, noise=self._noise_of_area(plan), grid=plan.grid or None)
             working = working_photo(photo, options.size)
-            area = plan.area.cut(working.transpose(2, 0, 1)).transpose(1, 2, 0)
-            image = pad(to_tensor(area), plan.padded_size)
+            inside = plan.area.clipped(*working.shape[:2])
+            area = plan.area.moved(-inside.top, -inside.left)
+            made: Any = inside.cut(working.transpose(2, 0, 1)).transpose(1, 2, 0)
         device = self.device if plan.loop == "device" and run.observe is None else None
         levels = from_tensor if photo.deep is None else from_tensor_deep
-        for i, stage in enumerate(plan.chain):
+        for stage in plan.chain:  # the release hands an 8-bit picture from plugin to plugin; a deep one keeps its 16
             ticks.begin(stage.plugin)
-            if i:  # the release hands an 8-bit picture from plugin to plugin; a deep one keeps its 16
-                image = to_tensor(levels(image))
+            image = to_tensor(reflected(made, area.top, area.left, area.height, area.width))
             image = self._restore_stage(run, stage, image, plan.sampler, tokens, device)
+            made = levels(inside.moved(-plan.area.top, -plan.area.left).cut(image))
         with run.clock("finish"):
-            made: Any = levels(crop(image, area.shape[:2]))
             colour = any(self.cards[stage.plugin].colour for stage in plan.chain)
             if mask is None:
                 made = with_rgb(photo, resize(made, plan.output_size), colour=colour)
@@ -241,7 +239,7 @@ class Restorer:
                     return made, 1.0
             before: Any = resize(photo.levels, plan.output_size)
             if mask is not None:
-                made = compose(before, made, (plan.area.top, plan.area.left), working, mask)
+                made = compose(before, made, (inside.top, inside.left), working, mask)
                 made = with_rgb(photo, made, colour=colour)
             used = chosen_strength(before, made.levels, strength)
             return with_rgb(photo, mixed(before, made.levels, used), colour=colour), used
@@ -305,7 +303,8 @@ class Restorer:
         else:
             tokens = self._encoders.tokens(photo, chosen, clock)
         piece = Tile(0, 0, plan.tiles[0].height, plan.tiles[0].width)
-        run = self._run(clock, (piece,), (piece.width, piece.height), 0)
+        noise = normal(0, (1, self.dims.latent_channels, piece.height, piece.width))
+        run = self._run(clock, (piece,), noise)
         device = self.device if plan.loop == "device" else None
         image = np.zeros((1, 3, piece.height * self.dims.factor, piece.width * self.dims.factor), np.float32)
         self._restore_stage(run, plan.chain[0], image, plan.sampler, tokens, device)
@@ -364,16 +363,16 @@ class Restorer:
         # of a device the free memory is its own; the picture stays with the host
         return memory if self.device is None else replace(memory, photo_per_latent_pixel=0)
 
-    def _run(self, clock: Clock, tiles: tuple[Tile, ...], latent_size: tuple[int, int], seed: int) -> Run:
-        noise = normal(seed, (1, self.dims.latent_channels, latent_size[1], latent_size[0]))
-        return Run(pool=self._pool, clock=clock, tiles=tiles, factor=self.dims.factor, noise=noise)
+    def _run(self, clock: Clock, tiles: tuple[Tile, ...], noise: Array, grid: tuple[Tile, ...] = ()) -> Run:
+        return Run(pool=self._pool, clock=clock, tiles=tiles, factor=self.dims.factor, noise=noise, grid=grid or None)
 
-    def _noise_of_area(self, plan: Plan) -> Array:
-        """The whole photo's noise, cut to the area: a mask does not change what is restored inside it."""
-        factor, (width, height) = self.dims.factor, plan.working_size
-        place = Tile(plan.area.top // factor, plan.area.left // factor, plan.latent_size[1], plan.latent_size[0])
-        rows = max(-(-height // factor), place.top + place.height)
-        columns = max(-(-width // factor), place.left + place.width)
+    def _noise(self, plan: Plan) -> Array:
+        """The noise of the whole photo with its border, cut to the area: a mask does not change what is restored inside
+        it."""
+        factor, border, (width, height) = self.dims.factor, plan.border, plan.latent_size
+        place = Tile((plan.area.top + border) // factor, (plan.area.left + border) // factor, height, width)
+        whole = whole_area(plan.working_size, border, factor)
+        rows, columns = max(whole.height, place.top + height), max(whole.width, place.left + width)
         noise = normal(plan.seed, (1, self.dims.latent_channels, rows, columns))
         return np.ascontiguousarray(place.cut(noise))
 

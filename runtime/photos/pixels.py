@@ -91,6 +91,12 @@ def _enlarged(width: int, height: int) -> tuple[int, int]:
     return _with_short_side(width, height, _RELEASED_SHORT_SIDE)
 
 
+def as_released(size: Size) -> bool:
+    """Whether :func:`working_size` follows a rule of the released scripts: then the picture runs as it does there, and
+    nothing is added around it."""
+    return size == "released" or isinstance(size, int)
+
+
 def working_photo(photo: Photo | Pixels, size: Size = "native") -> Pixels | Deep:
     """The picture at its working size (:func:`working_size`), uint8 [H', W', 3]; uint16 if the photo has 16 bits.
 
@@ -188,21 +194,22 @@ def _levels(image: NDArray[np.floating[Any]], dtype: type[_Any]) -> NDArray[_Any
     return levels
 
 
-def pad(image: NDArray[_Any], size: tuple[int, int]) -> NDArray[_Any]:
-    """[..., H, W] padded at the bottom and right to ``size`` (width, height) by reflection (a side of 1 is repeated).
-    The same array if nothing is needed."""
-    height, width = image.shape[-2:]
-    for axis, extra, side in ((-2, size[1] - height, height), (-1, size[0] - width, width)):
-        if extra:
-            pads = [(0, 0)] * image.ndim
-            pads[axis] = (0, extra)
-            image = np.pad(image, pads, mode="reflect" if side > 1 else "edge")
-    return image
+def reflected(pixels: NDArray[_Any], top: int, left: int, height: int, width: int) -> NDArray[_Any]:
+    """A window [height, width, C] of [H, W, C]: beyond the picture's edges it shows the picture reflected (a side of 1
+    is repeated). A view where nothing is beyond.
 
-
-def crop(image: NDArray[_Any], size: tuple[int, int]) -> NDArray[_Any]:
-    """The top left (H, W) of [..., H', W'], contiguous: the inverse of :func:`pad`."""
-    return np.ascontiguousarray(image[..., : size[0], : size[1]])
+    Args:
+        top, left: of the window; negative: above the picture, or left of it.
+    """
+    inside = pixels[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)]
+    spans = ((top, height, pixels.shape[0]), (left, width, pixels.shape[1]))
+    for axis, (start, length, side) in enumerate(spans):
+        beyond = (max(-start, 0), max(start + length - side, 0))
+        if any(beyond):
+            pads = [(0, 0)] * pixels.ndim
+            pads[axis] = beyond
+            inside = np.pad(inside, pads, mode="reflect" if inside.shape[axis] > 1 else "edge")
+    return inside
 
 
 def clip_pixels(

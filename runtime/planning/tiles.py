@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from diffplugin.errors import RequestError, ShapeMismatch
 
 Tensor = NDArray[np.float32]
+Span = tuple[int, int]  # (start, length) along one axis
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,12 @@ class Tile:
 
     def clipped(self, h: int, w: int) -> Tile:
         """The part of it within ``h x w``."""
-        return Tile(self.top, self.left, min(self.height, h - self.top), min(self.width, w - self.left))
+        top, left = max(self.top, 0), max(self.left, 0)
+        return Tile(top, left, min(self.top + self.height, h) - top, min(self.left + self.width, w) - left)
+
+    def moved(self, down: int, right: int) -> Tile:
+        """The same rectangle elsewhere."""
+        return Tile(self.top + down, self.left + right, self.height, self.width)
 
     def cut(self, array: NDArray[Any]) -> NDArray[Any]:
         """This rectangle of [..., h, w], as a view."""
@@ -64,13 +70,18 @@ def plan_tiles(h: int, w: int, tile: int, overlap: int, *, multiple: int = 1) ->
         faults.append(f"overlap is {overlap}, expected at least 0 and less than the tile's side, {side}")
     if faults:
         raise RequestError(f"tiles: {'; '.join(faults)}")
-    rows, columns = (_spans(length, tile, side, overlap) for length in (h, w))
+    return grid(*([(0, length)] if length <= tile else spans(length, side, overlap) for length in (h, w)))
+
+
+def grid(rows: Sequence[Span], columns: Sequence[Span]) -> tuple[Tile, ...]:
+    """The tiles of all rows and columns, row by row."""
     return tuple(Tile(top, left, height, width) for top, height in rows for left, width in columns)
 
 
-def _spans(length: int, tile: int, side: int, overlap: int) -> list[tuple[int, int]]:
-    """(start, length) of each tile along one axis."""
-    if length <= tile:
+def spans(length: int, side: int, overlap: int) -> list[Span]:
+    """(start, side) of as few tiles as cover ``length`` along one axis, spread evenly; neighbours share ``overlap`` or
+    more, which is less than ``side``."""
+    if length <= side:
         return [(0, length)]
     count = -(-(length - overlap) // (side - overlap))
     return [(i * (length - side) // (count - 1), side) for i in range(count)]

@@ -150,7 +150,7 @@ def test_pictures_of_other_sizes_are_grown_or_cut(on_device: Restorer, plain: Re
     """Engines take latent sides of 8 to 32: a small picture is grown, a large one cut; both are the plain loop's."""
     photo = smooth_photo(20, 40)
     made = on_device.restore(photo, plugins=["derain"], steps=2)
-    assert made.plan.padded_size == (40, 32) and made.plan.loop == "device" and made.array.shape == photo.shape
+    assert made.plan.latent_size == (10, 8) and made.plan.loop == "device" and made.array.shape == photo.shape
     large = smooth_photo(150, 60)
     pieces = on_device.restore(large, plugins=["derain"], steps=2)
     expected = plain.restore(large, plugins=["derain"], steps=2, tile=128)

@@ -12,7 +12,7 @@ from PIL import Image
 from diffplugin.errors import ImageError, RequestError
 from diffplugin.runtime.photos.mask import Mask, as_mask, blend, compose, feathered, read_mask, read_region, region_mask
 from diffplugin.runtime.photos.photo import Photo
-from diffplugin.runtime.planning.plan import masked_area
+from diffplugin.runtime.planning.area import masked_area
 from diffplugin.runtime.planning.tiles import Tile, blend_weights, plan_tiles
 from diffplugin.runtime.restorer import Restorer
 from tests.runtime.conftest import FakeModel, smooth_photo

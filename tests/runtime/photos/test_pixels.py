@@ -11,9 +11,8 @@ from PIL import Image
 from diffplugin.errors import ImageError, NotFinite, RequestError, ShapeMismatch
 from diffplugin.runtime.photos.pixels import (
     clip_pixels,
-    crop,
     from_tensor,
-    pad,
+    reflected,
     resize,
     side_by_side,
     to_tensor,
@@ -213,17 +212,17 @@ def test_from_tensor_refuses_what_is_no_picture() -> None:
         to_tensor(np.zeros((2, 2, 3), np.float32))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (9, 15), (16, 17), (91, 123), (8, 1), (2, 3)])
-@pytest.mark.parametrize("multiple", [1, 8, 64])
-def test_padding_reflects_and_is_undone(shape: tuple[int, int], multiple: int) -> None:
-    tensor = np.random.default_rng(0).standard_normal((1, 3, *shape)).astype(np.float32)
+@pytest.mark.parametrize("shape", [(8, 8), (9, 40), (91, 123), (8, 1), (2, 3)])
+def test_a_window_beyond_the_picture_shows_its_reflection(shape: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
     height, width = shape
-    padded = pad(tensor, (width + -width % multiple, height + -height % multiple))
-    assert padded.dtype == np.float32 and (padded is tensor) == (padded.shape == tensor.shape)
-    assert all(p % multiple == 0 and 0 <= p - s < multiple for p, s in zip(padded.shape[-2:], shape, strict=True))
-    np.testing.assert_array_equal(crop(padded, shape), tensor)
-    if padded.shape[-1] > shape[1] > 1:
-        np.testing.assert_array_equal(padded[..., : shape[0], shape[1]], tensor[..., -2])
+    made = reflected(pixels, -16, -3, height + 21, width + 3)
+    assert made.shape == (height + 21, width + 3, 3) and made.dtype == np.uint8
+    np.testing.assert_array_equal(made[16 : 16 + height, 3:], pixels)
+    there = np.abs(np.arange(-16, height + 5)) % max(2 * (height - 1), 1)  # a triangle wave
+    np.testing.assert_array_equal(made[:, 3:], pixels[np.minimum(there, 2 * (height - 1) - there)])
+    part = reflected(pixels, 1, 0, 1, width)
+    assert np.shares_memory(part, pixels) and np.array_equal(part, pixels[1:2])
 
 
 # ---- CLIP

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from diffplugin.errors import RequestError
 from diffplugin.runtime.options import RestoreOptions, Tiling
-from diffplugin.runtime.photos.pixels import pad
 from diffplugin.runtime.planning.engine_sizes import EngineSizes
 from diffplugin.runtime.planning.memory import Footprint
 from diffplugin.runtime.planning.plan import Plan, make_plan
@@ -65,7 +63,7 @@ def test_pictures_are_grown_or_cut_to_what_engines_take(
     picture: tuple[int, int], engine_sizes: list[EngineSizes], latent: tuple[int, int], pieces: list[tuple[int, int]]
 ) -> None:
     plan = _plan(*picture, *engine_sizes)
-    assert plan.latent_size == latent and plan.padded_size == (latent[0] * 8, latent[1] * 8)
+    assert plan.latent_size == latent and (plan.area.width, plan.area.height) == (latent[0] * 8, latent[1] * 8)
     found = [(tile.height, tile.width) for tile in plan.tiles]
     assert all(any(one.takes(h, w) for one in engine_sizes) for h, w in found)
     assert found == pieces, plan.tiling
@@ -96,10 +94,3 @@ def test_tiles_as_asked() -> None:
             _plan(900, 1024, SQUARE, tile=tile)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match=r"1104x1104 px; .*768x1024"):
         _plan(1100, 1100, TALL)
-
-
-def test_padding_to_an_engines_size() -> None:
-    image = np.arange(6, dtype=np.float32).reshape(1, 1, 2, 3)
-    assert pad(image, (3, 2)) is image
-    padded = pad(image, (8, 5))
-    assert padded.shape == (1, 1, 5, 8) and np.array_equal(padded[0, 0, 0], [0, 1, 2, 1, 0, 1, 2, 1])

@@ -15,6 +15,7 @@ from diffplugin.runtime.options import RestoreOptions
 from diffplugin.runtime.planning.memory import Footprint
 from diffplugin.runtime.planning.plan import Plan, make_plan, plan_stages
 from diffplugin.runtime.planning.quality import EXACT, Quality
+from diffplugin.runtime.planning.tiles import Tile
 
 LIGHT = Footprint(weights=1000, per_latent_pixel=1)
 LESS = Quality(name="less", description="", steps=10, deep_every=2, scb_every=4)
@@ -62,14 +63,14 @@ def test_a_quality_says_which_steps_run_everything() -> None:
 
 def test_native_size_pads_to_the_factor_and_comes_back() -> None:
     plan = _plan(333, 500)
-    assert (plan.working_size, plan.padded_size) == ((333, 500), (336, 504))
-    assert (plan.latent_size, plan.output_size) == ((42, 63), (333, 500))
-    assert len(plan.tiles) == 1 and (plan.tiles[0].height, plan.tiles[0].width) == (63, 42)
+    assert (plan.working_size, plan.border) == ((333, 500), 16) and plan.area == Tile(-16, -16, 536, 368)
+    assert (plan.latent_size, plan.output_size) == ((46, 67), (333, 500))
+    assert len(plan.tiles) == 1 and (plan.tiles[0].height, plan.tiles[0].width) == (67, 46)
 
 
 def test_released_size_and_outputs() -> None:
     plan = _plan(123, 91, size="released", output_size="working")
-    assert plan.working_size == plan.padded_size == plan.output_size == (688, 512)
+    assert plan.working_size == plan.output_size == (688, 512) and plan.area == Tile(0, 0, 512, 688)
     assert _plan(123, 91, size="released").output_size == (123, 91)
     with pytest.raises(RequestError, match="output size 'big'"):
         _plan(100, 100, output_size="big")
