@@ -108,7 +108,11 @@ def _auto(
     most = MAX_WHOLE_AREAS * max(dims.native_latent, MIN_TILE) ** 2
     while shapes := list(_shapes(latent, int(most), dims)):
         least = min(area for area, _, _ in shapes)
-        near = [(place, _length(shape), area, shape) for area, place, shape in shapes if area <= _NEAR * least]
+        near = [
+            (_is_strip(shape, latent), place, max(shape) / min(shape), shape)
+            for area, place, shape in shapes
+            if area <= _NEAR * least
+        ]
         shape = min(near)[-1]
         tried.append(pieces(latent, shape, dims))
         if available is None or estimate(memory, tried[-1]) <= available:
@@ -118,9 +122,9 @@ def _auto(
     return min(tried, key=lambda made: estimate(memory, made)), True
 
 
-def _length(shape: Shape) -> float:
-    """The long side of a piece by its short one: a square piece sees most of what is around it."""
-    return max(shape) / min(shape)
+def _is_strip(shape: Shape, latent: tuple[int, int]) -> bool:
+    """Whether a piece is cut twice as long as wide, or more: it sees less of what is around it than a square."""
+    return max(shape) >= 2 * min(shape) and min(shape) < min(latent)
 
 
 def _shapes(latent: tuple[int, int], most: int, dims: ModelDims) -> Iterator[tuple[int, int, Shape]]:
@@ -179,11 +183,15 @@ def engine_pieces(
 
 
 def engine_border(working: tuple[int, int], border: int, engine_sizes: Sequence[EngineSizes], dims: ModelDims) -> int:
-    """As much of a border as leaves a photo in one piece that engines take in one piece without: engines of fixed sizes
-    may have no room for it, and pieces would take several times as long."""
+    """As much of a border as the smallest engine that takes the photo in one piece has room for: pieces, or a larger
+    engine, would take several times as long. All of it where no engine takes the photo in one piece."""
 
-    def whole(border: int) -> bool:
+    def room(one: EngineSizes, border: int) -> bool:
         area = whole_area(working, border, dims.factor)
-        return any(area.height <= one.h.most and area.width <= one.w.most for one in engine_sizes)
+        return area.height <= one.h.most and area.width <= one.w.most
 
-    return next(room for room in range(border, -1, -dims.factor) if whole(room)) if whole(0) else border
+    taking = [one for one in engine_sizes if room(one, 0)]
+    if not taking:
+        return border
+    smallest = min(taking, key=lambda one: one.h.most * one.w.most)
+    return next(found for found in range(border, -1, -dims.factor) if room(smallest, found))

@@ -181,5 +181,5 @@ def test_the_noise_is_that_of_the_whole_photo(restorer: Restorer) -> None:
     where = "part"
     made = restorer.restore(photo, plugins=["lowlight"], observe=observe, mask=grey)
     area = made.plan.area
-    place = Tile(area.top // 8, area.left // 8, *reversed(made.plan.latent_size))
+    place = Tile((area.top + 16) // 8, (area.left + 16) // 8, *reversed(made.plan.latent_size))
     np.testing.assert_array_equal(seen["part"], place.cut(seen["whole"]))

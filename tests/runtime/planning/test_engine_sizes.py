@@ -45,18 +45,18 @@ def _plan(
     [
         ((512, 512), [SQUARE], (64, 64), [(64, 64)]),
         ((300, 200), [SQUARE], (64, 64), [(64, 64)]),
-        ((513, 512), [SQUARE], (65, 64), [(64, 64)] * 2),
-        ((1000, 300), [SQUARE], (125, 64), [(64, 64)] * 3),
+        ((513, 512), [SQUARE], (69, 68), [(64, 64)] * 4),
+        ((1000, 300), [SQUARE], (129, 64), [(64, 64)] * 3),
         ((768, 1024), [SQUARE, TALL], (96, 128), [(128, 96)]),
         ((600, 700), [SQUARE, TALL], (96, 128), [(128, 96)]),
         ((500, 500), [TALL, SQUARE], (64, 64), [(64, 64)]),
-        ((1024, 768), [SQUARE, TALL], (128, 96), [(64, 64)] * 6),
-        ((300, 260), [ANY], (38, 33), [(33, 38)]),
+        ((1024, 768), [SQUARE, TALL], (132, 100), [(64, 64)] * 6),
+        ((300, 260), [ANY], (42, 37), [(37, 42)]),
         ((100, 100), [ANY], (32, 32), [(32, 32)]),
-        ((2000, 200), [ANY], (250, 32), [(32, 64)] * 5),
+        ((2000, 200), [ANY], (254, 32), [(32, 72)] * 4),
         ((1000, 1000), [_built(128, 128), _built(32, 32)], (128, 128), [(128, 128)]),
-        ((1100, 1100), [_built(96, 96), _built(32, 32)], (138, 138), [(96, 96)] * 4),
-        ((300, 300), [_built(24, 24), _built(32, 32)], (38, 38), [(32, 32)] * 4),
+        ((1100, 1100), [_built(96, 96), _built(32, 32)], (142, 142), [(96, 96)] * 4),
+        ((300, 300), [_built(24, 24), _built(32, 32)], (42, 42), [(32, 32)] * 4),
     ],
 )
 def test_pictures_are_grown_or_cut_to_what_engines_take(
@@ -68,7 +68,18 @@ def test_pictures_are_grown_or_cut_to_what_engines_take(
     assert all(any(one.takes(h, w) for one in engine_sizes) for h, w in found)
     assert found == pieces, plan.tiling
     assert plan.working_size == picture and plan.tiling.endswith("what engines were built for")
-    assert ("grown" in plan.tiling) == (latent != (-(-picture[0] // 8), -(-picture[1] // 8)))
+    assert ("grown" in plan.tiling) == (latent != tuple(-(-(side + 2 * plan.border) // 8) for side in picture))
+
+
+@pytest.mark.parametrize(
+    ("side", "engines", "border"),
+    [(512, [SQUARE], 0), (480, [SQUARE], 16), (496, [SQUARE], 8), (500, [TALL, SQUARE], 0), (512, [ANY], 16)],
+)
+def test_a_photo_that_fits_an_engine_stays_in_one_piece_with_what_border_fits(
+    side: int, engines: list[EngineSizes], border: int
+) -> None:
+    plan = _plan(side, side, *engines)
+    assert plan.border == border and len(plan.tiles) == 1, plan.tiling
 
 
 def test_far_beyond_the_native_size_a_range_is_cut_into_pieces() -> None:
@@ -90,7 +101,7 @@ def test_tiles_as_asked() -> None:
     assert {(t.height, t.width) for t in _plan(1024, 1024, ANY, SQUARE, tile=512).tiles} == {(64, 64)}
     assert len(_plan(512, 768, ANY, tile="off").tiles) == 1
     for tile, says in (("off", "as one piece"), (384, "in pieces of 384 px")):
-        with pytest.raises(RequestError, match=rf"no engine takes .*904x1024 px {says}; .* for 512x512 px: .*--tile"):
+        with pytest.raises(RequestError, match=rf"no engine takes .*936x1056 px {says}; .* for 512x512 px: .*--tile"):
             _plan(900, 1024, SQUARE, tile=tile)  # type: ignore[arg-type]
-    with pytest.raises(RequestError, match=r"1104x1104 px; .*768x1024"):
+    with pytest.raises(RequestError, match=r"1136x1136 px; .*768x1024"):
         _plan(1100, 1100, TALL)
