@@ -62,7 +62,7 @@ def test_plan_and_memory(restorer: Restorer) -> None:
     plan, _ = restorer.plan(np.zeros((200, 300, 3), np.uint8), plugins=["lowlight", "deblur"], steps=7)
     text = "\n".join(plan_lines(plan))
     assert "lowlight (7 steps, from noise), then deblur (3 steps, from the noised input)" in text
-    assert "input 300x200, working 300x200, output 300x200 px" in text and "60 UNet runs" in text
+    assert "input 300x200, working 300x200, output 300x200 px" in text and "40 UNet runs" in text
     assert memory_warning(replace(plan, available=None)) is None
     assert memory_warning(replace(plan, available=2**40)) is None
     assert "--tile" in (memory_warning(replace(plan, available=1)) or "")
@@ -79,7 +79,7 @@ def test_less_work_is_said(restorer: Restorer) -> None:
         plan_lines(plan)
     )
     plan, _ = restorer.plan(np.zeros((300, 300, 3), np.uint8), plugins=["deblur"], steps=1)
-    assert "1 steps: UNet whole at 1, outer blocks at 0, SCB at 1, each for 9 pieces (balanced)" in plan_lines(plan)[4]
+    assert "1 steps: UNet whole at 1, outer blocks at 0, SCB at 1, each for 6 pieces (balanced)" in plan_lines(plan)[4]
 
 
 def test_progress_bar_on_a_terminal() -> None:
