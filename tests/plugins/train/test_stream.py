@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 
 from diffplugin.errors import ImageError
-from diffplugin.plugins.train import stream
+from diffplugin.plugins.train import sources, stream
 from diffplugin.plugins.train.degradations import released_face
 from diffplugin.plugins.train.sources import Files
 
@@ -108,3 +110,46 @@ def test_faces_are_degraded_on_the_fly_and_anew_in_every_pass(tmp_path: Path) ->
     assert not np.array_equal(views[0][0], views[0][1])
     untouched = stream.Pairs(numbered(tmp_path, 1), [0], 8, degrade=released_face).pixels((0, 0))
     assert (untouched[0] == 0).all() and (untouched[1] == 1).all(), "pairs of two files are what they are"
+
+
+def resident_mib() -> float:
+    """Of this process and its children, each by its share of common pages."""
+    found = 0
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((place / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            if os.getpid() in (int(place.name), parent):
+                lines = (place / "smaps_rollup").read_text().splitlines()
+                found += next(int(line.split()[1]) for line in lines if line[:4] == "Pss:")
+        except (OSError, StopIteration):  # ended meanwhile
+            continue
+    return found / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory as Linux tells it")
+def test_fifty_thousand_pairs_stream_with_flat_memory(tmp_path: Path) -> None:
+    count, kinds = 50_000, 50
+    for kind in range(kinds):
+        for name in ("gt", "in"):
+            pixels = RNG.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"{name}{kind}.bmp")
+    rows = ["image,conditioning_image"]
+    for i in range(count):  # files of their own names
+        folder = tmp_path / f"{i // 1000}"
+        folder.mkdir(exist_ok=True)
+        for name in ("gt", "in"):
+            os.link(tmp_path / f"{name}{i % kinds}.bmp", folder / f"{name}{i}.bmp")
+        rows.append(f"{i // 1000}/gt{i}.bmp,{i // 1000}/in{i}.bmp")
+    (tmp_path / "pairs.csv").write_text("\n".join(rows) + "\n")
+    source = sources.open_source(str(tmp_path / "pairs.csv"), None)
+    assert len(source) == count
+    sources.check_sizes(source)
+    batches = stream.Batches(stream.Pairs(source, range(count), 32, augment=True), 50, workers=2)
+    along = {}
+    for step, batch in enumerate(batches(0, count // 50, 0, 1), 1):
+        assert batch.given.shape == (50, 3, 32, 32)
+        if step % 100 == 0:
+            along[50 * step] = resident_mib()
+    grown = max(along.values()) - along[10_000]
+    assert len(along) == 10 and grown < 100, f"all decoded pairs are 293 MiB; MiB after so many: {along}"
