@@ -28,11 +28,11 @@ def claim(path: Path, inputs: Mapping[str, Any], *, restart: bool = False) -> bo
     wanted = json.loads(json.dumps(inputs))
     known = _read(note)
     if path.exists() and known != wanted and not restart:
-        before = known or {}
+        before, now = _flat(known or {}), _flat(wanted)
         differs = [
-            f"{key} was {_short(before.get(key))}, now {_short(wanted.get(key))}"
-            for key in sorted(before.keys() | wanted.keys())
-            if before.get(key) != wanted.get(key)
+            f"{key} was {_short(before.get(key))}, now {_short(now.get(key))}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
         ]
         why = "; ".join(differs) if known is not None else "nothing says what it was made from"
         raise RequestError(f"{path}: {why}. Take another --work folder, or --restart to begin anew")
@@ -50,6 +50,14 @@ def _read(note: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _flat(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers of a recipe and plugins by their own names, so that the one that differs is named."""
+    flat: dict[str, Any] = {}
+    for key, value in inputs.items():
+        flat |= {f"{key} {name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def _short(value: Any) -> str:

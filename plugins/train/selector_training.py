@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import islice, zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 from diffplugin.errors import RequestError
 from diffplugin.export.checkpoints import Checkpoint, find
 from diffplugin.plugins import cards
-from diffplugin.plugins.train import common, corpus, data, layout, pool, selector
+from diffplugin.plugins.train import common, corpus, data, layout, pool, record, selector
 from diffplugin.plugins.train.metrics import selection
 from diffplugin.plugins.train.selector_options import Options
 from diffplugin.plugins.train.wording import WORDS
@@ -40,7 +42,7 @@ def pictures(work: Path, per_task: int) -> Iterator[common.Pixels]:
     found = [_of_source(note, per_task) for note in sorted((work / "pairs").glob("*.json")) if _is_source(note)]
     folders = [work / "pool", *sorted(work.glob("pool-*")), *sorted((work / "pairs").glob("*/"))]
     files = [file for folder in folders for file in sorted(folder.glob("shard*/small.npy"))]
-    found += [islice(_of_shard(file), per_task) for file in files]
+    found += [_of_shard(file, per_task) for file in files]
     if not found:
         raise RequestError(f"{work}: no pictures for the selector; train a plugin there first")
     return (picture for row in zip_longest(*found) for picture in row if picture is not None)
@@ -64,10 +66,10 @@ def _of_source(note: Path, count: int) -> Iterator[common.Pixels]:
         yield pool.shrink(pixels)
 
 
-def _of_shard(file: Path) -> Iterator[common.Pixels]:
-    """Every picture of a shard once, its tasks in turn."""
+def _of_shard(file: Path, per_task: int) -> Iterator[common.Pixels]:
+    """Pictures of a shard, each once, its tasks in turn."""
     kept = np.load(file, mmap_mode="r")
-    for i in range(kept.shape[1]):
+    for i in range(min(kept.shape[1], per_task * len(kept))):
         yield np.asarray(kept[i % len(kept), i])
 
 
@@ -85,15 +87,23 @@ def plugin_rows(read: Checkpoint, seen: Iterator[common.Pixels], count: int | No
 
 
 def train(
-    work: Path, options: Options, *, base: Path | None, clip: Path | None, wanted: Sequence[str] | None
+    work: Path,
+    options: Options,
+    *,
+    base: Path | None,
+    clip: Path | None,
+    wanted: Sequence[str] | None,
+    restart: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Train the selector for the plugins of ``work/checkpoint`` and write it there, with its threshold.
+
+    ``restart``: a state made from other inputs is removed.
 
     Returns:
         Held-out metrics by kind of request, at that threshold; they are printed too.
 
     Raises:
-        RequestError: a number out of its range, or no pictures.
+        RequestError: a number out of its range, no pictures, or a state of another training.
         CheckpointError: the base, CLIP or the plugins are not whole.
     """
     options.check()
@@ -103,7 +113,13 @@ def train(
     found = cards.registry(tree)
     own = {task: corpus.wording_of(found[task]) for task in shipped if task not in WORDS}
     words = {**WORDS, **own}
-    made = None if options.heads_only else new_tokenizer(words)
+    count = options.images_per_task * (len(shipped) if options.heads_only else 1)
+    seen = hashlib.sha256()
+    rows = plugin_rows(read, _digested(pictures(work, options.images_per_task), seen), count)
+    name = "selector" + (f"_{options.removed}" if options.removed else "")
+    state = work / f"run/{name}.pt"
+    taken = record.claim(state, _key(read, options, own, seen.hexdigest()[:16]), restart=restart)
+    made = None if options.heads_only else _tokenizer(state.with_name(f"{name}-tokenizer.json"), words, taken)
     torch.manual_seed(options.seed)
     if made is None:
         model = selector.Selector(read.text_encoder(), config["hidden_size"])
@@ -114,14 +130,11 @@ def train(
         whole = fewer_merges(*made)
         encode, learn_encode = encoder(whole), encoder(whole, *(fewer_merges(*made, part) for part in COARSER))
     selector.remove_head(model.heads, options.removed)
-    count = options.images_per_task * (len(shipped) if options.heads_only else 1)
-    rows = plugin_rows(read, pictures(work, options.images_per_task), count)
     held = max(len(rows) // 5, 1)
     learn = rows[held:] if len(rows) > held else rows
     if made is not None and options.removed != "visual" and len(shipped) <= learn.shape[-1]:
         selector.separate(model.heads, learn)
-    name = "selector" + (f"_{options.removed}" if options.removed else "")
-    selector.fit(learn, learn_encode, model, shipped, work / f"run/{name}.pt", options, words=words)
+    selector.fit(learn, learn_encode, model, shipped, state, options, words=words)
     model.eval()
     threshold = best_threshold(model, rows[:held], encode, shipped, words)
     if made is not None:
@@ -133,6 +146,35 @@ def train(
     for kind, values in scores.items():
         print(kind, " ".join(f"{key} {value:.3f}" for key, value in values.items()))
     return scores
+
+
+def _digested(found: Iterator[common.Pixels], digest: Any) -> Iterator[common.Pixels]:
+    """The same pictures; what was taken of them is in ``digest`` afterwards."""
+    for picture in found:
+        digest.update(np.ascontiguousarray(picture))
+        yield picture
+
+
+def _key(read: Checkpoint, options: Options, own: corpus.Words, seen: str) -> dict[str, object]:
+    """Everything that makes a state another training's."""
+    text = read.source("text_encoder").files if options.heads_only else ()
+    return {
+        "plugins": {task: record.weights_key(place / "tpb.pt") for task, place in read.plugins.items()},
+        "wording": record.text_key(repr(sorted(own.items()))),
+        "pictures": seen,
+        "text encoder": record.weights_key(*text) if text else "",
+        "options": {name: value for name, value in asdict(options).items() if name != "steps"},
+    }
+
+
+def _tokenizer(place: Path, words: corpus.Words, taken: bool) -> tuple[dict[str, int], list[str]]:
+    """The tokenizer that this training began with: another run would break ties between merges otherwise."""
+    if taken and place.exists():
+        kept = json.loads(place.read_text(encoding="utf-8"))
+        return kept["vocab"], kept["merges"]
+    vocab, merges = new_tokenizer(words)
+    layout.write_json(place, {"vocab": vocab, "merges": merges})
+    return vocab, merges
 
 
 def new_tokenizer(words: corpus.Words) -> tuple[dict[str, int], list[str]]:

@@ -35,7 +35,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_recipe_makes_a_checkpoint_and_does_nothing_twice(work: Path) -> None:
+def test_recipe_makes_a_checkpoint_and_does_nothing_twice(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["recipe", "--work", str(work), "--steps", "2", "--tasks", "derain", "dehaze"]
     assert cli.main(arguments) == 0
     tree = work / "checkpoint"
@@ -52,6 +52,15 @@ def test_recipe_makes_a_checkpoint_and_does_nothing_twice(work: Path) -> None:
         assert cli.main(again) == 0
         changed = [str(path) for path, content in before.items() if path.read_bytes() != content]
         assert not changed, (again, changed)
+    heads = tree / "pre-trained/plugin_selector/PromptTunner.pt"
+    learned = heads.read_bytes()
+    (tree / "pre-trained/derain/tpb.pt").write_bytes((tree / "pre-trained/dehaze/tpb.pt").read_bytes())
+    capsys.readouterr()
+    command = ["selector", "--work", str(work), "--steps", "2"]
+    assert cli.main(command) == 2 and heads.read_bytes() == learned
+    error = capsys.readouterr().err
+    assert "run/selector.pt: plugins derain was" in error and error.count("\n") == 1, error
+    assert cli.main([*command, "--restart"]) == 0 and heads.read_bytes() != learned, "for the other plugin, anew"
 
 
 def test_a_milestone_is_a_start(work: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -73,7 +73,10 @@ def test_a_state_is_keyed_by_what_it_was_made_from(
     run = ["plugin", "derain", *options, "--steps", "1", "--pairs"]
     assert cli.main([*run, str(one)]) == 0
     before = weights(tmp_path / "work")
-    for more, named in (([str(other)], "pairs was"), ([str(one), "--resolution", "72"], '"resolution": 72')):
+    for more, named in (
+        ([str(other)], "pairs was"),
+        ([str(one), "--resolution", "72"], "recipe resolution was 64, now 72"),
+    ):
         capsys.readouterr()
         assert cli.main([*run, *more]) == 2
         error = capsys.readouterr().err
