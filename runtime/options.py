@@ -16,6 +16,7 @@ from diffplugin.runtime.sampling.start_noise import check_seed
 Sampler = Literal["unipc", "dpmpp_2m", "ddim", "euler"]
 OutputSize = Literal["input", "working"]
 Tiling = Literal["auto", "off"] | int
+MAX_PLUGINS = 32  # in one chain, four times all that there are
 MAX_CHARACTERS = 2000  # far beyond the 75 tokens that CLIP reads: not a request but an accident
 
 
@@ -90,6 +91,8 @@ class RestoreOptions:
             validate_prompt(self.prompt or "")
         elif not self.plugins:
             raise RequestError("plugins is empty: name at least one, or leave it out and give a request")
+        elif len(self.plugins) > MAX_PLUGINS:
+            raise RequestError(f"{len(self.plugins)} plugins are named, expected at most {MAX_PLUGINS}")
 
 
 def complete_options(request: str | RestoreOptions | None, fields: OptionFields) -> RestoreOptions:

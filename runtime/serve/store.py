@@ -234,8 +234,9 @@ class JobStore:
 def _locked(folder: Path) -> IO[str]:
     """The folder's lock, held as long as the file is open."""
     try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for name in FOLDERS:
-            (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+            (folder / name).mkdir(exist_ok=True, mode=0o700)
         lock = (folder / "lock").open("a")
     except OSError as error:
         reason = error.strerror

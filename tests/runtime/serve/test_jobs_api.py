@@ -301,6 +301,7 @@ BAD_FIELDS = [
     ({"prompt": ""}, "say what to do"),
     ({"prompt": "x" * 5000}, "5000 characters"),
     ({"plugins": "nosuch"}, "nosuch"),
+    ({"plugins": "deblur," * 20_000}, "20000 plugins are named, expected at most 32"),
     ({"prompt": "rain", "steps": "0"}, "steps is 0"),
     ({"prompt": "rain", "steps": "many"}, "steps is 'many'"),
     ({"prompt": "rain", "seed": "-1"}, "seed"),

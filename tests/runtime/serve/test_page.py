@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,9 @@ def test_upload_request_progress_slider_download(
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.1, box["y"] + 40, steps=4)
     page.mouse.up()
-    page.wait_for_timeout(200)
-    assert page.screenshot() != before, "the slider moves"
+    began = time.monotonic()
+    while page.screenshot() == before:
+        assert time.monotonic() - began < WAIT, "the slider moves"
     name, made = result(page)
     assert name == "a dark one-restored.png"
     expected = running.service.models.get(None).restore(smooth_photo(96, 128), "dark rain", steps=4).array

@@ -114,6 +114,11 @@ def test_what_is_old_goes_with_its_files(tmp_path: Path) -> None:
         assert not list((tmp_path / "results").iterdir())
 
 
+def test_nobody_else_reads_the_jobs(tmp_path: Path) -> None:
+    JobStore(tmp_path / "deep" / "state").close()
+    assert (tmp_path / "deep" / "state").stat().st_mode & 0o777 == 0o700
+
+
 def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:
     with JobStore(tmp_path), pytest.raises(DiffPluginError, match="another dp-serve uses this folder"):
         JobStore(tmp_path)
