@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from diffplugin.export.simplify import drop_zero_terms, split_upsampling
 from diffplugin.plugins.networks.form import Form, has_group_normalization, traced_as
 from diffplugin.spec import DTYPES, Array, GraphSpec
 
@@ -48,6 +49,7 @@ def export_graph(module: torch.nn.Module, spec: GraphSpec, path: Path, *, factor
         factor: picture pixels per latent pixel, for the axes ``H W``.
     """
     model = trace(module, spec, factor=factor)
+    split_upsampling(model)
     if weights_bytes(model) <= EXTERNAL_ABOVE:
         halve_weights(model)
     save(model, path)
@@ -101,6 +103,7 @@ def trace(module: torch.nn.Module, spec: GraphSpec, *, factor: int, form: Form |
     if program is None:
         raise RuntimeError(f"{spec.graph}: the ONNX exporter returned nothing")
     model = program.model
+    drop_zero_terms(model)
     _apply_spec(model, spec)
     _strip(model)
     return model

@@ -88,16 +88,27 @@ class PictureNorm(GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not (for_processors() or for_cuda_fp32()):
             return super().forward(x)
-        batch, channels, height, width = x.shape
-        lines = x.reshape(batch, self.num_groups, channels // self.num_groups * height, width)
+        channels, height, width = x.shape[1:]
+        lines = x.reshape(x.shape[0], self.num_groups, channels // self.num_groups * height, width)
         mean = lines.mean(-1, keepdim=True).mean(-2, keepdim=True)
         norms = torch.linalg.vector_norm(lines - mean, dim=-1, keepdim=True)
         variance = (norms * norms).mean(-2, keepdim=True) / width
         members = channels // self.num_groups
-        scale = (variance + self.eps).rsqrt().repeat_interleave(members, 1) * self.weight[:, None, None]
-        shift = self.bias[:, None, None] - mean.repeat_interleave(members, 1) * scale
-        normalised: Tensor = x * scale + shift
-        return normalised
+        mean, variance = (m.repeat_interleave(members, 1) for m in (mean, variance))
+        if for_processors():
+            # with the moments of its one picture, this operator is one pass over the map; a product and a sum are two
+            normalised: Tensor = torch.onnx.ops.symbolic(
+                "BatchNormalization",
+                (x, self.weight, self.bias, mean.flatten(), variance.flatten()),
+                {"epsilon": self.eps},
+                dtype=x.dtype,
+                shape=x.shape,
+                version=15,
+            )
+            return normalised
+        scale = (variance + self.eps).rsqrt() * self.weight[:, None, None]
+        made: Tensor = x * scale + (self.bias[:, None, None] - mean * scale)
+        return made
 
 
 class ResnetBlock(nn.Module):
