@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,7 +41,7 @@ def _remove(path: Path) -> None:
 def temporary_beside(target: Path) -> Path:
     """An unused file name in the same folder. ``tempfile`` is not used: it makes files private whatever the umask
     is."""
-    return target.with_name(f"{TEMPORARY}{secrets.token_hex(6)}.tmp")
+    return target.with_name(f"{TEMPORARY}{os.urandom(6).hex()}.tmp")
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffplugin.engines.base import NEEDS, check_precision, missing_variant, one_line
@@ -61,6 +60,8 @@ def get_builder(name: str, device: Device | None = None) -> EngineBuilder:
 
 def _from_other_package(name: str, device: Device | None) -> EngineBuilder:
     """An engine from another installed package (docs/adding-an-engine.md). ``auto`` never takes one."""
+    import importlib.metadata  # only here: its import takes 24 ms
+
     entries = importlib.metadata.entry_points(group=ENTRY_POINTS)
     if name not in entries.names:
         known = ", ".join((*_BUILDERS, *sorted(entries.names)))

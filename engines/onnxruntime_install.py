@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
-import importlib.metadata
 import importlib.util
 import io
 import re
@@ -151,6 +150,8 @@ def cuda_session(ort: Any, model: Any, options: Any, settings: Mapping[str, str]
 
 def _packages() -> tuple[str, ...]:
     """Installed packages that contain the module."""
+    import importlib.metadata  # only here: its import takes 24 ms
+
     found = []
     for name in (_CPU, _GPU):
         try:

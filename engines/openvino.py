@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import importlib.metadata
 import logging
 import re
 import threading
@@ -274,6 +273,8 @@ def _core() -> Any:
 
 @cached
 def _version() -> str:
+    import importlib.metadata
+
     return importlib.metadata.version("openvino")
 
 

@@ -1,4 +1,5 @@
-"""Returns memory to the system: pages of mapped files that an engine has copied, and memory that it has freed."""
+"""Memory between this process and the system: pages of mapped files that an engine has copied, and memory that it has
+freed."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _DONTNEED = 4  # MADV_DONTNEED
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_MOST_KEPT = 32 * 2**20  # bytes: the highest threshold that glibc takes
 
 
 def release_pages(path: Path) -> int:
@@ -33,6 +36,17 @@ def release_pages(path: Path) -> int:
             if libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _DONTNEED) == 0:
                 freed += end - begin
     return freed
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what this process frees, up to 32 MiB a piece, for its next request: it otherwise returns
+    every map of a picture to the system and has it cleared again, page by page, a fifth of a restoration's time. For
+    commands, which own their process. Works only with glibc.
+    """
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _MOST_KEPT)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def give_back_memory() -> None:

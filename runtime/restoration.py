@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from diffplugin.runtime.photos.deep import grey_of
+from diffplugin.runtime.photos.encode import PNG_LEVEL
 from diffplugin.runtime.photos.photo import Photo, Pixels
 from diffplugin.runtime.photos.write import write_photo
 from diffplugin.runtime.planning.plan import Plan
@@ -57,9 +58,12 @@ class Restoration:
         """
         return self.photo.notes
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], *, png_level: int = PNG_LEVEL) -> Path:
         """Write the picture in the format of the suffix, with the properties of its file: profile, EXIF, XMP,
         resolution, text, grey or palette mode, alpha, 16 bits a channel, frames (``photos.write.write_photo``).
+
+        Args:
+            png_level: compression of a PNG, 0 (none) to 9 (smallest, slowest).
 
         Returns:
             The path as given.
@@ -67,7 +71,7 @@ class Restoration:
         Raises:
             ImageError: it cannot be written to that path, or not in that format.
         """
-        return write_photo(path, self.photo)
+        return write_photo(path, self.photo, png_level=png_level)
 
     @property
     def array(self) -> Pixels:

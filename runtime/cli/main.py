@@ -11,10 +11,12 @@ from typing import get_args
 from diffplugin.command import Parser, add_common_options, execute, path, size
 from diffplugin.default_bundle import EMBEDDED
 from diffplugin.engines.choice import ENGINES
+from diffplugin.engines.pages import keep_freed_memory
 from diffplugin.errors import RequestError
 from diffplugin.runtime.cli.session import Session
 from diffplugin.runtime.cli.targets import Overwrite
 from diffplugin.runtime.options import Tiling
+from diffplugin.runtime.photos.encode import PNG_LEVEL
 from diffplugin.runtime.photos.mask import Region, read_region
 from diffplugin.runtime.photos.pixels import Size
 from diffplugin.runtime.photos.strength import CLIPPED_SHARE, Strength, read_strength
@@ -173,6 +175,14 @@ def build_parser() -> argparse.ArgumentParser:
         choices=[suffix[1:] for suffix in output_suffixes()],
         help="of the results (default: the input's; png for -o - and for kinds that are only read)",
     )
+    many.add_argument(
+        "--png-level",
+        type=int,
+        choices=range(10),
+        default=PNG_LEVEL,
+        metavar="0-9",
+        help=f"compression of PNG results: 0 none, 9 smallest and slowest (default: {PNG_LEVEL})",
+    )
     part = parser.add_argument_group("only a part")
     part.add_argument(
         "--mask",
@@ -208,4 +218,5 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``dp-infer``; returns its exit code (``diffplugin.command``)."""
+    keep_freed_memory()
     return execute("dp-infer", parse, lambda args: Session(args).run(), argv)

@@ -23,10 +23,14 @@ class Results:
         request: fingerprint of the whole request.
         stdout: the stream for a result whose target is standard output.
         suffix: of a result on standard output, with the dot; None: PNG.
+        png_level: compression of PNG files.
     """
 
-    def __init__(self, record: Record, request: str, stdout: BinaryIO | None, suffix: str | None) -> None:
+    def __init__(
+        self, record: Record, request: str, stdout: BinaryIO | None, suffix: str | None, *, png_level: int
+    ) -> None:
         self._record, self._request, self._stdout, self._suffix = record, request, stdout, suffix
+        self._png_level = png_level
 
     def is_up_to_date(self, paths: PhotoPaths) -> bool:
         """Whether the result of this request for this photo already exists."""
@@ -52,9 +56,9 @@ class Results:
             ImageError: it cannot be written. OSError: standard output cannot be written.
         """
         if self._stdout is not None:
-            write_all(self._stdout, photo_bytes(after, self._suffix or ".png"))
+            write_all(self._stdout, photo_bytes(after, self._suffix or ".png", png_level=self._png_level))
             return ()
-        write_photo(paths.target, after)
+        write_photo(paths.target, after, png_level=self._png_level)
         self._finish(paths, before, after)
         return not_kept(paths.target, after)
 
@@ -69,7 +73,10 @@ class Results:
         """
         if self._stdout is not None:
             own = paths.source.read_bytes() if content is None else content
-            write_all(self._stdout, own if self._suffix is None else photo_bytes(photo, self._suffix))
+            write_all(
+                self._stdout,
+                own if self._suffix is None else photo_bytes(photo, self._suffix, png_level=self._png_level),
+            )
             return
         if paths.source.suffix.lower() == paths.target.suffix.lower():
             try:
@@ -77,12 +84,13 @@ class Results:
             except OSError as error:
                 raise ImageError(f"{printable(paths.target)}: cannot be written ({error.strerror or error})") from None
         else:
-            write_photo(paths.target, photo)
+            write_photo(paths.target, photo, png_level=self._png_level)
         self._finish(paths, photo, photo)
 
     def _finish(self, paths: PhotoPaths, before: Photo, after: Photo) -> None:
         if paths.compare:
-            write_photo(paths.compare, Photo(rgb=side_by_side(before.rgb, after.rgb), path=before.path))
+            beside = Photo(rgb=side_by_side(before.rgb, after.rgb), path=before.path)
+            write_photo(paths.compare, beside, png_level=self._png_level)
         if paths.source != STDIN:
             for path in _files(paths):
                 self._record.add(paths.source, path, self._request)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, RLock
@@ -88,7 +87,8 @@ class Session:
             stdout = stack.enter_context(stdout_for_data()) if self.writes_stdout else None
             restorer = self._load(stack)
             suffix = f".{args.format}" if args.format else None
-            self.results = Results(self.record, fingerprint(self._asked(restorer)), stdout, suffix)
+            request = fingerprint(self._asked(restorer))
+            self.results = Results(self.record, request, stdout, suffix, png_level=args.png_level)
             self._make_folders()
             at_once = 1 if args.dry_run else max(1, min(restorer.concurrency, len(self.photos)))
             self._alone = at_once == 1
@@ -153,6 +153,8 @@ class Session:
 
     def _together(self, restorer: Restorer, at_once: int) -> None:
         """Restore several photos at once; the first error that does not belong to a single photo ends all of them."""
+        from concurrent.futures import ThreadPoolExecutor, as_completed
+
         with ThreadPoolExecutor(at_once) as pool:
             running = [pool.submit(self._attempt, restorer, paths) for paths in self.photos]
             try:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffplugin.errors import ImageError
 from diffplugin.files import temporary_beside, unfinished, written_whole
-from diffplugin.runtime.photos.encode import AVIF, BMP, GIF, HEIF, JPEG, PNG, TIFF, WEBP, Format, encode
+from diffplugin.runtime.photos.encode import AVIF, BMP, GIF, HEIF, JPEG, PNG, PNG_LEVEL, TIFF, WEBP, Format, encode
 from diffplugin.runtime.photos.encode import not_kept as encode_notes
 from diffplugin.runtime.photos.read import Photo, Pixels, photo_from, printable
 
@@ -70,7 +70,7 @@ def check_writable(path: str | os.PathLike[str], photo: Photo | None = None) -> 
         raise _unwritable(path, error) from None
 
 
-def write_photo(path: str | os.PathLike[str], photo: Photo | Pixels) -> Path:
+def write_photo(path: str | os.PathLike[str], photo: Photo | Pixels, *, png_level: int = PNG_LEVEL) -> Path:
     """Write a picture in the format of the suffix: a temporary file beside ``path``, then one rename.
 
     The result keeps the properties of the file that its format can hold (:func:`not_kept` lists the others): mode
@@ -78,6 +78,9 @@ def write_photo(path: str | os.PathLike[str], photo: Photo | Pixels) -> Path:
     TIFF compression. If the format has no alpha, the picture is composed over white. JPEG: quality 95 without chroma
     subsampling; WebP and HEIC: quality 95; AVIF: quality 90; PNG and TIFF: lossless. The mode bits of a file that is
     replaced are kept, a new one is open to nobody to whom the photo's own file is closed, and a link is followed.
+
+    Args:
+        png_level: compression of a PNG, 0 (none) to 9 (smallest, slowest).
 
     Returns:
         The path as given.
@@ -94,7 +97,7 @@ def write_photo(path: str | os.PathLike[str], photo: Photo | Pixels) -> Path:
     target = _target(path)
     try:
         with written_whole(target, like=photo.path) as temporary, temporary.open("wb") as file:
-            encode(photo, form, file)
+            encode(photo, form, file, png_level=png_level)
     except ImageError as error:
         raise ImageError(f"{printable(path)}: {error}") from None
     except Exception as error:  # encoders raise errors of any type
@@ -102,8 +105,8 @@ def write_photo(path: str | os.PathLike[str], photo: Photo | Pixels) -> Path:
     return Path(path)
 
 
-def photo_bytes(photo: Photo, suffix: str) -> bytes:
-    """The file of a photo in the format of a suffix, such as ``.png``.
+def photo_bytes(photo: Photo, suffix: str, *, png_level: int = PNG_LEVEL) -> bytes:
+    """The file of a photo in the format of a suffix, such as ``.png``, compressed as :func:`write_photo` does.
 
     Raises:
         ImageError: as :func:`write_photo`.
@@ -112,7 +115,7 @@ def photo_bytes(photo: Photo, suffix: str) -> bytes:
     form, file = _format_of(name), io.BytesIO()
     _check(photo, form, name)
     try:
-        encode(photo, form, file)
+        encode(photo, form, file, png_level=png_level)
     except ImageError:
         raise
     except Exception as error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from diffplugin.command import DONE, Parser, add_common_options, execute, path, positive
 from diffplugin.engines.choice import ENGINES
+from diffplugin.engines.pages import keep_freed_memory
 from diffplugin.errors import DiffPluginError, RequestError
 from diffplugin.runtime.planning.quality import QUALITIES
 from diffplugin.runtime.serve.settings import Settings, count, is_loopback, pixels, read_tokens, seconds, size_bytes
@@ -130,6 +131,7 @@ def serve(settings: Settings) -> int:
     for name in ("uvicorn", "python_multipart"):  # errors are logged once, by the application
         logging.getLogger(name).setLevel(logging.CRITICAL)
     _share_heaps()
+    keep_freed_memory()
     listener = listen(settings.host, settings.port)
     with listener, JobStore(settings.state) as store:
         service = Service(settings, Models.load(settings), store, Metrics())

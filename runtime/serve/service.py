@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from diffplugin.engines.pages import give_back_memory
 from diffplugin.errors import Cancelled
 from diffplugin.runtime.serve.budget import MemoryBudget
 from diffplugin.runtime.serve.call import restore_job
@@ -148,11 +149,16 @@ class Service:
 
     def _work(self, ready: threading.Thread) -> None:
         ready.join()
+        rested = True
         while not self.stopping.is_set() and not self.models.failed:
             with ExitStack() as place:
                 place.enter_context(self._places)
                 if (job := self._next()) is None:
+                    if not rested:
+                        give_back_memory()  # kept from job to job, and not through the night
+                    rested = True
                     continue
+                rested = False
                 try:
                     self._run(job, place.close)
                 except Exception:  # the store itself failed, for example on a full disk
