@@ -51,6 +51,17 @@ def test_named_plugins_and_compare(infer: Callable[..., Run]) -> None:
     assert _size("sharp.jpg") == (80, 64) and _size("sharp-compare.jpg") == (162, 64)
 
 
+def test_png_level(infer: Callable[..., Run]) -> None:
+    sizes = {}
+    for level in ("0", "1", "9", None):
+        words = () if level is None else ("--png-level", level)
+        assert infer("photo.png", "blur", "--steps", "1", "-o", f"{level}.png", "--compare", *words).status == 0
+        sizes[level] = Path(f"{level}.png").stat().st_size
+        np.testing.assert_array_equal(np.asarray(Image.open(f"{level}.png")), np.asarray(Image.open("0.png")))
+    assert sizes["0"] > 80 * 64 * 3 > sizes["1"] > sizes["9"] and sizes[None] == sizes["1"], sizes
+    assert infer("photo.png", "blur", "--png-level", "10").status == 2
+
+
 def test_options_between_the_words(infer: Callable[..., Run]) -> None:
     assert infer("photo.png", "--steps", "2", "rain").status == 0
 

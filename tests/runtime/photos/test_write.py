@@ -35,6 +35,16 @@ def test_the_usual_formats_are_there() -> None:
     assert {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"} <= set(output_suffixes())
 
 
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_png_is_as_small_as_is_asked_for(tmp_path: Path, photo: Photo, deep: bool) -> None:
+    photo = Photo(rgb=photo.rgb, deep=photo.rgb.astype(np.uint16) * 257 if deep else None)
+    paths = [write_photo(tmp_path / f"{level}.png", photo, png_level=level) for level in (0, 1, 9)]
+    sizes = [path.stat().st_size for path in (*paths, write_photo(tmp_path / "default.png", photo))]
+    assert sizes[0] > photo.rgb.nbytes * (1 + deep) and sizes[2] < sizes[1] == sizes[3], sizes
+    for path in paths:
+        np.testing.assert_array_equal(read_photo(path).rgb, photo.rgb)
+
+
 @pytest.mark.parametrize("suffix", output_suffixes())
 def test_round_trip(tmp_path: Path, photo: Photo, suffix: str) -> None:
     path = tmp_path / f"out{suffix}"
