@@ -94,6 +94,7 @@ PART_OF = {f"diffplugin.{name}": "contracts" for name in CONTRACTS} | {
             "measures",
             "onnx",
             "reading",
+            "simplify",
             "step",
             "tokenizer",
             "writing",
