@@ -146,10 +146,11 @@ def _split(model: ir.Model, conv: ir.Node) -> None:
     for node in made:
         node.outputs[0].name, node.outputs[0].type = node.name, conv.outputs[0].type
     model.graph.insert_before(conv, made)
-    whole, unused = made[-1].outputs[0], conv.inputs[1]
+    whole, constants = made[-1].outputs[0], (conv.inputs[1], resize.inputs[2])
     whole.shape = conv.outputs[0].shape
     conv.outputs[0].replace_all_uses_with(whole, replace_graph_outputs=True)
     model.graph.remove([conv, resize], safe=True)
-    if unused is not None and not unused.uses():
-        del model.graph.initializers[unused.name or ""]
+    for value in constants:
+        if value is not None and not value.uses() and value.name in model.graph.initializers:
+            del model.graph.initializers[value.name]
     whole.name = name
