@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from diffplugin.errors import RequestError
 from diffplugin.plugins.train import photos
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 Pixels = NDArray[np.uint8]
 
@@ -51,6 +58,28 @@ def to_tensor(pixels: Pixels | NDArray[np.float32]) -> Tensor:
 def gaussian(shape: Sequence[int], rng: np.random.Generator) -> Tensor:
     """Standard normal noise, float32, from NumPy: the same on every device."""
     return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))
+
+
+@contextmanager
+def owned(path: Path) -> Iterator[None]:
+    """A training state is this process's alone, for as long as it lives.
+
+    Raises:
+        RequestError: another process trains on it.
+    """
+    if fcntl is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        try:
+            with suppress(PermissionError):  # some network folders know no locks
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RequestError(
+                f"{path}: another process trains on it; wait for it, or take another --work folder"
+            ) from None
+        yield
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import importlib.util
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffplugin.errors import CheckpointError, MissingDependency, RequestError
-from diffplugin.plugins.train.common import load_state, save_state
+from diffplugin.plugins.train.common import load_state, owned, save_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -164,10 +164,25 @@ def fit(
 
     Raises:
         CheckpointError: ``path`` holds the state of another training.
+        RequestError: another process trains on ``path``.
         ImageError: a pair cannot be used.
     """
-    logs = path.parent / "curves"
-    run = accelerator(arguments, logs)
+    run = accelerator(arguments, path.parent / "curves")
+    with owned(path) if run.is_main_process else nullcontext():
+        _fit(run, objective, arguments, path, name=name, seed=seed, report=report, batches=batches)
+
+
+def _fit(
+    run: Accelerator,
+    objective: nn.Module,
+    arguments: TrainingArguments,
+    path: Path,
+    *,
+    name: str,
+    seed: int,
+    report: Report | None,
+    batches: BatchSource | None,
+) -> None:
     parameters = learned(objective)
     optimiser = torch.optim.AdamW(
         parameters.values(),
@@ -180,7 +195,7 @@ def fit(
     prepared, optimiser = run.prepare(objective, optimiser)
     average = None if arguments.ema is None else {key: p.detach().clone() for key, p in parameters.items()}
     first = _resume(path, objective, average, optimiser, run.scaler)
-    _start_trackers(run, arguments, logs, name, first)
+    _start_trackers(run, arguments, path.parent / "curves", name, first)
     micro = first * arguments.accumulation
     stream = batches and batches(micro, arguments.steps * arguments.accumulation, run.process_index, run.num_processes)
     began, losses, last = time.time(), list[Tensor](), first

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffplugin.errors import CheckpointError, MissingDependency
+from diffplugin.errors import CheckpointError, MissingDependency, RequestError
 from diffplugin.plugins.train import loop
-from diffplugin.plugins.train.common import gaussian, load_state
+from diffplugin.plugins.train.common import gaussian, load_state, owned
 
 ROOT = Path(__file__).resolve().parents[3]
 STEPS = 9
@@ -85,6 +85,15 @@ def test_refuses_the_state_of_another_training(tmp_path: Path) -> None:
     run(tmp_path / "state.pt")
     with pytest.raises(CheckpointError, match="another training"):
         loop.fit(nn.Linear(2, 2), loop.TrainingArguments(steps=1, peak=1e-3), tmp_path / "state.pt", name="other")
+
+
+def test_a_state_is_one_process_alone(tmp_path: Path) -> None:
+    path = tmp_path / "run/state.pt"
+    with owned(path), pytest.raises(RequestError, match=r"state\.pt: another process trains on it; wait for it"):
+        run(path, steps=1)
+    assert not path.exists()
+    run(path, steps=1)
+    assert path.exists(), "free again"
 
 
 def test_writes_curves(tmp_path: Path) -> None:
