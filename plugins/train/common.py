@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffplugin.errors import RequestError
-from diffplugin.plugins.train import photos
+from diffplugin.plugins.train import layout, photos
 
 try:
     import fcntl
@@ -84,10 +84,7 @@ def owned(path: Path) -> Iterator[None]:
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a training state so that a kill leaves either the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    part.replace(path)
+    layout.place(path, lambda part: torch.save(state, part))
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

@@ -6,7 +6,8 @@ Weights are float16. Every file is written beside its place and renamed, so that
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,12 @@ def half(tensors: Tensors) -> dict[str, Tensor]:
 
 def write_json(path: Path, value: Any) -> None:
     """Pretty JSON, atomically."""
-    _place(path, lambda part: part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"))
+    place(path, lambda part: part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"))
 
 
 def write_lines(path: Path, text: str) -> None:
     """UTF-8 text, atomically."""
-    _place(path, lambda part: part.write_text(text, encoding="utf-8"))
+    place(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def write_tensors(path: Path, tensors: Tensors) -> None:
@@ -59,18 +60,29 @@ def write_tensors(path: Path, tensors: Tensors) -> None:
     if path.suffix == ".safetensors":
         from safetensors.torch import save_file
 
-        _place(path, lambda part: save_file(half(tensors), part, metadata={"format": "pt"}))
+        place(path, lambda part: save_file(half(tensors), part, metadata={"format": "pt"}))
     elif path.suffix == ".pt":
-        _place(path, lambda part: torch.save({"model": half(tensors)}, part))
+        place(path, lambda part: torch.save({"model": half(tensors)}, part))
     else:
-        _place(path, lambda part: torch.save(half(tensors), part))
+        place(path, lambda part: torch.save(half(tensors), part))
 
 
-def _place(path: Path, write: Any) -> None:
+def place(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` make a file beside ``path``, and move it there: a kill leaves the old file or the new one.
+
+    Raises:
+        OSError: it could not be written, whatever the writer calls a full disk; nothing is left of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    write(part)
-    part.replace(path)
+    try:
+        write(part)
+        part.replace(path)
+    except Exception as error:
+        part.unlink(missing_ok=True)
+        why = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        free = shutil.disk_usage(path.parent).free / 2**20
+        raise OSError(f"{path}: not written ({why}); {free:.0f} MiB are free on its disk") from None
 
 
 def write_vae(folder: Path, config: Mapping[str, Any], tensors: Tensors) -> None:

@@ -63,3 +63,17 @@ def test_embedded_checkpoint_is_complete_and_small() -> None:
     for part in (read.unet(), read.autoencoder(), read.vision_encoder(), read.text_encoder(), read.selector_heads()):
         assert all(torch.isfinite(value).all() for value in part.state_dict().values())
     assert sum(f.stat().st_size for f in EMBEDDED.rglob("*") if f.is_file()) < 36 * 2**20
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device")
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    def full(part: Path) -> None:
+        part.write_text("a beginning")
+        with Path("/dev/full").open("wb") as device:
+            torch.save({"a": torch.zeros(100_000)}, device)
+
+    (tmp_path / "state.pt").write_text("the old one")
+    with pytest.raises(OSError, match=r"state\.pt: not written \(.+\); \d+ MiB are free on its disk$"):
+        layout.place(tmp_path / "state.pt", full)
+    assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
+    assert (tmp_path / "state.pt").read_text() == "the old one"
