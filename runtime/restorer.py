@@ -234,15 +234,15 @@ class Restorer:
         with run.clock("finish"):
             colour = any(self.cards[stage.plugin].colour for stage in plan.chain)
             if mask is None:
-                made = with_rgb(photo, resize(made, plan.output_size), colour=colour)
-                if strength == 1:
-                    return made, 1.0
+                made = resize(made, plan.output_size)
+            else:
+                made = compose(resize(photo.levels, plan.output_size), made, (inside.top, inside.left), working, mask)
+            result = with_rgb(photo, made, colour=colour)
+            if strength == 1:
+                return result, 1.0
             before: Any = resize(photo.levels, plan.output_size)
-            if mask is not None:
-                made = compose(before, made, (inside.top, inside.left), working, mask)
-                made = with_rgb(photo, made, colour=colour)
-            used = chosen_strength(before, made.levels, strength)
-            return with_rgb(photo, mixed(before, made.levels, used), colour=colour), used
+            used = chosen_strength(before, result.levels, strength)
+            return with_rgb(photo, mixed(before, result.levels, used), colour=colour), used
 
     def plan(
         self,
