@@ -73,8 +73,7 @@ LICENCE = "Embedded default model, trained by this project on freely licensed ph
 # degradation changes, the less noise it takes to undo.
 _CARD: dict[str, Any] = {"steps_first": 1, "steps_chained": 1, "output": "residual", "licence": LICENCE}
 _START: dict[str, dict[str, Any]] = {
-    # the fine edges of rain streaks are among what the autoencoder cannot carry, and would stay
-    "derain": {"start": "noised_input", "first_t": 600, "output": "decoded"},
+    "derain": {"start": "noised_input", "first_t": 600},
     "desnow": {"start": "noised_input", "first_t": 500},
     **{task: {"start": "input", "first_t": t} for task, t in (("deblur", 120), ("demoire", 150))},
     **{task: {"start": "input", "first_t": 180} for task in ("face", "highlight")},

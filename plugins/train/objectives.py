@@ -53,7 +53,7 @@ def build(
         else:
             folder, held = data.pooled(chosen, task, opened, recipe, vae, kept, restart=settings.restart)
         objective = _small(model, vae, folder, held[1], chosen, opened, settings, card)
-    variants.freeze(model, settings.variant)
+    variants.freeze(model, settings.variant, finishing=settings.loss == "picture")
     if isinstance(objective, eq3.Published | plugin.Denoising):
         objective.reconstruct = settings.variant == "reconstruction"
     return objective, batches, held

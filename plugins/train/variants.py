@@ -52,9 +52,11 @@ def prepare(model: Denoiser, variant: str, *, fresh: bool) -> None:
         nn.init.zeros_(last.bias)
 
 
-def freeze(model: Denoiser, variant: str) -> None:
-    """What of the plugin learns."""
+def freeze(model: Denoiser, variant: str, *, finishing: bool = False) -> None:
+    """What of the plugin learns; ``finishing``: not the TPB, where there is an SCB (:class:`.plugin.Restoring`)."""
     learn = BRANCHES.get(variant, ("tpb", "scb"))
+    if finishing and "scb" in learn:
+        learn = ("scb",)
     model.tpb.requires_grad_("tpb" in learn)
     model.scb.requires_grad_("scb" in learn)
 
