@@ -14,7 +14,9 @@ from diffplugin.plugins.train import plugin_cli
 STAGES = ("autoencoder", "decoder", "pool", "denoiser")
 # of the recipe for the embedded model; a stage's --steps overrides its own
 STEPS = {"autoencoder": 9500, "decoder": 4000, "pool": 24, "denoiser": 9000, "plugin": 1000, "selector": 8000}
-FINISHED = {"deblur": 1200}  # plugins that the recipe finishes on pictures, and in how many steps
+# plugins that the recipe finishes on pictures: steps and rate; one that does much already forgets it at a high rate
+FINISHED = {"deblur": (1200, "8e-4")}
+FINISHED |= dict.fromkeys(("derain", "desnow", "highlight", "demoire"), (600, "2.5e-4"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,8 +120,9 @@ def _recipe(args: argparse.Namespace) -> None:
         plugin = ["plugin", task, *shared, "--recipe", "small", "--crop", "128"]
         _run([*plugin, "--start", str(args.work / "checkpoint/generic"), *steps(STEPS["plugin"])])
         if task in FINISHED:
-            finish = ["--start", str(pretrained / task), "--loss", "picture", "--lr", "8e-4"]
-            _run([*plugin, *finish, *steps(FINISHED[task])])
+            count, rate = FINISHED[task]
+            finish = ["--start", str(pretrained / task), "--loss", "picture", "--lr", rate]
+            _run([*plugin, *finish, *steps(count)])
     _run(["selector", *every, *steps(STEPS["selector"])])
 
 

@@ -138,7 +138,7 @@ SMALL = Recipe(
     checkpointing_steps=250,
     validation_steps=250,
     weighted=True,
-    harder_share=0.4,
+    harder_share=0.25,
     clean_share=0.2,
 )
 RECIPES: Mapping[str, Recipe] = {"paper": PAPER, "small": SMALL}
