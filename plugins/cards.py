@@ -27,11 +27,13 @@ MAX_BYTES = 2**16  # of a card; the shipped ones have less than 1 kB
 LAST = 1000  # order of a card that names none: after the shipped ones
 NULL = "null"  # the selector's name for "no plugin"; no plugin may take it
 _LARGEST = {"first_t": TRAIN_STEPS - 1} | dict.fromkeys(("renoise_from_t", "steps_first", "steps_chained"), TRAIN_STEPS)
+_LARGEST["coring"] = 255
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _TYPES: dict[str, type] = {
     **dict.fromkeys(("id", "title", "start", "output", "licence"), str),
     **dict.fromkeys(("aliases", "examples"), list),
     **dict.fromkeys(("order", "first_t", "renoise_from_t", "steps_first", "steps_chained"), int),
+    "coring": int,
     "colour": bool,
 }
 
@@ -55,6 +57,9 @@ class PluginCard:
         steps_chained: steps where it follows another plugin.
         output: "decoded": what the decoder makes of the final latent z, as released. "residual": x + D(z) - D(E(x)),
             the input x changed by what the plugin changed, so that the detail that the autoencoder cannot carry stays.
+        coring: with ``residual``, the level of 255 at which a change counts half: a change c is taken times
+            c^2 / (c^2 + coring^2), the gain of a Wiener filter whose noise has this deviation, so that the plugin's
+            faint and unsure changes leave the picture as it is. 0: all changes count.
         colour: it brings colour into grey pictures. The result of a grey file is written in grey otherwise.
         licence: note on the weights.
         order: place in the registry and so in a chain.
@@ -70,6 +75,7 @@ class PluginCard:
     steps_first: int = 20
     steps_chained: int = 3
     output: Output = "decoded"
+    coring: int = 0
     colour: bool = False
     licence: str = ""
     order: int = LAST
@@ -134,12 +140,14 @@ def _faults(values: Mapping[str, Any]) -> list[str]:
         faults.append(f'renoise_from_t has no meaning with start = "{values["start"]}": leave it out')
     if values.get("start") == "noise" and values.get("first_t", TRAIN_STEPS - 1) != TRAIN_STEPS - 1:
         faults.append(f'first_t is {values["first_t"]}, but start = "noise" starts at {TRAIN_STEPS - 1}: leave it out')
+    if values.get("coring") and values.get("output") != "residual":
+        faults.append('coring has a meaning with output = "residual" alone: leave it out')
     return faults
 
 
 def _value_faults(name: str, value: Any) -> list[str]:
     choices = {"start": get_args(Start), "output": get_args(Output)}.get(name)
-    least = 0 if name == "renoise_from_t" else 1
+    least = 0 if name in ("renoise_from_t", "coring") else 1
     if name == "id" and (not _ID.fullmatch(value) or value == NULL):
         return [f"id is {value!r}, expected lower-case letters, digits, - and _ (and not {NULL!r})"]
     if choices and value not in choices:
@@ -155,7 +163,7 @@ def card_to_toml(card: PluginCard) -> str:
     """``card`` as TOML text that :func:`parse_card` reads back as the same card."""
     lines = []
     for name, value in asdict(card).items():
-        if (name == "renoise_from_t" and card.start != "noised_input") or value is False:
+        if (name == "renoise_from_t" and card.start != "noised_input") or (name == "coring" and not value) or value is False:
             continue
         text = f"[{', '.join(map(_toml, value))}]" if isinstance(value, tuple) else _toml(value)
         lines.append(f"{name} = {text}")

@@ -64,7 +64,7 @@ class TorchPipeline:
         made = self._run("vae_decoder", stages, self._half(latents)).float().cpu().numpy()
         if self._card.output == "residual":
             own = self._run("vae_decoder", stages, self._half(cond)).float().cpu().numpy()
-            made = residual_output(to_tensor(photo), made, own)
+            made = residual_output(to_tensor(photo), made, own, self._card.coring)
         return from_tensor(made)
 
     def _loop(self, steps: int, tokens: Tensor, cond: Tensor, noise: Tensor, stages: Stages | None) -> Tensor:

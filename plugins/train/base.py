@@ -73,10 +73,12 @@ LICENCE = "Embedded default model, trained by this project on freely licensed ph
 # degradation changes, the less noise it takes to undo.
 _CARD: dict[str, Any] = {"steps_first": 1, "steps_chained": 1, "output": "residual", "licence": LICENCE}
 _START: dict[str, dict[str, Any]] = {
-    "derain": {"start": "noised_input", "first_t": 600},
-    "desnow": {"start": "noised_input", "first_t": 500},
-    **{task: {"start": "input", "first_t": t} for task, t in (("deblur", 120), ("demoire", 150))},
-    **{task: {"start": "input", "first_t": 180} for task in ("face", "highlight")},
+    "derain": {"start": "noised_input", "first_t": 600, "coring": 9},
+    "desnow": {"start": "noised_input", "first_t": 500, "coring": 9},
+    "deblur": {"start": "input", "first_t": 120, "coring": 2},
+    "highlight": {"start": "input", "first_t": 180, "coring": 9},
+    "face": {"start": "input", "first_t": 180, "coring": 3},
+    "demoire": {"start": "input", "first_t": 150, "coring": 2},
 }
 
 

@@ -182,6 +182,12 @@ def picture_loss(made: Tensor, truth: Tensor) -> Tensor:
     return 10 * torch.log10((made - truth).square().mean(dim=(1, 2, 3)) / 4 + UNSEEN).mean()
 
 
+def cored(change: Tensor, coring: int) -> Tensor:
+    """A residual picture's change [n, 3, h, w] as a card shows it (:class:`diffplugin.plugins.cards.PluginCard`)."""
+    power = change.abs().mean(dim=1, keepdim=True).square()
+    return change * power / (power + (coring / 127.5) ** 2) if coring else change
+
+
 class Denoising(nn.Module):
     """The objective of :func:`denoising_loss` over a pool, through ``stages``.
 
@@ -220,7 +226,7 @@ class Restoring(nn.Module):
     """The objective :func:`picture_loss` of what the decoder makes of the clean estimate; the SCB alone learns.
 
     The TPB stays: the selector compares requests with its tokens, so a finished plugin needs no new selector.
-    ``draw(generator)`` gives the crops; ``residual``: the picture is shown as such a card says
+    ``draw(generator)`` gives the crops; ``residual``, ``coring``: the picture is shown as such a card says
     (:class:`diffplugin.plugins.cards.PluginCard`).
     """
 
@@ -232,9 +238,11 @@ class Restoring(nn.Module):
         *,
         times: Times,
         residual: bool,
+        coring: int = 0,
     ) -> None:
         super().__init__()
         self.model, self.vae, self.draw, self.times, self.residual = model, vae, draw, times, residual
+        self.coring = coring
         self.requires_grad_(False)
         model.scb.requires_grad_(True)
 
@@ -243,10 +251,11 @@ class Restoring(nn.Module):
         given, truth = crops.given.to(device), crops.truth.to(device)
         with torch.no_grad():
             cond, clean = self.vae.encode(given).float(), self.vae.encode(truth).float()
-            kept = given - self.vae.decode(cond).float() if self.residual else torch.zeros_like(given)
+            known = self.vae.decode(cond).float() if self.residual else None
         batch = Batch(pixels=crops.pixels.to(device), clean=clean, cond=cond, crops=1)
         made = self.vae.decode(estimate(self.model, batch, rng, self.times).clean).float()
-        return picture_loss(kept + made, truth)
+        shown = made if known is None else given + cored(made - known, self.coring)
+        return picture_loss(shown, truth)
 
 
 def silence_self_attention(unet: UNet) -> None:

@@ -16,7 +16,7 @@ from diffplugin.plugins.networks.vae import Autoencoder
 from diffplugin.plugins.train.common import Pixels, centre, to_tensor
 from diffplugin.plugins.train.degradations import degrade
 from diffplugin.plugins.train.loop import Report
-from diffplugin.plugins.train.plugin import Denoiser
+from diffplugin.plugins.train.plugin import Denoiser, cored
 from diffplugin.plugins.train.pool import clip_pixels, shrink
 from diffplugin.runtime.sampling.loop import sample
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
@@ -54,7 +54,8 @@ def restore(
     latents = sample(table, denoise, noise, cond.cpu().numpy(), start=card.start, renoise_from_t=card.renoise_from_t)
     images = torch.cat([vae.decode(torch.from_numpy(z[None]).to(there, dtype)).float() for z in latents])
     if card.output == "residual":
-        images = torch.cat(given) + images - torch.cat([vae.decode(z[None].to(there, dtype)).float() for z in cond])
+        change = images - torch.cat([vae.decode(z[None].to(there, dtype)).float() for z in cond])
+        images = torch.cat(given) + cored(change, card.coring)
     values = (images.clamp(-1, 1) / 2 + 0.5) * 255
     return [np.ascontiguousarray(v.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()) for v in values]
 

@@ -52,7 +52,7 @@ def restore_stage(
         with run.clock("device"):
             restored = device.restore(run, stage, image, table=table, time=time, tokens=tokens)
         if restored is not None and stage.output == "residual":  # the loop keeps its latents to itself
-            restored = residual_output(image, restored, decode(run, encode(run, image)))
+            restored = residual_output(image, restored, decode(run, encode(run, image)), stage.coring)
     if restored is None:
         restored = _from_host(run, stage, image, table, time, tokens)
     check_restored(restored, image, f"{stage.plugin}, {run.pool.builder.name} at {run.pool.precision}")
@@ -83,13 +83,17 @@ def _from_host(run: Run, stage: Stage, image: Array, table: StepTable, time: Arr
         )
     run.seen(plugin, "z0", latents)
     restored = decode(run, latents)
-    return residual_output(image, restored, decode(run, cond)) if stage.output == "residual" else restored
+    return residual_output(image, restored, decode(run, cond), stage.coring) if stage.output == "residual" else restored
 
 
-def residual_output(image: Array, restored: Array, reconstructed: Array) -> Array:
+def residual_output(image: Array, restored: Array, reconstructed: Array, coring: int) -> Array:
     """x + D(z) - D(E(x)), clipped to [-1, 1]: the input x plus the plugin's change, so that detail that the autoencoder
-    cannot carry is kept. All float32 [n,3,H,W]."""
+    cannot carry is kept. All float32 [n,3,H,W]. ``coring``: levels of 255, as in ``plugins.cards.PluginCard``; a
+    pixel's change is the mean over its colours, so that no change gets another hue."""
     changed: Array = restored - reconstructed
+    if coring:
+        power = np.square(np.abs(changed).mean(axis=1, keepdims=True))
+        changed *= power / (power + np.float32(coring / 127.5) ** 2)
     changed += image  # in place: each of these is as large as the picture
     np.clip(changed, -1, 1, out=changed)
     return changed

@@ -30,7 +30,7 @@ class Stage:
 
     Attributes:
         first_t: timestep of the first step.
-        output: "decoded" or "residual" (``plugins.cards.PluginCard``).
+        output, coring: "decoded" or "residual", and which changes count (``plugins.cards.PluginCard``).
         full_steps: steps that run the whole UNet, the first among them; the others run only its outermost blocks.
         scb_steps: steps whose residuals are computed, the first and the last among them.
         scb_batch: timesteps that the SCB takes at once; more than 1 only on a device.
@@ -42,6 +42,7 @@ class Stage:
     first_t: int
     renoise_from_t: int
     output: Output
+    coring: int
     full_steps: tuple[int, ...]
     scb_steps: tuple[int, ...]
     scb_batch: int = 1
@@ -160,6 +161,7 @@ def plan_stages(
                 first_t=card.first_t,
                 renoise_from_t=card.renoise_from_t,
                 output=card.output,
+                coring=card.coring,
                 full_steps=quality.full_steps(count),
                 scb_steps=quality.scb_steps(count),
             )
