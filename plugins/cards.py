@@ -163,7 +163,11 @@ def card_to_toml(card: PluginCard) -> str:
     """``card`` as TOML text that :func:`parse_card` reads back as the same card."""
     lines = []
     for name, value in asdict(card).items():
-        if (name == "renoise_from_t" and card.start != "noised_input") or (name == "coring" and not value) or value is False:
+        if (
+            (name == "renoise_from_t" and card.start != "noised_input")
+            or (name == "coring" and not value)
+            or value is False
+        ):
             continue
         text = f"[{', '.join(map(_toml, value))}]" if isinstance(value, tuple) else _toml(value)
         lines.append(f"{name} = {text}")

@@ -139,3 +139,12 @@ def test_find_by_id_and_alias() -> None:
 
 def test_understood_gives_an_example_of_each() -> None:
     assert [name for name, _ in example_requests(shipped_cards().values())] == RELEASED_ORDER
+
+
+def test_coring_is_for_residual_pictures_and_a_level() -> None:
+    cored = replace(MINE, output="residual", coring=9)
+    assert parse_card(card_to_toml(cored), where="here") == cored
+    assert "coring" not in card_to_toml(MINE)
+    for change, message in (({"coring": 9}, "alone"), ({"output": "residual", "coring": 256}, "expected 0 to 255")):
+        with pytest.raises(CheckpointError, match=f"coring .*{message}"):
+            parse_card(card_to_toml(replace(MINE, **change)), where="here")  # type: ignore[arg-type]
