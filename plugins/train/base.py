@@ -75,9 +75,9 @@ _CARD: dict[str, Any] = {"steps_first": 1, "steps_chained": 1, "output": "residu
 _START: dict[str, dict[str, Any]] = {
     "derain": {"start": "noised_input", "first_t": 600, "coring": 9},
     "desnow": {"start": "noised_input", "first_t": 500, "coring": 9},
-    "deblur": {"start": "input", "first_t": 120, "coring": 2},
+    "deblur": {"start": "input", "first_t": 120, "coring": 3},
     "highlight": {"start": "input", "first_t": 180, "coring": 9},
-    "face": {"start": "input", "first_t": 180, "coring": 3},
+    "face": {"start": "input", "first_t": 180, "coring": 4},
     "demoire": {"start": "input", "first_t": 150, "coring": 2},
 }
 
