@@ -78,7 +78,7 @@ _START: dict[str, dict[str, Any]] = {
     "deblur": {"start": "input", "first_t": 120, "coring": 3},
     "highlight": {"start": "input", "first_t": 180, "coring": 9},
     "face": {"start": "input", "first_t": 180, "coring": 4},
-    "demoire": {"start": "input", "first_t": 150, "coring": 2},
+    "demoire": {"start": "input", "first_t": 150, "coring": 4},
 }
 
 
