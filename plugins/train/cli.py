@@ -16,7 +16,7 @@ STAGES = ("autoencoder", "decoder", "pool", "denoiser")
 STEPS = {"autoencoder": 9500, "decoder": 4000, "pool": 24, "denoiser": 9000, "plugin": 1000, "selector": 8000}
 # plugins that the recipe finishes on pictures: steps and rate; one that does much already forgets it at a high rate
 FINISHED = {"deblur": (1200, "8e-4")}
-FINISHED |= dict.fromkeys(("derain", "desnow", "highlight", "demoire"), (600, "2.5e-4"))
+FINISHED |= dict.fromkeys(("derain", "desnow", "demoire"), (400, "3e-4"))
 
 
 def _parser() -> argparse.ArgumentParser:
