@@ -147,4 +147,4 @@ def test_coring_is_for_residual_pictures_and_a_level() -> None:
     assert "coring" not in card_to_toml(MINE)
     for change, message in (({"coring": 9}, "alone"), ({"output": "residual", "coring": 256}, "expected 0 to 255")):
         with pytest.raises(CheckpointError, match=f"coring .*{message}"):
-            parse_card(card_to_toml(replace(MINE, **change)), where="here")  # type: ignore[arg-type]
+            parse_card(card_to_toml(replace(MINE, **change)), where="here")
