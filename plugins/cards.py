@@ -22,19 +22,24 @@ from diffplugin.integrity import read_text
 
 Start = Literal["noised_input", "input", "noise"]
 Output = Literal["decoded", "residual"]
+MIN_WORK_SIZE = 64  # pixels
 TRAIN_STEPS = 1000  # Stable Diffusion's training schedule
 MAX_BYTES = 2**16  # of a card; the shipped ones have less than 1 kB
 LAST = 1000  # order of a card that names none: after the shipped ones
 NULL = "null"  # the selector's name for "no plugin"; no plugin may take it
 _LARGEST = {"first_t": TRAIN_STEPS - 1} | dict.fromkeys(("renoise_from_t", "steps_first", "steps_chained"), TRAIN_STEPS)
 _LARGEST["coring"] = 255
+_SIZES = ("work_size", "piece_size")
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _TYPES: dict[str, type] = {
     **dict.fromkeys(("id", "title", "start", "output", "licence"), str),
     **dict.fromkeys(("aliases", "examples"), list),
-    **dict.fromkeys(("order", "first_t", "renoise_from_t", "steps_first", "steps_chained"), int),
+    **dict.fromkeys(
+        ("order", "work_size", "piece_size", "first_t", "renoise_from_t", "steps_first", "steps_chained"), int
+    ),
     "coring": int,
     "colour": bool,
+    "guided": bool,
 }
 
 
@@ -60,6 +65,11 @@ class PluginCard:
         coring: with ``residual``, the level of 255 at which a change counts half: a change c is taken times
             c^2 / (c^2 + coring^2), the gain of a Wiener filter whose noise has this deviation, so that the plugin's
             faint and unsure changes leave the picture as it is. 0: all changes count.
+        work_size: short side in pixels at which the task is best restored where a quality works at the scale of the
+            fault: larger photos are restored as a copy of that size, and the change is carried to the photo
+            (``runtime.photos.carry``); 0: always the photo itself.
+        piece_size: longest side in pixels of the pieces of such a copy; 0: as of any photo.
+        guided: the change follows the photo's levels, as brightening does: a guided filter carries it.
         colour: it brings colour into grey pictures. The result of a grey file is written in grey otherwise.
         licence: note on the weights.
         order: place in the registry and so in a chain.
@@ -76,6 +86,9 @@ class PluginCard:
     steps_chained: int = 3
     output: Output = "decoded"
     coring: int = 0
+    work_size: int = 0
+    piece_size: int = 0
+    guided: bool = False
     colour: bool = False
     licence: str = ""
     order: int = LAST
@@ -152,6 +165,8 @@ def _value_faults(name: str, value: Any) -> list[str]:
         return [f"id is {value!r}, expected lower-case letters, digits, - and _ (and not {NULL!r})"]
     if choices and value not in choices:
         return [f"{name} is {value!r}, expected one of {', '.join(choices)}"]
+    if name in _SIZES and not (value == 0 or value >= MIN_WORK_SIZE):
+        return [f"{name} is {value}, expected 0 or at least {MIN_WORK_SIZE}"]
     if name in _LARGEST and not least <= value <= _LARGEST[name]:
         return [f"{name} is {value}, expected {least} to {_LARGEST[name]}"]
     if (name == "title" and not value.strip()) or (name == "examples" and not value):
@@ -163,11 +178,8 @@ def card_to_toml(card: PluginCard) -> str:
     """``card`` as TOML text that :func:`parse_card` reads back as the same card."""
     lines = []
     for name, value in asdict(card).items():
-        if (
-            (name == "renoise_from_t" and card.start != "noised_input")
-            or (name == "coring" and not value)
-            or value is False
-        ):
+        unset = name in ("coring", *_SIZES) and not value
+        if unset or value is False or (name == "renoise_from_t" and card.start != "noised_input"):
             continue
         text = f"[{', '.join(map(_toml, value))}]" if isinstance(value, tuple) else _toml(value)
         lines.append(f"{name} = {text}")

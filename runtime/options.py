@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypedDict, get_args
 
 from diffplugin.errors import RequestError
-from diffplugin.plugins.cards import TRAIN_STEPS
+from diffplugin.plugins.cards import MIN_WORK_SIZE, TRAIN_STEPS
 from diffplugin.runtime.photos.pixels import Size, check_size
 from diffplugin.runtime.photos.strength import Strength, check_strength
 from diffplugin.runtime.sampling.samplers import SAMPLERS
@@ -16,6 +16,7 @@ from diffplugin.runtime.sampling.start_noise import check_seed
 Sampler = Literal["unipc", "dpmpp_2m", "ddim", "euler"]
 OutputSize = Literal["input", "working"]
 Tiling = Literal["auto", "off"] | int
+WorkSize = Literal["auto", "full"] | int
 MAX_PLUGINS = 32  # in one chain, four times all that there are
 MAX_CHARACTERS = 2000  # far beyond the 75 tokens that CLIP reads: not a request but an accident
 
@@ -30,6 +31,7 @@ class OptionFields(TypedDict, total=False):
     sampler: Sampler
     size: Size
     tile: Tiling
+    work_size: WorkSize
     output_size: OutputSize
     strength: Strength
 
@@ -47,6 +49,9 @@ class RestoreOptions:
         sampler: unipc (released), ddim, dpmpp_2m or euler.
         size: working size: "native", "released", N or (width, height) (``runtime.photos.pixels.working_size``).
         tile: "auto", "off" or the side of a piece in pixels (``runtime.planning.plan.make_plan``).
+        work_size: with ``size="native"``: an int restores a copy with this short side in pixels where the photo is
+            larger, and carries the change to the photo, which keeps its detail; "full": the photo itself; "auto": as
+            the quality and the plugins' cards decide.
         output_size: "input": the input's size; "working": the size in which it was restored.
         strength: how much of the whole chain's change the result keeps, 0 to 1: input + strength x change. "auto": the
             largest that newly clips at most 2 % of the pixels (``runtime.photos.strength``).
@@ -62,6 +67,7 @@ class RestoreOptions:
     sampler: Sampler = "unipc"
     size: Size = "native"
     tile: Tiling = "auto"
+    work_size: WorkSize = "auto"
     output_size: OutputSize = "input"
     strength: Strength = 1.0
 
@@ -82,6 +88,7 @@ class RestoreOptions:
             lambda: _check_choice("sampler", self.sampler, tuple(SAMPLERS)),
             lambda: check_size(self.size),
             lambda: check_tiling(self.tile),
+            self._check_work_size,
             lambda: check_strength(self.strength),
             lambda: _check_choice("output size", self.output_size, get_args(OutputSize)),
         )
@@ -93,6 +100,18 @@ class RestoreOptions:
             raise RequestError("plugins is empty: name at least one, or leave it out and give a request")
         elif len(self.plugins) > MAX_PLUGINS:
             raise RequestError(f"{len(self.plugins)} plugins are named, expected at most {MAX_PLUGINS}")
+
+    def _check_work_size(self) -> None:
+        work = self.work_size
+        if work in ("auto", "full"):
+            return
+        if isinstance(work, bool) or not isinstance(work, int) or work < MIN_WORK_SIZE:
+            raise RequestError(
+                f"work size {work!r} is not understood; expected auto, full or a short side of at least "
+                f"{MIN_WORK_SIZE} pixels"
+            )
+        if self.size != "native":
+            raise RequestError(f"work size {work} and size {self.size} exclude each other; leave one out")
 
 
 def complete_options(request: str | RestoreOptions | None, fields: OptionFields) -> RestoreOptions:

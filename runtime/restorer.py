@@ -17,6 +17,7 @@ from diffplugin.runtime.execution.engine_pool import EnginePool
 from diffplugin.runtime.execution.run import Observer, Run
 from diffplugin.runtime.execution.stage import restore_stage
 from diffplugin.runtime.options import OptionFields, RestoreOptions, complete_options
+from diffplugin.runtime.photos.carry import carry_change
 from diffplugin.runtime.photos.mask import Mask, MaskSource, as_mask, compose
 from diffplugin.runtime.photos.photo import Deep
 from diffplugin.runtime.photos.pixels import (
@@ -220,7 +221,8 @@ class Restorer:
     ) -> tuple[Photo, float]:
         """One frame or page through the chain of ``plan``; returns (the result, its strength)."""
         with run.clock("prepare"):
-            working = working_photo(photo, options.size)
+            carried = plan.carry != "picture"
+            working = resize(photo.levels, plan.working_size) if carried else working_photo(photo, options.size)
             inside = plan.area.clipped(*working.shape[:2])
             area = plan.area.moved(-inside.top, -inside.left)
             made: Any = inside.cut(working.transpose(2, 0, 1)).transpose(1, 2, 0)
@@ -233,14 +235,21 @@ class Restorer:
             made = levels(inside.moved(-plan.area.top, -plan.area.left).cut(image))
         with run.clock("finish"):
             colour = any(self.cards[stage.plugin].colour for stage in plan.chain)
+
+            def enlarged(restored: Any) -> Any:
+                if not carried:
+                    return resize(restored, plan.output_size)
+                return carry_change(photo.levels, working, restored, guided=plan.carry == "guided")
+
             if mask is None:
-                made = resize(made, plan.output_size)
+                made = enlarged(made)
             else:
-                made = compose(resize(photo.levels, plan.output_size), made, (inside.top, inside.left), working, mask)
+                before: Any = resize(photo.levels, plan.output_size)
+                made = compose(before, made, (inside.top, inside.left), working, mask, enlarged)
             result = with_rgb(photo, made, colour=colour)
             if strength == 1:
                 return result, 1.0
-            before: Any = resize(photo.levels, plan.output_size)
+            before = resize(photo.levels, plan.output_size)
             used = chosen_strength(before, result.levels, strength)
             return with_rgb(photo, mixed(before, result.levels, used), colour=colour), used
 
@@ -352,7 +361,7 @@ class Restorer:
             available=memory_share(memory, self.concurrency) if self.device is None else self.device.free,
             engine=self.engine,
             precision=self.precision,
-            quality=self.quality.name,
+            quality=self.quality,
             engine_sizes=() if self.device is None else self.device.engine_sizes,
             mask=mask,
         )

@@ -80,8 +80,16 @@ _START: dict[str, dict[str, Any]] = {
     "face": {"start": "input", "first_t": 180, "coring": 4},
     "demoire": {"start": "input", "first_t": 150, "coring": 4},
 }
+# The scale at which each task lives, measured (docs/speed.md).
+_SCALE: dict[str, dict[str, Any]] = {
+    "derain": {"work_size": 1024, "guided": True},
+    **{task: {"work_size": 1024} for task in ("desnow", "demoire", "face")},
+    "deblur": {"work_size": 768},
+    "dehaze": {"work_size": 512, "piece_size": 384, "guided": True},
+    **{task: {"work_size": 512, "guided": True} for task in ("lowlight", "highlight")},
+}
 
 
 def card(task: str) -> PluginCard:
     """The card of a plugin over the small base, for one of the eight tasks."""
-    return dataclasses.replace(shipped_cards()[task], **(_CARD | _START.get(task, {})))
+    return dataclasses.replace(shipped_cards()[task], **(_CARD | _START.get(task, {}) | _SCALE[task]))

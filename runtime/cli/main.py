@@ -15,7 +15,7 @@ from diffplugin.engines.pages import keep_freed_memory
 from diffplugin.errors import RequestError
 from diffplugin.runtime.cli.session import Session
 from diffplugin.runtime.cli.targets import Overwrite
-from diffplugin.runtime.options import Tiling
+from diffplugin.runtime.options import Tiling, WorkSize
 from diffplugin.runtime.photos.encode import PNG_LEVEL
 from diffplugin.runtime.photos.mask import Region, read_region
 from diffplugin.runtime.photos.pixels import Size
@@ -32,6 +32,14 @@ def _size(text: str) -> Size:
         return size(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; expected native, released, N or WxH") from None
+
+
+def _work_size(text: str) -> WorkSize:
+    if text in ("auto", "full"):
+        return text  # type: ignore[return-value]
+    if not text.isascii() or not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no work size; expected auto, full or N")
+    return int(text)
 
 
 def _bundle(text: str) -> str | Path:
@@ -150,6 +158,14 @@ def build_parser() -> argparse.ArgumentParser:
         default="auto",
         metavar="auto|off|N",
         help="overlapping pieces of N pixels (default: auto)",
+    )
+    sizes.add_argument(
+        "--work-size",
+        type=_work_size,
+        default="auto",
+        metavar="auto|full|N",
+        help="restore a copy with a short side of N pixels and carry the change to the photo, which keeps its detail; "
+        "full: the photo itself (default: auto, by quality and plugin)",
     )
     sizes.add_argument("--output-size", default="input", choices=("input", "working"), help="default: input")
     many = parser.add_argument_group("folders and files")

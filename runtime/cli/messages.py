@@ -56,10 +56,12 @@ def plan_lines(plan: Plan) -> list[str]:
     chain = ", then ".join(map(_stage, plan.chain))
     sizes = [f"{name} {w}x{h}" for name, (w, h) in (("input", plan.input_size), ("working", plan.working_size))]
     sizes.append("output {}x{}".format(*plan.output_size))
+    carried = {"picture": "", "change": ", the change is carried to the photo"}
+    carried["guided"] = f"{carried['change']} by a guided filter"
     free = "" if plan.available is None else f" of {plan.available / GIB:.1f} GiB free"
     return [
         f"chain:   {chain or 'none, the picture is not changed'}",
-        f"size:    {', '.join(sizes)} px",
+        f"size:    {', '.join(sizes)} px{carried[plan.carry]}",
         f"pieces:  {len(plan.tiles)} ({plan.tiling})",
         f"sampler: {plan.sampler}, seed {plan.seed}",
         f"engine:  {plan.engine} {plan.precision}, {_work(plan)}",

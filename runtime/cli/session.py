@@ -42,7 +42,7 @@ from diffplugin.runtime.restorer import Restorer
 from diffplugin.signals import stop_requested
 from diffplugin.streams import stdout_for_data
 
-_FIELDS = ("seed", "steps", "sampler", "size", "tile", "output_size", "strength")
+_FIELDS = ("seed", "steps", "sampler", "size", "tile", "work_size", "output_size", "strength")
 
 
 class Session:

@@ -7,6 +7,7 @@ A mask is grey, white where to restore; it may have any size and is resized to t
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffplugin.errors import ImageError, RequestError
-from diffplugin.runtime.photos.pixels import resize
 from diffplugin.runtime.photos.read import Photo, Pixels, photo_from, read_photo
 
 MAX_FEATHER = 512
@@ -213,7 +213,12 @@ def blend(before: NDArray[_Level], after: NDArray[_Level], weight: Pixels) -> ND
 
 
 def compose(
-    before: NDArray[_Level], piece: NDArray[_Level], place: tuple[int, int], working: NDArray[_Level], mask: Mask
+    before: NDArray[_Level],
+    piece: NDArray[_Level],
+    place: tuple[int, int],
+    working: NDArray[_Level],
+    mask: Mask,
+    enlarged: Callable[[NDArray[_Level]], NDArray[_Level]],
 ) -> NDArray[_Level]:
     """The photo with a restored piece inserted through the mask, uint8 or uint16 [H, W, 3] of the size of ``before``.
 
@@ -222,6 +227,7 @@ def compose(
         piece: the restored part, at the working size; its top left corner is at ``place`` (top, left).
         working: the photo at the working size.
         mask: of any size of the same ratio.
+        enlarged: makes a picture of the working size one of the size of ``before``.
     """
     top, left = place
     if working.shape == before.shape and mask.size == (before.shape[1], before.shape[0]):
@@ -232,9 +238,7 @@ def compose(
     restored = np.array(working)
     restored[top : top + piece.shape[0], left : left + piece.shape[1]] = piece
     size = (before.shape[1], before.shape[0])
-    alpha, after = mask.alpha, restored
+    alpha = mask.alpha
     if mask.size != size:
         alpha = np.asarray(Image.fromarray(alpha).resize(size, Image.Resampling.BILINEAR))
-    if restored.shape != before.shape:
-        after = resize(restored, size)
-    return blend(before, after, alpha)
+    return blend(before, enlarged(restored), alpha)

@@ -21,6 +21,8 @@ VAE_BYTES = 300_000
 # 0.50 GiB, used 0.39; 2304x2304 told 0.75, used 0.69.
 _TENSOR_BYTES, _PIXEL_BYTES = 12, 6
 PHOTO_BYTES = {"decoded": 3 * _TENSOR_BYTES + _PIXEL_BYTES, "residual": 4 * _TENSOR_BYTES + _PIXEL_BYTES}
+# Where the change of a smaller copy is carried to the photo: its pixels before and after, and bands of floats.
+CARRY_BYTES = 8
 # Weights that belong to these widths, bytes in float32. A network of other widths has the square of their ratio.
 _SD_CHANNELS = 320
 _SD_DECODER = 198_000_000
@@ -35,19 +37,21 @@ class Footprint:
         per_latent_pixel: bytes per latent pixel of the largest piece, because one runs at a time.
         kept_per_latent_pixel: bytes per latent pixel of *every* piece, kept from step to step.
         photo_per_latent_pixel: bytes per latent pixel of the whole picture, in arrays as large as it.
+        carried: bytes for carrying the change of a smaller copy to the photo.
     """
 
     weights: int
     per_latent_pixel: int
     kept_per_latent_pixel: int = 0
     photo_per_latent_pixel: int = 0
+    carried: int = 0
 
     def total(self, largest: int, together: int | None = None, picture: int | None = None) -> int:
         """Bytes, with the latent pixels of the largest piece, of all pieces together and of the picture, in which
         pieces overlap (None: the piece is the only one)."""
         kept = self.kept_per_latent_pixel * (largest if together is None else together)
         whole = self.photo_per_latent_pixel * (largest if picture is None else picture)
-        return self.weights + self.per_latent_pixel * largest + kept + whole
+        return self.weights + self.per_latent_pixel * largest + kept + whole + self.carried
 
 
 def kept_bytes(dims: ModelDims, *, deep: bool, residuals: bool) -> int:

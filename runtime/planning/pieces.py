@@ -24,22 +24,23 @@ Shape = tuple[int, int]  # (height, width), latent pixels
 
 
 def choose_pieces(
-    latent: tuple[int, int], dims: ModelDims, memory: Footprint, available: int | None, tile: Tiling
+    latent: tuple[int, int], dims: ModelDims, memory: Footprint, available: int | None, tile: Tiling, card: int = 0
 ) -> tuple[tuple[Tile, ...], str]:
     """(pieces of a picture of ``latent`` (width, height), reason). All have one shape, since an engine may have to be
     compiled for each.
 
     ``tile="auto"``: one piece if its area is at most ``MAX_WHOLE_AREAS`` and the estimate fits into ``available``
     bytes; else the pieces up to that area that are the least work, or smaller ones that fit into memory. An int: pieces
-    with sides of at most so many pixels.
+    with sides of at most so many pixels. ``card``: so many, as a plugin's card says, for "auto".
     """
     whole, factor = (latent[1], latent[0]), dims.factor
     if tile == "off":
         return pieces(latent, whole, dims), "one piece: tiles are off"
-    if tile != "auto":
-        side = asked_side(tile, factor)
+    if tile != "auto" or card:
+        side = asked_side(card if tile == "auto" else tile, factor)
         shape = fitted(latent[1], side, dims), fitted(latent[0], side, dims)
-        return pieces(latent, shape, dims), f"pieces of {_pixels(shape, factor)}, as asked"
+        whose = "its card says" if tile == "auto" else "asked"
+        return pieces(latent, shape, dims), f"pieces of {_pixels(shape, factor)}, as {whose}"
     most = MAX_WHOLE_AREAS * dims.native_latent**2
     small = latent[0] * latent[1] <= most
     if small and (available is None or memory.total(latent[0] * latent[1]) <= available):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from diffplugin.errors import RequestError
@@ -11,10 +11,11 @@ from diffplugin.manifest import Manifest
 from diffplugin.plugins.cards import Output, PluginCard, Start
 from diffplugin.runtime.options import RestoreOptions
 from diffplugin.runtime.photos.mask import Mask
+from diffplugin.runtime.photos.photo import MIN_SIDE
 from diffplugin.runtime.photos.pixels import as_released, working_size
 from diffplugin.runtime.planning.area import masked_area, touched_cells, whole_area
 from diffplugin.runtime.planning.engine_sizes import EngineSizes
-from diffplugin.runtime.planning.memory import PHOTO_BYTES, Footprint, footprint, kept_bytes
+from diffplugin.runtime.planning.memory import CARRY_BYTES, PHOTO_BYTES, Footprint, footprint, kept_bytes
 from diffplugin.runtime.planning.pieces import choose_pieces, engine_border, engine_pieces, estimate
 from diffplugin.runtime.planning.quality import EXACT, Quality
 from diffplugin.runtime.planning.tiles import Tile
@@ -22,6 +23,9 @@ from diffplugin.runtime.sampling.samplers import max_steps
 from diffplugin.spec import ModelDims
 
 _VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+
+
+Carry = Literal["picture", "change", "guided"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,7 @@ class Stage:
         output, coring: "decoded" or "residual", and which changes count (``plugins.cards.PluginCard``).
         full_steps: steps that run the whole UNet, the first among them; the others run only its outermost blocks.
         scb_steps: steps whose residuals are computed, the first and the last among them.
+        work_size, piece_size, guided: of its card.
         scb_batch: timesteps that the SCB takes at once; more than 1 only on a device.
     """
 
@@ -46,6 +51,9 @@ class Stage:
     full_steps: tuple[int, ...]
     scb_steps: tuple[int, ...]
     scb_batch: int = 1
+    work_size: int = 0
+    piece_size: int = 0
+    guided: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +69,8 @@ class Plan:
             accepts. What lies beyond the photo is its reflection.
         latent_size: of the area, px / factor.
         output_size: of the output picture, px.
+        carry: how the photo gets the result where it is restored at another size: "picture": the result is resized;
+            "change": what changed is enlarged and added to the photo; "guided": so by a guided filter.
         tiles: pieces of the area in latent pixels, in the order in which they run; one: the whole area.
         grid: all its pieces, if the mask touches only some of them; else empty.
         tiling: why it runs whole or in pieces, for people.
@@ -81,6 +91,7 @@ class Plan:
     grid: tuple[Tile, ...] = ()
     area: Tile
     border: int = 0
+    carry: Carry = "picture"
     tiling: str
     chain: tuple[Stage, ...]
     sampler: str
@@ -164,6 +175,9 @@ def plan_stages(
                 coring=card.coring,
                 full_steps=quality.full_steps(count),
                 scb_steps=quality.scb_steps(count),
+                work_size=card.work_size,
+                piece_size=card.piece_size,
+                guided=card.guided,
             )
         )
     return tuple(stages)
@@ -192,7 +206,7 @@ def make_plan(
     available: int | None,
     engine: str,
     precision: str,
-    quality: str = EXACT.name,
+    quality: Quality = EXACT,
     engine_sizes: Sequence[EngineSizes] = (),
     mask: Mask | None = None,
 ) -> Plan:
@@ -211,7 +225,9 @@ def make_plan(
         RequestError: the tile is smaller than a piece may be, or no engine takes such a photo.
         ImageError: the working size is larger than pictures may be.
     """
-    working = working_size(*input_size, options.size)
+    working, carry = _working(input_size, chain, options, quality)
+    if carry != "picture":
+        memory = replace(memory, carried=CARRY_BYTES * input_size[0] * input_size[1])
     factor, border = dims.factor, 0 if as_released(options.size) else dims.border
     if engine_sizes:
         border = engine_border(working, border, engine_sizes, dims)
@@ -221,7 +237,8 @@ def make_plan(
     if engine_sizes:
         latent, tiles, why = engine_pieces(latent, engine_sizes, dims, memory, available, options.tile)
     else:
-        tiles, why = choose_pieces(latent, dims, memory, available, options.tile)
+        card = min((stage.piece_size for stage in chain if stage.piece_size and carry != "picture"), default=0)
+        tiles, why = choose_pieces(latent, dims, memory, available, options.tile, card)
     grid = tiles
     if touched is not None:
         inside = area.cut(touched)
@@ -237,6 +254,7 @@ def make_plan(
         working_size=working,
         area=area,
         border=border,
+        carry=carry,
         grid=grid if len(grid) > len(tiles) else (),
         latent_size=latent,
         output_size=input_size if options.output_size == "input" else working,
@@ -247,7 +265,22 @@ def make_plan(
         seed=options.seed,
         engine=engine,
         precision=precision,
-        quality=quality,
+        quality=quality.name,
         memory=memory,
         available=available,
     )
+
+
+def _working(
+    size: tuple[int, int], chain: Sequence[Stage], options: RestoreOptions, quality: Quality
+) -> tuple[tuple[int, int], Carry]:
+    """(the size at which a photo is restored, how it gets the result). Of a chain, the plugin that needs the largest
+    copy decides, and one that needs the photo itself above all."""
+    short = options.work_size if isinstance(options.work_size, int) else 0
+    if options.work_size == "auto" and quality.scaled and options.size == "native":
+        sizes = [stage.work_size for stage in chain]
+        short = max(sizes, default=0) if all(sizes) else 0
+    if not short or short >= min(size) or options.output_size == "working":
+        return working_size(*size, options.size), "picture"
+    width, height = (max(MIN_SIDE, round(side * short / min(size))) for side in size)
+    return (width, height), "guided" if all(stage.guided for stage in chain) else "change"

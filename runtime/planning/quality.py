@@ -20,6 +20,7 @@ class Quality:
             feature of the last whole run (arXiv:2312.00858); 1: always whole.
         scb_every: the SCB runs once in this many steps and at the last one; between its runs the residuals are
             interpolated; 1: at every step.
+        scaled: large photos are restored at the scale of the fault, as their plugins' cards give it (``work_size``).
         precisions: preferred if the precision is "auto" and the bundle and the engine have them.
     """
 
@@ -28,6 +29,7 @@ class Quality:
     steps: int | None = None
     deep_every: int = 1
     scb_every: int = 1
+    scaled: bool = False
     precisions: tuple[str, ...] = ()
 
     def full_steps(self, steps: int) -> tuple[int, ...]:
@@ -54,16 +56,20 @@ QUALITIES = {
         ),
         Quality(
             name="balanced",
-            description="at most 10 steps unless --steps says more; deep features and SCB at every 2nd step",
+            description="at most 10 steps unless --steps says more; deep features and SCB at every 2nd step; large "
+            "photos at the scale of the fault",
             steps=10,
+            scaled=True,
             deep_every=2,
             scb_every=2,
             precisions=("int8",),
         ),
         Quality(
             name="fast",
-            description="at most 6 steps unless --steps says more; deep features and SCB at every 3rd step",
+            description="at most 6 steps unless --steps says more; deep features and SCB at every 3rd step; large "
+            "photos at the scale of the fault",
             steps=6,
+            scaled=True,
             deep_every=3,
             scb_every=3,
             precisions=("int8",),

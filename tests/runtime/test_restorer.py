@@ -143,6 +143,21 @@ def test_output_sizes(restorer: Restorer) -> None:
     assert at_input.array.shape == (64, 80, 3) and working.array.shape == (96, 120, 3)
 
 
+def test_a_smaller_copy_runs_and_the_photo_keeps_its_detail(restorer: Restorer, model: FakeModel) -> None:
+    noise = np.random.default_rng(0).integers(-20, 21, (300, 400, 3))
+    photo = np.clip(_photo(300, 400) + noise, 0, 255).astype(np.uint8)
+    made = restorer.restore(photo, plugins=["derain"], steps=1, work_size=96)
+    assert (made.plan.working_size, made.plan.carry, made.array.shape) == ((128, 96), "change", photo.shape)
+    change = made.array.astype(float) - photo
+    fine = np.diff(change, axis=1).std() / np.diff(photo.astype(float), axis=1).std()
+    assert abs(change.mean()) > 3 and fine < 0.3, f"{fine:.2f} of the photo's finest detail is changed"
+    grey = np.zeros((300, 400), np.uint8)
+    grey[100:200, 100:200] = 255
+    part = restorer.restore(photo, plugins=["derain"], steps=1, work_size=96, mask=grey)
+    assert np.array_equal(part.array[grey == 0], photo[grey == 0]) and (part.array[150, 150] != photo[150, 150]).any()
+    assert restorer.restore(photo, plugins=["derain"], steps=1, work_size=300).plan.carry == "picture"
+
+
 # --- tiles ---
 
 

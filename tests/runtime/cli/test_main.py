@@ -117,7 +117,7 @@ def test_json_is_one_object(infer: Callable[..., Run]) -> None:
 
 def test_dry_run_writes_nothing(infer: Callable[..., Run], model: FakeModel) -> None:
     run = infer("photo.png", "blur", "--dry-run", "-o", "out/", "--size", "200x100")
-    assert run.status == 0 and "working 200x100" in run.out and "20 UNet runs" in run.out
+    assert run.status == 0 and "working 200x100" in run.out and "40 UNet runs" in run.out
     assert sorted(p.name for p in Path().iterdir()) == ["photo.png"] and "unet" not in model.loads
     facts = json.loads(infer("photo.png", "blur", "--dry-run", "--json").out)
     assert facts["files"][0]["plan"]["unet_runs"] == 20

@@ -12,6 +12,7 @@ from PIL import Image
 from diffplugin.errors import ImageError, RequestError
 from diffplugin.runtime.photos.mask import Mask, as_mask, blend, compose, feathered, read_mask, read_region, region_mask
 from diffplugin.runtime.photos.photo import Photo
+from diffplugin.runtime.photos.pixels import resize
 from diffplugin.runtime.planning.area import masked_area
 from diffplugin.runtime.planning.tiles import Tile, blend_weights, plan_tiles
 from diffplugin.runtime.restorer import Restorer
@@ -95,7 +96,9 @@ def test_compose_at_another_output_size_keeps_the_outside() -> None:
     before = smooth_photo(96, 128)
     working = np.asarray(Image.fromarray(before).resize((64, 48)))
     mask = Mask(alpha=square(96, 128, 20, 20, 40))
-    made = compose(before, np.zeros((48, 64, 3), np.uint8), (0, 0), working, mask)
+    made = compose(
+        before, np.zeros((48, 64, 3), np.uint8), (0, 0), working, mask, lambda restored: resize(restored, (128, 96))
+    )
     np.testing.assert_array_equal(made[mask.alpha == 0], before[mask.alpha == 0])
     assert made[40, 40].max() == 0
 

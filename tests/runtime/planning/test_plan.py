@@ -30,7 +30,7 @@ def _plan(width: int, height: int, available: int | None = None, memory: Footpri
     chain = plan_stages(["deblur"], shipped_cards(), quality)
     return make_plan(
         (width, height), chain, RestoreOptions(plugins=["deblur"], **options),
-        dims=DIMS, memory=memory, available=available, engine="fake", precision="fp32", quality=quality.name,
+        dims=DIMS, memory=memory, available=available, engine="fake", precision="fp32", quality=quality,
     )  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def test_json() -> None:
     made = json.loads(json.dumps(_plan(1024, 1024).to_json()))
     assert made["unet_runs"] == 4 * 20
     stage = {"plugin": "deblur", "steps": 20, "start": "noised_input", "first_t": 999, "renoise_from_t": 960}
-    stage |= {"output": "decoded", "coring": 0}
+    stage |= {"output": "decoded", "coring": 0, "work_size": 0, "piece_size": 0, "guided": False}
     every = list(range(20))
     assert made["chain"] == [stage | {"full_steps": every, "scb_steps": every, "scb_batch": 1}]
     assert made["quality"] == "exact" and made["loop"] == "host"
@@ -175,3 +175,32 @@ def test_json() -> None:
     less = json.loads(json.dumps(_plan(1024, 1024, quality=LESS).to_json()))
     assert less["quality"] == "less" and less["chain"][0]["scb_steps"] == [0, 4, 8, 9]
     assert [less[f"{what}_runs"] for what in ("unet", "full_unet", "shallow_unet", "scb")] == [40, 20, 20, 16]
+
+
+SCALED = replace(LESS, name="scaled", scaled=True)
+
+
+def _at_scale(width: int, height: int, *work: tuple[int, bool], **options: Any) -> Plan:
+    """Of a chain of plugins with these work sizes, guided or not."""
+    (stage,) = plan_stages(["deblur"], shipped_cards(), SCALED)
+    chain = tuple(replace(stage, work_size=size, guided=guided) for size, guided in work)
+    return make_plan(
+        (width, height), chain, RestoreOptions(plugins=["deblur"], **options),
+        dims=DIMS, memory=LIGHT, available=None, engine="fake", precision="fp32", quality=SCALED,
+    )  # fmt: skip
+
+
+def test_large_photos_run_at_the_scale_of_the_fault() -> None:
+    plan = _at_scale(4000, 3000, (512, True))
+    assert (plan.working_size, plan.carry, plan.output_size) == ((683, 512), "guided", (4000, 3000))
+    assert plan.estimated_bytes >= 8 * 12_000_000, "the photo itself is in memory, too"
+    assert _at_scale(4000, 3000, (512, True), (768, False)).working_size == (1024, 768)
+    assert _at_scale(4000, 3000, (512, True), (768, False)).carry == "change"
+    assert _at_scale(512, 700, (512, True)).carry == "picture", "it is no larger"
+    for none in (_at_scale(4000, 3000, (512, True), (0, True)), _at_scale(4000, 3000, (512, True), work_size="full")):
+        assert (none.working_size, none.carry) == ((4000, 3000), "picture")
+    assert _at_scale(4000, 3000, (512, False), work_size=256).working_size == (341, 256)
+    assert _at_scale(4000, 3000, (512, False), size=512).carry == "picture", "an explicit size is left alone"
+    for wrong in ({"work_size": 10}, {"work_size": "big"}, {"work_size": 512, "size": 512}):
+        with pytest.raises(RequestError, match="work size"):
+            RestoreOptions(plugins=["deblur"], **wrong)
