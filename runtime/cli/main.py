@@ -121,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=1.0,
         metavar="0..1|auto",
         help="how much of the change is kept (default: 1); auto: the most that newly clips at most "
-        f"{CLIPPED_SHARE:.0%} of the pixels",
+        f"{CLIPPED_SHARE:.0%}% of the pixels",
     )
     run.add_argument("--sampler", default="unipc", choices=tuple(SAMPLERS), help="default: unipc, as released")
     run.add_argument("--engine", default="auto", metavar="NAME", help=f"auto or one of {', '.join(ENGINES)}")
