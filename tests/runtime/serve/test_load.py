@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,9 @@ class LightClient:
     def __init__(self, url: httpx.URL) -> None:
         self._connection = http.client.HTTPConnection(url.host, url.port, timeout=120)
 
+    def close(self) -> None:
+        self._connection.close()
+
     def post(self, body: bytes, content_type: str) -> Answer:
         self._connection.request("POST", "/v1/restore", body, {"Content-Type": content_type})
         answer = self._connection.getresponse()
@@ -80,12 +84,13 @@ def test_two_hundred_requests_of_sixteen_clients(launch: Callable[..., Process],
             return {i: client.post(*forms[i]) for i in part}
 
         def both(part: range) -> tuple[float, float, dict[int, Answer]]:
-            clients = [LightClient(server.client.base_url) for _ in range(CLIENTS)]  # idle ones would be hung up on
             began = time.perf_counter()
             expected = {i: bare(i) for i in part}
             alone = time.perf_counter() - began
             began = time.perf_counter()
-            with ThreadPoolExecutor(CLIENTS) as pool:
+            with ExitStack() as stack, ThreadPoolExecutor(CLIENTS) as pool:
+                # anew in each round: idle ones would be hung up on
+                clients = [stack.enter_context(closing(LightClient(server.client.base_url))) for _ in range(CLIENTS)]
                 parts = [part[c::CLIENTS] for c in range(CLIENTS)]
                 found = {i: answer for made in pool.map(ask, clients, parts) for i, answer in made.items()}
             served = time.perf_counter() - began
@@ -102,13 +107,14 @@ def test_two_hundred_requests_of_sixteen_clients(launch: Callable[..., Process],
             seconds.append((alone, served))
             answers |= found
         assert len(answers) == REQUESTS and len({answer.job for answer in answers.values()}) == REQUESTS
-        extra, client = [], LightClient(server.client.base_url)
+        extra = []
         for i in range(40):
-            began = time.perf_counter()
-            bare(i)
-            middle = time.perf_counter()
-            client.post(*forms[i])
-            extra.append(time.perf_counter() - middle - (middle - began))
+            with closing(LightClient(server.client.base_url)) as client:
+                began = time.perf_counter()
+                bare(i)
+                middle = time.perf_counter()
+                client.post(*forms[i])
+                extra.append(time.perf_counter() - middle - (middle - began))
     share = statistics.median(alone / served for alone, served in seconds)
     overhead = statistics.median(extra) * 1000
     rates = ", ".join(f"{alone / served:.2f}" for alone, served in seconds)
