@@ -51,7 +51,7 @@ setup(
     include_package_data=False,
     package_data={
         "diffplugin": ["py.typed", "embedded/**/*"],
-        "diffplugin.plugins": ["cards/*.toml"],
+        "diffplugin.plugins": ["cards/*.toml", "general_wishes.toml", "diagnosis/*"],
         "diffplugin.runtime.serve": ["page/**/*"],
         "diffplugin.plugins.train": ["requests/*.csv", "requests/*.toml"],
     },

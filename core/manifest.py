@@ -73,6 +73,19 @@ class FileEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Diagnosed:
+    """A task that the graph ``diagnosis`` knows.
+
+    Attributes:
+        task: the id of the plugin that restores it.
+        threshold: probability above which it does; chosen on photos that no training saw.
+    """
+
+    task: str
+    threshold: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Contents of ``manifest.json``.
 
@@ -87,6 +100,7 @@ class Manifest:
         plugins: ids in registry order.
         selector: the bundle can choose plugins from words.
         selector_threshold: score above which a plugin is chosen (theta of arXiv:2403.00644, Eq. 5; the paper's is 0).
+        diagnosis: tasks that the bundle can see to be needed, in the order of the graph's outputs; empty: no graph.
         tokenizer: file of the tokenizer.
         licences: notes on the weights.
         parity: errors measured at export.
@@ -107,6 +121,7 @@ class Manifest:
     plugins: tuple[str, ...]
     selector: bool
     selector_threshold: float = 0.0
+    diagnosis: tuple[Diagnosed, ...] = ()
     tokenizer: str = "tokenizer.json"
     licences: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)

@@ -90,6 +90,8 @@ def _tensor(name: str, dtype: str, *axes: int | str) -> TensorSpec:
 
 RESIDUALS = ("residual_0", "residual_1", "residual_2")
 STEP_WEIGHTS = 13  # of a whole step as one graph: runtime.sampler.step_weights
+VIEWS, VIEW_SIDE = 9, 128  # what the diagnosis sees of a photo: runtime.request.views
+DIAGNOSES = 8  # tasks that it knows; their ids are in the manifest
 # Graphs that use the weights beside another graph's file instead of repeating them.
 WEIGHTS_OF = {"step": "unet"}
 
@@ -102,6 +104,9 @@ def graph_specs(dims: ModelDims) -> dict[str, GraphSpec]:
     takes ``n`` timesteps at once; its ``residual_0`` depends on none of them. ``cond`` and ``latents`` are scaled (x
     0.18215 in SD). ``unet_shallow`` is the UNet's outermost blocks alone, with the ``deep`` feature that ``unet`` gave
     at a nearby step (step caching, arXiv:2312.00858). With the feature of the same step both give the same result.
+
+    ``diagnosis`` is optional: from views of a photo to each task's logit (how probable it is that the photo needs it)
+    and strength (how much of that degradation it has, 0 to 1).
 
     ``step`` is a whole step of the sampler's loop around the UNet, so that an engine needs one launch per step. Its
     ``weights`` are, in this order: start (latents, cond, noise), denoise (x, eps), correct (last, x, x0, x0_1, x0_2),
@@ -137,6 +142,11 @@ def graph_specs(dims: ModelDims) -> dict[str, GraphSpec]:
                 _tensor("null_text", "f32", 1, d),
             ),
             (_tensor("scores", "f32", 1, "p+1"),),
+        ),
+        GraphSpec(
+            "diagnosis",
+            (_tensor("views", "f32", VIEWS, 3, VIEW_SIDE, VIEW_SIDE),),
+            (_tensor("logits", "f32", 1, DIAGNOSES), _tensor("strengths", "f32", 1, DIAGNOSES)),
         ),
         GraphSpec("vae_encoder", (image,), (cond,), dims.factor),
         GraphSpec(

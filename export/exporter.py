@@ -133,6 +133,7 @@ def _manifest(
         plugins=tuple(cards),
         selector="selector" in graphs,
         selector_threshold=checkpoint.selector_threshold(),
+        diagnosis=checkpoint.diagnosed(),
         licences={plugin: card.licence for plugin, card in cards.items() if card.licence},
     )
 

@@ -110,6 +110,7 @@ _SHARED: dict[str, Callable[[Checkpoint], nn.Module]] = {
     "clip_text": lambda checkpoint: checkpoint.text_encoder(),
     "clip_vision": lambda checkpoint: checkpoint.vision_encoder(),
     "selector": lambda checkpoint: checkpoint.selector_heads(),
+    "diagnosis": lambda checkpoint: checkpoint.load("diagnosis"),
     "vae_encoder": lambda checkpoint: _Encoder(checkpoint.autoencoder()),
     "unet": lambda checkpoint: _UNet(checkpoint.unet()),
     "unet_shallow": lambda checkpoint: _ShallowUNet(checkpoint.unet()),
@@ -120,7 +121,8 @@ _DERIVED: dict[str, Callable[[Checkpoint], nn.Module]] = {"step": lambda checkpo
 
 def graph_keys(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Graphs of a bundle, in the order of export: ``unet``, …, ``tpb/<id>``, ``scb/<id>``."""
-    shared = [kind for kind in _SHARED if kind != "selector" or checkpoint.selector is not None]
+    absent = {kind for kind in ("selector", "diagnosis") if getattr(checkpoint, kind) is None}
+    shared = [kind for kind in _SHARED if kind not in absent]
     return (*shared, *(f"{branch}/{plugin}" for plugin in checkpoint.plugins for branch in ("tpb", "scb")))
 
 

@@ -94,6 +94,7 @@ def _incomplete(manifest: Manifest) -> Iterator[str]:
     kinds = graph_specs(manifest.dims)
     needed = ["clip_vision", "vae_encoder", "unet", "unet_shallow", "vae_decoder"]
     needed += ["clip_text", "selector"] if manifest.selector else []
+    needed += ["diagnosis"] if manifest.diagnosis else []
     needed += [f"{kind}/{plugin}" for plugin in manifest.plugins for kind in ("tpb", "scb")]
     yield from (f"graph {key} is missing" for key in needed if key not in manifest.graphs)
     yield from (f"graph {key} is of no known kind" for key in manifest.graphs if key.partition("/")[0] not in kinds)

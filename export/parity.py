@@ -95,7 +95,7 @@ class Chain:
 
 # Order in which a restoration makes its tensors.
 _ORDER = (
-    *("clip_vision", "tpb", "clip_text", "selector", "vae_encoder"),
+    *("diagnosis", "clip_vision", "tpb", "clip_text", "selector", "vae_encoder"),
     *("scb", "unet", "unet_shallow", "step", "vae_decoder"),
 )
 

@@ -8,6 +8,7 @@ from typing import Literal, TypedDict, get_args
 
 from diffplugin.errors import RequestError
 from diffplugin.plugins.cards import MIN_WORK_SIZE, TRAIN_STEPS
+from diffplugin.plugins.general_wishes import AUTO, is_general
 from diffplugin.runtime.photos.pixels import Size, check_size
 from diffplugin.runtime.photos.strength import Strength, check_strength
 from diffplugin.runtime.sampling.samplers import SAMPLERS
@@ -41,7 +42,8 @@ class RestoreOptions:
     """A request for one photo.
 
     Attributes:
-        prompt: the request in words; the selector chooses plugins for it. It is not read if ``plugins`` are named.
+        prompt: the request in words; the selector chooses plugins for it. "auto", "" or None: the photo itself says
+            what it needs. It is not read if ``plugins`` are named.
         plugins: ids or aliases, run in this order.
         seed: of the start noise; the same numbers as ``torch.Generator("cpu").manual_seed(seed)``.
         steps: of the first plugin, 1 to 1000; None: its card's (20 as released), or fewer if the quality sets fewer.
@@ -78,7 +80,12 @@ class RestoreOptions:
         if faults:
             raise RequestError("; ".join(faults))
         if plugins is None:
-            object.__setattr__(self, "prompt", validate_prompt(self.prompt or ""))
+            object.__setattr__(self, "prompt", validate_prompt(self.prompt or AUTO))
+
+    @property
+    def automatic(self) -> bool:
+        """The photo itself says which plugins run: there are no words, or none that name anything to restore."""
+        return self.plugins is None and self.prompt is not None and is_general(self.prompt)
 
     def _checks(self) -> Sequence[Callable[[], None]]:
         return (
@@ -95,7 +102,7 @@ class RestoreOptions:
 
     def _check_wish(self) -> None:
         if self.plugins is None:
-            validate_prompt(self.prompt or "")
+            validate_prompt(self.prompt or AUTO)
         elif not self.plugins:
             raise RequestError("plugins is empty: name at least one, or leave it out and give a request")
         elif len(self.plugins) > MAX_PLUGINS:
@@ -126,14 +133,17 @@ def complete_options(request: str | RestoreOptions | None, fields: OptionFields)
 
 
 def validate_prompt(prompt: str) -> str:
-    """``prompt`` without outer white space and without bytes that are not text.
+    """``prompt`` without outer white space and without bytes that are not text; "auto" if it is empty.
 
     Raises:
-        RequestError: no words, or too long for a request.
+        RequestError: signs without words, or too long for a request.
     """
-    text = prompt.strip().encode("utf-8", "replace").decode()
+    text = prompt.strip().encode("utf-8", "replace").decode() or AUTO
     if not any(character.isalnum() for character in text):
-        raise RequestError('the request is empty; say what to do, for example "remove the blur", or name a plugin')
+        raise RequestError(
+            f'the request {text[:20]!r} has no words; say what to do, for example "remove the blur", name a plugin, or '
+            f"write {AUTO}"
+        )
     if len(text) > MAX_CHARACTERS:
         raise RequestError(f"the request has {len(text)} characters, at most {MAX_CHARACTERS} are read: say it shorter")
     return text

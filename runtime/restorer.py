@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, Self, Unpack
 import numpy as np
 
 from diffplugin.engines.base import thread_count
+from diffplugin.plugins.general_wishes import AUTO
 from diffplugin.runtime.execution.clock import Clock
 from diffplugin.runtime.execution.device_loop import DeviceLoop, device_loop
 from diffplugin.runtime.execution.engine_pool import EnginePool
@@ -45,8 +46,9 @@ from diffplugin.runtime.planning.plan import (
 )
 from diffplugin.runtime.planning.quality import EXACT, Quality
 from diffplugin.runtime.planning.tiles import Tile
+from diffplugin.runtime.request.diagnosis import Finding, diagnose
 from diffplugin.runtime.request.encoders import Encoders
-from diffplugin.runtime.request.selection import Selection, select, select_named
+from diffplugin.runtime.request.selection import Selection, select, select_found, select_named
 from diffplugin.runtime.restoration import Restoration
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
 from diffplugin.runtime.sampling.samplers import step_table
@@ -157,7 +159,8 @@ class Restorer:
         Args:
             photo: a path, the bytes of a file, a file object, Pillow image, uint8 array [H,W], [H,W,3] or [H,W,4], or
                 Photo.
-            request: the words, or complete options.
+            request: the words, or complete options; None or "auto": the photo itself says which plugins run, and one
+                that needs none stays untouched (:meth:`diagnose`).
             mask: where to restore, white on black: a path, Pillow image or array of any size, or a Mask
                 (``runtime.photos.mask``). The rest stays identical, bit for bit. The plugins see the whole photo, but
                 only the parts that the mask touches run.
@@ -275,6 +278,15 @@ class Restorer:
         tokens = self._encoders.tokens(photo_from(photo), known, clock)
         return [self._select(prompt, tokens, known, clock) for prompt in prompts]
 
+    def diagnose(self, photo: PhotoLike) -> tuple[Finding, ...]:
+        """What a photo needs, seen in its first frame: a finding of every task, with probability and strength.
+
+        Raises:
+            ImageError: the photo cannot be used.
+            RequestError: the bundle has no diagnosis.
+        """
+        return diagnose(self._pool, photo_from(photo), Clock())
+
     def plan_for_size(self, size: tuple[int, int], options: RestoreOptions) -> Plan:
         """The most that :meth:`restore` may run for any photo of ``size`` (width, height): with the options' plugins,
         else with all of the bundle's. Reads no photo and runs no graph.
@@ -309,6 +321,8 @@ class Restorer:
         if self.bundle.manifest.selector and plugins is None:
             tokens = self._encoders.tokens(photo, self.cards, clock)
             self._encoders.scores("prepare", tokens, list(self.cards), clock)
+            if self.bundle.manifest.diagnosis:
+                diagnose(self._pool, photo, clock)
         else:
             tokens = self._encoders.tokens(photo, chosen, clock)
         piece = Tile(0, 0, plan.tiles[0].height, plan.tiles[0].width)
@@ -330,14 +344,23 @@ class Restorer:
     ) -> tuple[Plan, Selection, dict[str, Array]]:
         """(plan, selection, prompt tokens by plugin)."""
         working_size(*photo.size, options.size)  # refused before anything runs
+        tokens = None
         if options.plugins:
             selection = select_named(options.plugins, self.cards)
-            plan = self._plan(photo.size, options, selection.chosen, mask)
-            return plan, selection, self._encoders.tokens(photo, selection.chosen, clock)
-        known, prompt = list(self.cards), options.prompt or ""
+        elif options.automatic and (self.bundle.manifest.diagnosis or options.prompt == AUTO):
+            selection = select_found(diagnose(self._pool, photo, clock), list(self.cards))
+        else:
+            selection, tokens = self._read_words(photo, options.prompt or "", clock)
+        plan = self._plan(photo.size, options, selection.chosen, mask)
+        if tokens is None:
+            tokens = self._encoders.tokens(photo, selection.chosen, clock) if selection.chosen else {}
+        return plan, selection, tokens
+
+    def _read_words(self, photo: Photo, prompt: str, clock: Clock) -> tuple[Selection, dict[str, Array]]:
+        """The selector's choice for a request, with the prompt tokens of all plugins."""
+        known = list(self.cards)
         tokens = self._encoders.tokens(photo, known, clock)
-        selection = self._select(prompt, tokens, known, clock)
-        return self._plan(photo.size, options, selection.chosen, mask), selection, tokens
+        return self._select(prompt, tokens, known, clock), tokens
 
     def _select(self, prompt: str, tokens: Mapping[str, Array], known: Sequence[str], clock: Clock) -> Selection:
         scores = self._encoders.scores(prompt, tokens, known, clock)

@@ -19,7 +19,9 @@ from diffplugin.export.checkpoints.settings import MAX_WIDTH
 from diffplugin.export.checkpoints.weights import Tensors, WeightFiles, find_weights, read_tensors, read_weights
 from diffplugin.export.reading import exists, is_file, read_json
 from diffplugin.export.tokenizer import end_and_largest, has_tokenizer
+from diffplugin.manifest import Diagnosed
 from diffplugin.plugins.networks.clip import TextEncoder, VisionEncoder
+from diffplugin.plugins.networks.diagnosis import Diagnosis
 from diffplugin.plugins.networks.taskplugin import SelectorHeads, SpatialComplementBranch, TaskPromptBranch
 from diffplugin.plugins.networks.unet import UNet
 from diffplugin.plugins.networks.vae import Autoencoder
@@ -46,19 +48,22 @@ _UNUSED = {
 class Checkpoint:
     """The locations of the parts of one model. Networks are read on request, so that only one need be in memory.
 
-    A part is ``unet``, ``vae``, ``text_encoder``, ``clip_vision``, ``tpb/<id>``, ``scb/<id>`` or ``selector``.
+    A part is ``unet``, ``vae``, ``text_encoder``, ``clip_vision``, ``tpb/<id>``, ``scb/<id>``, ``selector`` or
+    ``diagnosis``.
 
     Attributes:
         base: diffusers folder of Stable Diffusion 1.x, or a single file in the original layout.
         clip: CLIP folder (vision).
         plugins: Task-Plugin folders by id, each with ``tpb.pt`` and ``scb/``.
         selector: ``PromptTunner.pt``, or None.
+        diagnosis: folder of the network that sees what a photo needs (``config.json``, ``model.safetensors``), or None.
     """
 
     base: Path
     clip: Path
     plugins: Mapping[str, Path]
     selector: Path | None
+    diagnosis: Path | None = None
 
     @property
     def single(self) -> bool:
@@ -78,7 +83,8 @@ class Checkpoint:
     def parts(self) -> tuple[str, ...]:
         """All parts, in the order of export."""
         plugins = (f"{branch}/{plugin}" for plugin in self.plugins for branch in ("tpb", "scb"))
-        return (*BASE_PARTS, "clip_vision", *plugins, *(("selector",) if self.selector else ()))
+        optional = (part for part in ("selector", "diagnosis") if getattr(self, part) is not None)
+        return (*BASE_PARTS, "clip_vision", *plugins, *optional)
 
     def source(self, part: str) -> WeightFiles:
         """The weight files of a part.
@@ -93,6 +99,8 @@ class Checkpoint:
             if self.selector is None:
                 raise CheckpointError(f"no {SELECTOR_FOLDER}/{SELECTOR_FILE} beside the plugins")
             return WeightFiles((self.selector,))
+        if kind == "diagnosis":
+            return find_weights(self._diagnosis)
         if kind == "tpb":
             return WeightFiles((self.plugins[plugin] / "tpb.pt",))
         return find_weights(self.clip if kind == "clip_vision" else self.plugins[plugin] / "scb")
@@ -132,6 +140,8 @@ class Checkpoint:
             combined = self.clip / "processor_config.json"  # transformers 5 may write this alone
             apart = self.clip / "preprocessor_config.json"
             return combined if exists(combined) and not exists(apart) else apart
+        if kind == "diagnosis":
+            return self._diagnosis / "config.json"
         if kind in ("clip_vision", "scb"):
             return (self.clip if kind == "clip_vision" else self.plugins[plugin] / "scb") / "config.json"
         if self.single:
@@ -242,6 +252,7 @@ class Checkpoint:
                 "text_encoder": TextEncoder,
                 "clip_vision": VisionEncoder,
                 "scb": SpatialComplementBranch,
+                "diagnosis": Diagnosis,
             }
             return make[kind](self.config(part))
 
@@ -296,6 +307,22 @@ class Checkpoint:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise CheckpointError(f"{note}: threshold is {value!r}, expected a number")
         return float(value)
+
+    def diagnosed(self) -> tuple[Diagnosed, ...]:
+        """The tasks of the diagnosis with their thresholds, in the order of its outputs; none without a diagnosis."""
+        if self.diagnosis is None:
+            return ()
+        config = self.config("diagnosis")
+        return tuple(
+            Diagnosed(task=task, threshold=float(threshold))
+            for task, threshold in zip(config["tasks"], config["thresholds"], strict=True)
+        )
+
+    @property
+    def _diagnosis(self) -> Path:
+        if self.diagnosis is None:
+            raise CheckpointError("this checkpoint has no diagnosis")
+        return self.diagnosis
 
     def selector_heads(self) -> SelectorHeads:
         return self.load("selector")  # type: ignore[no-any-return]

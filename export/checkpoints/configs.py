@@ -9,6 +9,7 @@ versions that wrote the published files to today's (a test compares them with th
 - ``text_encoder``, ``clip_vision``: transformers, ``CLIPTextConfig`` and ``CLIPVisionConfig``
 - ``preprocessor``: transformers, ``CLIPImageProcessor``
 - ``scb``: Diff-Plugin's ``SCBNet.__init__``, which has the defaults of diffusers' ``ControlNetModel``
+- ``diagnosis``: this project's own
 
 Settings with a single allowed value are those that Stable Diffusion 1.x fixes: any other value means another network.
 """
@@ -20,6 +21,7 @@ from typing import Any
 
 from diffplugin.export.checkpoints.settings import (
     MAX_LAYERS,
+    MAX_LEVELS,
     MAX_WIDTH,
     Setting,
     blocks,
@@ -27,7 +29,9 @@ from diffplugin.export.checkpoints.settings import (
     flag,
     flags,
     heads,
+    name,
     number,
+    of_each,
     off,
     one_of,
     read_settings,
@@ -37,6 +41,7 @@ from diffplugin.export.checkpoints.settings import (
     whole,
     widths,
 )
+from diffplugin.spec import DIAGNOSES
 
 Config = dict[str, Any]
 NATIVE_LATENT = 64  # SD 1.x was trained on 512 x 512 pixels
@@ -148,6 +153,14 @@ _PREPROCESSOR = {
     "size": Setting(None, side("shortest_edge")),
     "crop_size": Setting(None, side("height", "width")),
 }
+# Of each task an id and the probability above which it is restored; the levels of the encoder.
+_DIAGNOSIS = {
+    "tasks": Setting([], of_each(DIAGNOSES, name)),
+    "thresholds": Setting([0.5] * DIAGNOSES, of_each(DIAGNOSES, number(0, 1))),
+    "widths": Setting([16, 32, 64, 128], widths),
+    "blocks": Setting([1, 1, 2], of_each(MAX_LEVELS, whole(0, 16), least=0)),
+    "hidden": Setting(128, whole(1, MAX_WIDTH)),
+}
 TABLES = {
     "unet": _UNET,
     "vae": _VAE,
@@ -155,6 +168,7 @@ TABLES = {
     "clip_vision": _VISION,
     "scb": _SCB,
     "preprocessor": _PREPROCESSOR,
+    "diagnosis": _DIAGNOSIS,
 }
 # Where a file names its class, the ones whose settings these are.
 _CLASSES = {
@@ -253,6 +267,18 @@ def _vision(config: Config) -> list[str]:
     return _clip(config)
 
 
+def _diagnosis(config: Config) -> list[str]:
+    tasks, levels = config["tasks"], len(config["widths"]) - 1
+    faults = (
+        []
+        if len(set(tasks)) == DIAGNOSES
+        else [f"tasks are {', '.join(tasks) or 'none'}, expected {DIAGNOSES} different ones"]
+    )
+    if len(config["blocks"]) != levels:
+        faults.append(f"blocks has {len(config['blocks'])} entries, widths has {levels} after the first")
+    return faults
+
+
 def _divides(name: str, count: int, width: int) -> list[str]:
     return [f"{name} is {count}, which does not divide a width of {width}"] if width % count else []
 
@@ -263,6 +289,7 @@ _WITHIN: dict[str, Callable[[Config], list[str]]] = {
     "vae": _vae,
     "text_encoder": _clip,
     "clip_vision": _vision,
+    "diagnosis": _diagnosis,
 }
 
 

@@ -11,6 +11,7 @@ from diffplugin.export.checkpoints.single_file import SUFFIXES
 from diffplugin.export.embedded import embedded_checkpoint_folder
 from diffplugin.export.reading import exists, is_file, is_folder, names_in
 
+DIAGNOSIS_FOLDER = "diagnosis"
 _FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -41,8 +42,20 @@ def find(base: Path, clip: Path, plugins: Path, wanted: Iterable[str] = ()) -> C
     faults += [f"{folder / 'scb'}: missing" for folder in chosen.values() if not is_folder(folder / "scb")]
     if faults:
         raise CheckpointError("; ".join(faults))
-    selector = plugins / SELECTOR_FOLDER / SELECTOR_FILE
-    return Checkpoint(base, clip, chosen, selector if exists(selector) else None)
+    selector, diagnosis = plugins / SELECTOR_FOLDER / SELECTOR_FILE, plugins / DIAGNOSIS_FOLDER
+    return Checkpoint(
+        base,
+        clip,
+        chosen,
+        selector if exists(selector) else None,
+        diagnosis if exists(diagnosis / "config.json") else packaged_diagnosis(),
+    )
+
+
+def packaged_diagnosis() -> Path | None:
+    """Folder of the diagnosis that this project trained: it depends on no base, so every bundle can take it."""
+    folder = Path(__file__).resolve().parents[2] / "plugins" / DIAGNOSIS_FOLDER
+    return folder if exists(folder / "config.json") else None
 
 
 def _base_faults(base: Path) -> list[str]:

@@ -109,6 +109,25 @@ def one_of(*allowed: Any) -> Read:
     return read
 
 
+def of_each(most: int, read: Read, *, least: int | None = None) -> Read:
+    """A list of ``least`` (None: ``most``) to ``most`` entries."""
+    least = most if least is None else least
+
+    def read_all(value: Any) -> list[Any]:
+        if not isinstance(value, list) or not least <= len(value) <= most:
+            raise ValueError(f"a list of {most} entries" if least == most else f"a list of {least} to {most} entries")
+        return [read(one) for one in value]
+
+    return read_all
+
+
+def name(value: Any) -> str:
+    """A plugin's id."""
+    if not isinstance(value, str) or not value.isprintable() or not value.strip():
+        raise ValueError("a name")
+    return value
+
+
 def triple(low: float, high: float) -> Read:
     """Three numbers, one for each colour."""
 

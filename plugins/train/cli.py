@@ -13,7 +13,16 @@ from diffplugin.plugins.train import plugin_cli
 
 STAGES = ("autoencoder", "decoder", "pool", "denoiser")
 # of the recipe for the embedded model; a stage's --steps overrides its own
-STEPS = {"autoencoder": 9500, "decoder": 4000, "pool": 24, "denoiser": 9000, "plugin": 1000, "selector": 8000}
+STEPS = {
+    "autoencoder": 9500,
+    "decoder": 4000,
+    "pool": 24,
+    "denoiser": 9000,
+    "plugin": 1000,
+    "diagnosis": 1600,
+    "selector": 8000,
+}
+SAMPLES = 10_000  # pictures that the diagnosis learns from
 # plugins that the recipe finishes on pictures: steps and rate; one that does much already forgets it at a high rate
 FINISHED = {"deblur": (1200, "8e-4")}
 FINISHED |= dict.fromkeys(("derain", "desnow", "demoire"), (400, "3e-4"))
@@ -55,6 +64,17 @@ def _parser() -> argparse.ArgumentParser:
     selector = commands.add_parser("selector", parents=[shared], help="the selector, for the plugins that are there")
     plugin_cli.add_selector(selector)
 
+    diagnosis = commands.add_parser("diagnosis", parents=[common], help="the network that sees what a photo needs")
+    diagnosis.add_argument("--samples", type=int, metavar="N", help="pictures to learn from (default: 10000)")
+    diagnosis.add_argument(
+        "--add",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="photographs with an index.csv, as for photos, here at their full size; repeatable",
+    )
+
     milestone = commands.add_parser("milestone", parents=[common], help="the base so far, as a folder for --start")
     milestone.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint folder to write")
 
@@ -93,6 +113,13 @@ def _base(args: argparse.Namespace) -> None:
             recipe.train_denoiser(work, steps, tuple(DEGRADATIONS), args.start)
 
 
+def _diagnosis(args: argparse.Namespace) -> None:
+    from diffplugin.plugins.train import diagnosis
+
+    steps, samples = args.steps or STEPS["diagnosis"], SAMPLES if args.samples is None else args.samples
+    diagnosis.train(args.work, steps=steps, samples=samples, folders=args.add, precision=args.mixed_precision)
+
+
 def _milestone(args: argparse.Namespace) -> None:
     from diffplugin.plugins.train import recipe
 
@@ -112,8 +139,9 @@ def _recipe(args: argparse.Namespace) -> None:
     def steps(count: int) -> list[str]:
         return ["--steps", str(args.steps or max(round(args.scale * count), 1))]
 
+    added = [word for place in args.add for word in ("--add", str(place))]
     if not (args.work / "photos.json").exists():
-        _run(["photos", *shared, *(word for place in args.add for word in ("--add", str(place)))])
+        _run(["photos", *shared, *added])
     for stage in STAGES:
         _run(["base", *shared, "--stage", stage, *steps(STEPS[stage])])
     for task in args.tasks or DEGRADATIONS:
@@ -124,6 +152,9 @@ def _recipe(args: argparse.Namespace) -> None:
             finish = ["--start", str(pretrained / task), "--loss", "picture", "--lr", rate]
             _run([*plugin, *finish, *steps(count)])
     _run(["selector", *every, *steps(STEPS["selector"])])
+    # few steps see few samples
+    samples = round(args.scale * SAMPLES) if args.steps is None else min(args.steps * 20, SAMPLES)
+    _run(["diagnosis", *shared, *steps(STEPS["diagnosis"]), "--samples", str(max(samples, 1)), *added])
 
 
 _COMMANDS = {
@@ -131,6 +162,7 @@ _COMMANDS = {
     "base": _base,
     "plugin": plugin_cli.run_plugin,
     "selector": plugin_cli.run_selector,
+    "diagnosis": _diagnosis,
     "milestone": _milestone,
     "recipe": _recipe,
 }

@@ -26,7 +26,13 @@ Pixels = NDArray[np.uint8]
 
 def load_photos(folder: Path, split: str) -> list[Pixels]:
     """Photos of one split as uint8 [H, W, 3], short side at most 512."""
-    return [np.asarray(Image.open(folder / "photos" / p.file).convert("RGB")) for p in photos.load(folder, split)]
+    return [read_pixels(folder / "photos" / p.file) for p in photos.load(folder, split)]
+
+
+def read_pixels(path: Path) -> Pixels:
+    """A photo as uint8 [H, W, 3]."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def random_view(photo: Pixels, side: int, rng: np.random.Generator, smallest: float = 0.5) -> Pixels:

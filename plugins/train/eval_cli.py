@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from diffplugin.command import DONE, Parser, add_common_options, execute, path, positive
 from diffplugin.errors import RequestError
@@ -33,6 +34,17 @@ def _parser() -> Parser:
         metavar="N",
         help="also N combinations of requests for several tasks; the paper's Multi-task* has 120000",
     )
+    diagnosis = commands.add_parser("diagnosis", parents=[common, engine], help="what photos need, seen without words")
+    diagnosis.add_argument("--bundle", type=path, metavar="DIR", help="from dp-export (default: the embedded model)")
+    diagnosis.add_argument(
+        "--add",
+        type=path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="photographs with an index.csv, whose test split is taken too, at its own size; repeatable",
+    )
+    diagnosis.add_argument("--count", type=positive, metavar="N", help="photos at most (default: all)")
     _add_ablation(commands, common)
     return parser
 
@@ -126,7 +138,8 @@ def _run(args: argparse.Namespace) -> int:
     from diffplugin.plugins.train import ablation, eval_restore
 
     args.out.mkdir(parents=True, exist_ok=True)
-    {"restore": eval_restore.run, "ablation": ablation.run, "selector": _selector}[args.command](args)
+    commands = {"restore": eval_restore.run, "ablation": ablation.run, "selector": _selector, "diagnosis": _diagnosis}
+    commands[args.command](args)
     return DONE
 
 
@@ -148,6 +161,24 @@ def _selector(args: argparse.Namespace) -> None:
     print(table)
     plots.write_table(args.out, "selector", table, found)
     plots.selection(args.out / "selector.svg", found, TABLE_5)
+
+
+def _diagnosis(args: argparse.Namespace) -> None:
+    import diffplugin
+    from diffplugin.plugins.train import common, diagnosis_scores, photos, plots
+
+    if args.work is None and not args.add:
+        raise RequestError("dp-eval diagnosis needs test photos: --work of dp-train photos, or --add")
+    files = [] if args.work is None else [args.work / "photos" / p.file for p in photos.load(args.work, "test")]
+    for folder in args.add:
+        files += [folder / row["file"] for row in photos.read_index(folder) if row["split"] == "test"]
+    with diffplugin.load(args.bundle, args.engine, args.engine_precision, args.threads) as restorer:
+        rows = diagnosis_scores.measure(restorer, map(common.read_pixels, files[: args.count]))
+    table = diagnosis_scores.table(rows)
+    found = diagnosis_scores.summary(rows)
+    print(table)
+    print(", ".join(f"{kind} {share:.3f}" for kind, share in found.items()))
+    plots.write_table(args.out, "diagnosis", table, {"summary": found, "rows": [asdict(row) for row in rows]})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -49,24 +49,25 @@ class Inputs:
 
 
 def split_request(words: Sequence[str], *, named: bool) -> tuple[list[str], str | None]:
-    """(inputs, request) of the positional arguments: the last one is the request.
+    """(inputs, request) of the positional arguments: the last one is the request if it names no photo.
 
-    With plugins ``named`` on the command line no request is needed: the last argument is one only if it names no file.
+    Without a request the photo itself says what it needs, unless plugins are ``named`` on the command line.
 
     Raises:
-        RequestError: no input is left, or the last argument is a file and not a request.
+        RequestError: no input is left, or the last argument could be a request and a folder.
     """
     *inputs, last = words
-    request = _text(last)
     if named:
-        return (list(words), None) if _is_input(last) or not inputs else (inputs, request)
-    if not inputs and _is_input(last):
-        raise RequestError(f'say what to do with {printable(last)}, for example "remove the blur", or name a --plugin')
-    if not inputs:
-        raise RequestError(f"no photo given: the only word is {printable(last)!r}; expected INPUT... PROMPT")
-    if _exists(_expand(last)):
-        raise RequestError(f"the last word, {printable(last)}, is a file; it must be the request, or name a --plugin")
-    return inputs, request
+        return (list(words), None) if _is_input(last) or not inputs else (inputs, _text(last))
+    is_input = _is_input(last) and not _asks(last)
+    if not inputs and not is_input:
+        raise RequestError(f"no photo given: the only word is {printable(last)!r}; expected INPUT... [PROMPT]")
+    if inputs and _exists(_expand(last)) and re.fullmatch(r"[\w ]+", last):
+        raise RequestError(
+            f"the last word, {printable(last)!r}, is a file or folder here and could be the request: write "
+            f"{printable(os.path.join('.', last))} for the file, or rename it"  # noqa: PTH118 - Path drops the dot
+        )
+    return (list(words), None) if is_input else (inputs, _text(last))
 
 
 def _text(word: str) -> str:
@@ -81,6 +82,13 @@ def _text(word: str) -> str:
 def _is_input(word: str) -> bool:
     path = _expand(word)
     return word == str(STDIN) or _exists(path) or glob.has_magic(word) or Path(path).suffix.lower() in _all_suffixes()
+
+
+def _asks(word: str) -> bool:
+    """Whether a word is a pattern for its question mark alone: "can you fix this?" names no photo."""
+    if _exists(_expand(word)) or not glob.has_magic(word):
+        return False
+    return Path(word).suffix.lower() not in _all_suffixes() and not _matches(_expand(word))
 
 
 def _exists(word: str) -> bool:

@@ -87,14 +87,15 @@ def build_parser() -> argparse.ArgumentParser:
     """The options of ``dp-infer``."""
     parser = Parser(
         prog="dp-infer",
-        usage="dp-infer [options] INPUT... PROMPT",
-        description='Restore photos: dp-infer photo.jpg "remove the blur"',
+        usage="dp-infer [options] INPUT... [PROMPT]",
+        description='Restore photos: dp-infer photo.jpg "remove the blur". Without a request, or with "auto", the '
+        "photo itself says what it needs.",
     )
     parser.add_argument(
         "words",
         nargs="*",
         metavar="INPUT... PROMPT",
-        help="photos, folders, quoted patterns, or - for stdin; the last word is the request",
+        help="photos, folders, quoted patterns, or - for stdin; the last word is the request, if it is no photo",
     )
     parser.add_argument(
         "-o",
@@ -228,7 +229,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_intermixed_args(given[:end])
     args.words += given[end + 1 :]
     if not args.words:
-        parser.error('the words are missing: expected INPUT... PROMPT, for example photo.jpg "remove the blur"')
+        parser.error('the words are missing: expected INPUT... [PROMPT], for example photo.jpg "remove the blur"')
     return args
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 from diffplugin.plugins.cards import TRAIN_STEPS, PluginCard, example_requests
 from diffplugin.runtime.planning.plan import Plan, Stage
 from diffplugin.runtime.planning.quality import EXACT
-from diffplugin.runtime.request.selection import Selection
+from diffplugin.runtime.request.selection import NOTHING_FOUND, Selection
 from diffplugin.runtime.restoration import Restoration
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ def loaded_line(restorer: Restorer, why: str = "") -> str:
 
 def selection_line(selection: Selection, cards: Mapping[str, PluginCard], *, scores: bool = False) -> str:
     """What was understood, ``understood: Deblurring (deblur)``, or that nothing was; ``scores``: the numbers too."""
+    if selection.findings:
+        return _seen_line(selection, cards, scores=scores)
     if not selection.scores:
         return f"{', then '.join(selection.chosen)} ({selection.reason})"
     chosen = [f"{cards[plugin].title} ({plugin})" for plugin in selection.chosen]
@@ -40,8 +42,21 @@ def selection_line(selection: Selection, cards: Mapping[str, PluginCard], *, sco
     return f"{line} [{numbers}; {why}]" if scores else line
 
 
+def _seen_line(selection: Selection, cards: Mapping[str, PluginCard], *, scores: bool) -> str:
+    """What the photo shows: ``seen: Rain removal (derain, 97%, strong)``, in the order of the chain."""
+    found = {one.task: one for one in selection.findings}
+    seen = [f"{cards[p].title} ({p}, {found[p].probability:.0%}, {found[p].degree})" for p in selection.chosen]
+    line = f"seen: {', then '.join(seen)}" if seen else NOTHING_FOUND
+    if lacking := [one.task for one in selection.findings if one.needed and one.task not in cards]:
+        line += f"; {' and '.join(lacking)} too, but this bundle has no such plugin"
+    numbers = ", ".join(f"{one.task} {one.probability:.2f} of {one.threshold:g}" for one in selection.findings)
+    return f"{line} [{numbers}]" if scores else line
+
+
 def refusal_lines(selection: Selection, cards: Mapping[str, PluginCard], *, copies: bool = False) -> list[str]:
     """For a user whose request selected nothing: what happened to the photo, what is near, what can be asked for."""
+    if selection.findings:
+        return ["copied as it is" if copies else "nothing written (--keep-untouched copies: a copy, and exit code 0)"]
     lines = [f"nothing selected, {'copied as it is' if copies else 'nothing written'}"]
     if selection.near:
         near = [f'{cards[plugin].title}: "{cards[plugin].examples[0]}"' for plugin in selection.near]

@@ -103,6 +103,8 @@ class Session:
         """The restorer; the embedded model's if the last export lacks a plugin that was named."""
         self._stack, self._bundle = stack, choose_bundle(self.args.bundle)
         restorer = self._open(self._bundle.path)
+        if self._bundle.fallback and self.options.automatic and not restorer.bundle.manifest.diagnosis:
+            return self._embedded(f"{restorer.bundle.path} has no diagnosis; export it again")
         if self._bundle.fallback and self.options.plugins:
             try:
                 select_named(self.options.plugins, restorer.cards)

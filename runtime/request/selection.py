@@ -11,7 +11,10 @@ import numpy as np
 from diffplugin.errors import NotFinite
 from diffplugin.plugins.cards import NULL, PluginCard, find_card
 from diffplugin.plugins.compounds import Table, compounds_in, expand
+from diffplugin.runtime.request.diagnosis import Finding, described
 from diffplugin.spec import Array
+
+NOTHING_FOUND = "nothing found to restore"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,7 @@ class Selection:
         scores: score of every plugin and of ``null`` (last); empty if the caller named the plugins.
         compounds: compound tasks of the mapping table that the request asks for.
         near: where nothing is chosen, at most two plugins whose scores come near the threshold, the nearest first.
+        findings: what was seen in the photo, if the photo decided; empty if words or the caller did.
     """
 
     chosen: tuple[str, ...]
@@ -31,6 +35,7 @@ class Selection:
     scores: Mapping[str, float] = field(default_factory=dict)
     compounds: tuple[str, ...] = ()
     near: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,6 +78,15 @@ def _near(scores: Mapping[str, float], threshold: float) -> tuple[str, ...]:
     missed = {plugin: threshold - score for plugin, score in scores.items() if plugin != NULL}
     close = sorted((m, plugin) for plugin, m in missed.items() if m < scores[NULL] - threshold)
     return tuple(plugin for _, plugin in close[:2])
+
+
+def select_found(findings: Sequence[Finding], plugins: Sequence[str]) -> Selection:
+    """The installed ``plugins`` (in registry order) that the photo needs."""
+    needed = {one.task for one in findings if one.needed}
+    chosen = tuple(plugin for plugin in plugins if plugin in needed)
+    seen = described(findings, plugins)
+    reason = f"seen in the photo: {seen}" if seen else NOTHING_FOUND
+    return Selection(chosen=chosen, reason=reason, findings=tuple(findings))
 
 
 def select_named(names: Sequence[str], cards: Mapping[str, PluginCard]) -> Selection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from diffplugin.runtime.options import RestoreOptions
 from diffplugin.runtime.photos.mask import Mask, check_no_pages, read_mask, region_mask
 from diffplugin.runtime.photos.pixels import resize, with_rgb
-from diffplugin.runtime.photos.read import Photo, read_photo
+from diffplugin.runtime.photos.read import Photo, read_header, read_photo
 from diffplugin.runtime.photos.write import write_photo
+from diffplugin.runtime.serve.fields import suffix_of
 
 if TYPE_CHECKING:
     from diffplugin.runtime.planning.plan import Plan
@@ -61,14 +63,15 @@ def restore_job(
     restored: Callable[[], None],
     cancelled: Callable[[], bool],
 ) -> tuple[Restoration, str | None]:
-    """Restore a job's photo and write the result below ``results``; it is on the disk when this returns.
+    """Restore a job's photo and write the result below ``results``; it is on the disk when this returns. A photo that
+    was asked to show what it needs, and needs nothing, is its own result.
 
     Args:
         files: "inputs" and, with a mask, "masks".
         restored: called when only the result is still to be written.
 
     Returns:
-        (the restoration, name of the result's file; None: no plugin was selected).
+        (the restoration, name of the result's file; None: the words selected no plugin).
     """
     photo = read_photo(files["inputs"], max_pixels=max_pixels, name=job.name)
     made = restorer.restore(
@@ -80,10 +83,13 @@ def restore_job(
         cancelled=cancelled,
     )
     restored()
-    if made.untouched:
+    if made.untouched and not made.selection.findings:
         return made, None
     result = results / f"{job.id}{job.request.suffix}"
-    write_photo(result, fitted(made.photo, job.request.fit))
+    if made.untouched and not job.request.fit and suffix_of(read_header(files["inputs"])[0]) == result.suffix:
+        shutil.copyfile(files["inputs"], result)  # the very bytes
+    else:
+        write_photo(result, fitted(made.photo, job.request.fit))
     _to_disk(result)
     return made, result.name
 

@@ -36,6 +36,7 @@ async def bundles(request: Request) -> dict[str, Any]:
                 "quality": restorer.quality.name,
                 "plugins": list(restorer.cards),
                 "understands_words": restorer.bundle.manifest.selector,
+                "understands_photos": bool(restorer.bundle.manifest.diagnosis),
             }
             for name, restorer in models.restorers.items()
         ]

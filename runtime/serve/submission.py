@@ -47,7 +47,13 @@ class Submission:
 async def form(
     image: Image,
     mask: Annotated[UploadFile | None, File(description="White where to restore; of any size.")] = None,
-    prompt: Annotated[str | None, Form(description="What to do, in words.", examples=["remove the rain"])] = None,
+    prompt: Annotated[
+        str | None,
+        Form(
+            description="What to do, in words; auto or nothing: what the photo itself needs.",
+            examples=["remove the rain"],
+        ),
+    ] = None,
     plugins: Annotated[
         list[str] | None, Form(description="Plugins instead of words, in order.", examples=[["deblur"]])
     ] = None,

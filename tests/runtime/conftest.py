@@ -13,7 +13,7 @@ import pytest
 from diffplugin.bundle import Bundle
 from diffplugin.engines.base import OnnxBuilder
 from diffplugin.export.tokenizer import write_tokenizer
-from diffplugin.manifest import GraphEntry, Manifest
+from diffplugin.manifest import Diagnosed, GraphEntry, Manifest
 from diffplugin.plugins.cards import card_to_toml, shipped_cards
 from diffplugin.runtime.restorer import Restorer
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
@@ -107,6 +107,7 @@ class FakeModel(OnnxBuilder):
             "tpb": lambda x: {"tokens": np.full((1, 3, 8), place + x["patches"].mean(), np.float32)},
             "clip_text": lambda x: {"pooled": _said(x["ids"])},
             "selector": _scores,
+            "diagnosis": _diagnosis,
             "vae_encoder": lambda x: {"cond": _pool(x["image"])},
             "vae_decoder": lambda x: {"image": _grow(x["latents"])},
             "scb": lambda x: _residuals(x, PLUGINS[plugin]),
@@ -129,6 +130,18 @@ def _said(ids: Array) -> Array:
 def _scores(inputs: Mapping[str, Array]) -> dict[str, Array]:
     said = inputs["text"][0, : len(WORDS)]
     return {"scores": np.array([[*(said - 0.5), 0.1 if said.any() else 0.9]], np.float32)}
+
+
+# What the diagnosis knows: more than the bundle's plugins, as in a bundle with some of the eight.
+DIAGNOSED = ("derain", "desnow", "lowlight", "dehaze", "deblur", "highlight", "face", "demoire")
+
+
+def _diagnosis(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """A dark photo needs light, a red one has rain and snow, any other nothing."""
+    red, green, _ = inputs["views"][0].mean((1, 2))
+    needed = {"lowlight": green < -0.35, "derain": red > green + 0.3, "desnow": red > green + 0.3}
+    logits = [[2.0 if needed.get(task) else -3.0 for task in DIAGNOSED]]
+    return {"logits": np.array(logits, np.float32), "strengths": np.full((1, len(DIAGNOSED)), 0.6, np.float32)}
 
 
 def _residuals(inputs: Mapping[str, Array], add: float) -> dict[str, Array]:
@@ -179,7 +192,7 @@ def fake_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fake_bundle(fake_folder: Path) -> Bundle:
-    kinds = ("clip_text", "clip_vision", "selector", "vae_encoder", "unet", "unet_shallow", "vae_decoder")
+    kinds = ("clip_text", "clip_vision", "selector", "diagnosis", "vae_encoder", "unet", "unet_shallow", "vae_decoder")
     keys = (*kinds, *(f"{kind}/{plugin}" for plugin in PLUGINS for kind in ("tpb", "scb")))
     manifest = Manifest(
         created_with="test",
@@ -192,6 +205,7 @@ def fake_bundle(fake_folder: Path) -> Bundle:
         graphs={key: GraphEntry(file="-", sha256="-", weights_bytes=1000) for key in keys},
         plugins=tuple(PLUGINS),
         selector=True,
+        diagnosis=tuple(Diagnosed(task=task, threshold=0.5) for task in DIAGNOSED),
     )
     return Bundle(fake_folder, manifest)
 

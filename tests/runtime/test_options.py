@@ -20,8 +20,7 @@ def test_keywords_and_choices_are_the_fields() -> None:
 @pytest.mark.parametrize(
     ("given", "fault"),
     [
-        ({}, "the request is empty"),
-        ({"prompt": " .. "}, "the request is empty"),
+        ({"prompt": " .. "}, r"the request '\.\.' has no words"),
         ({"plugins": []}, "plugins is empty"),
         ({"steps": 0}, "steps is 0, expected 1 to 1000"),
         ({"steps": 1001}, "steps is 1001, expected 1 to 1000"),
@@ -35,15 +34,15 @@ def test_keywords_and_choices_are_the_fields() -> None:
     ],
 )
 def test_every_fault_is_named(given: dict[str, Any], fault: str) -> None:
-    wish: dict[str, Any] = {} if "prompt" in given or "plugins" in given or not given else {"prompt": "remove the rain"}
+    wish: dict[str, Any] = {} if "prompt" in given or "plugins" in given else {"prompt": "remove the rain"}
     with pytest.raises(RequestError, match=fault):
         RestoreOptions(**wish, **given)
 
 
 def test_all_faults_come_at_once_and_the_object_is_frozen() -> None:
     with pytest.raises(RequestError) as caught:
-        RestoreOptions(seed="x", steps=-1, tile="no")  # type: ignore[arg-type]
-    assert all(word in str(caught.value) for word in ("request is empty", "seed", "steps", "tile")), caught.value
+        RestoreOptions(prompt="!", seed="x", steps=-1, tile="no")  # type: ignore[arg-type]
+    assert all(word in str(caught.value) for word in ("has no words", "seed", "steps", "tile")), caught.value
     options = RestoreOptions(prompt="  remove the rain ")
     assert options.prompt == "remove the rain"
     with pytest.raises(FrozenInstanceError):
@@ -56,3 +55,19 @@ def test_words_options_and_keywords_make_one_object() -> None:
     assert complete_options(RestoreOptions(prompt="remove the rain"), {"seed": 7}) == expected
     assert complete_options(None, {"prompt": "remove the rain", "seed": 7}) == expected
     assert RestoreOptions(plugins="deblur").plugins == ("deblur",)
+
+
+@pytest.mark.parametrize(
+    ("given", "automatic"),
+    [
+        ({}, True),
+        ({"prompt": ""}, True),
+        ({"prompt": " Auto "}, True),
+        ({"prompt": "please fix this photo"}, True),
+        ({"prompt": "fix the blur"}, False),
+        ({"plugins": ["derain"]}, False),
+        ({"plugins": ["derain"], "prompt": "auto"}, False),
+    ],
+)
+def test_without_words_the_photo_decides(given: dict[str, Any], automatic: bool) -> None:
+    assert RestoreOptions(**given).automatic is automatic

@@ -270,8 +270,7 @@ def test_a_flat_picture_may_stay_flat(restorer: Restorer) -> None:
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"prompt": ""}, "request is empty"),
-        ({"prompt": None}, "request is empty"),
+        ({"prompt": "?"}, "has no words"),
         ({"prompt": "rain " * 2000}, "at most"),
         ({"plugins": []}, "plugins is empty"),
         ({"plugins": ["colourise"]}, "unknown plugin 'colourise'"),
@@ -365,3 +364,15 @@ def test_picture_sized_arrays_are_counted(fake_bundle: Bundle, model: FakeModel,
     tracemalloc.stop()
     told = plan.memory.photo_per_latent_pixel / 64
     assert len(plan.tiles) > 20 and 0.7 * told < used < 1.05 * told, f"{plugin}: {told} bytes a pixel told, {used:.1f}"
+
+
+@pytest.mark.parametrize("request_", [None, "", "auto", "fix this"])
+def test_without_words_the_photo_itself_decides(restorer: Restorer, model: FakeModel, request_: str | None) -> None:
+    dark = _photo() // 2
+    made = restorer.restore(dark, request_, steps=2)
+    assert made.selection.chosen == ("lowlight",) and not made.selection.scores and not made.untouched
+    np.testing.assert_array_equal(made.array, restorer.restore(dark, plugins=["lowlight"], steps=2).array)
+    assert model.runs("selector") == 0 and model.runs("clip_text") == 0, "there are no words to read"
+    clean = restorer.restore(_photo(), request_)
+    assert clean.untouched and clean.selection.reason == "nothing found to restore"
+    assert model.runs("tpb/derain") == 0

@@ -104,7 +104,7 @@ function drawWork() {
   $("#working").hidden = !busy;
   $("#cancel").hidden = !busy || !shown.job;
   $("#restore").hidden = Boolean(busy);
-  $("#restore").disabled = !shown || !(chosen.length || $("#prompt").value.trim());
+  $("#restore").disabled = !shown;
   const waiting = photos.filter((photo) => ["new"].includes(photo.state)).length;
   $("#restore").textContent = waiting > 1 ? `Restore ${waiting} photos` : "Restore";
   if (busy) drawProgress();
@@ -136,6 +136,10 @@ function reason({ selection, seconds, strength }) {
   const names = selection.chosen.map(titleOf).join(", then ");
   const took = seconds ? ` in ${seconds.toFixed(1)} s` : "";
   const kept = strength != null && strength < 1 ? `, ${Math.round(strength * 100)} % of the change` : "";
+  if (selection.findings?.length) {
+    if (selection.chosen.length) return `${names}${took}${kept}, as seen in the photo.`;
+    return "Nothing found to restore: the photo stays as it is. If you see something, say it in words.";
+  }
   const asked = Object.keys(selection.scores).length;
   return `${names}${took}${kept}, ${asked ? "as understood from your words" : "as you picked"}.`;
 }
@@ -289,7 +293,7 @@ async function connect() {
       }),
     );
     $("#examples").replaceChildren(
-      ...plugins.flatMap((plugin) => plugin.examples).map((text) => Object.assign(document.createElement("option"), { value: text })),
+      ...["auto", ...plugins.flatMap((plugin) => plugin.examples)].map((text) => Object.assign(document.createElement("option"), { value: text })),
     );
     const { bundles } = await (await ask("/v1/bundles")).json();
     const names = bundles.map(({ name, engine, precision }) => `${name}, ${engine} ${precision}`).join("; ");

@@ -28,6 +28,16 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["a.png", "remove the blur"], False, ["a.png"], "remove the blur"),
         (["a.png", "b.JPG", "blur"], False, ["a.png", "b.JPG"], "blur"),
         (["a.png"], True, ["a.png"], None),
+        (["a.png"], False, ["a.png"], None),
+        (["a.png", "b.JPG"], False, ["a.png", "b.JPG"], None),
+        (["a.png", "gone.png"], False, ["a.png", "gone.png"], None),
+        (["a.png", "./sub"], False, ["a.png", "./sub"], None),
+        (["sub"], False, ["sub"], None),
+        (["-"], False, ["-"], None),
+        (["a.png", "auto"], False, ["a.png"], "auto"),
+        (["a.png", "can you remove the blur?"], False, ["a.png"], "can you remove the blur?"),
+        (["a.png", "su?"], False, ["a.png", "su?"], None),
+        (["a.png", "*.JPG"], False, ["a.png", "*.JPG"], None),
         (["a.png", "b.JPG"], True, ["a.png", "b.JPG"], None),
         (["a.png", "*.JPG"], True, ["a.png", "*.JPG"], None),
         (["a.png", "gone.png"], True, ["a.png", "gone.png"], None),
@@ -39,7 +49,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["x.heic", "y.heic"], True, ["x.heic", "y.heic"], None),
     ],
 )
-def test_the_last_word_is_the_request(
+def test_the_last_word_is_the_request_if_it_names_no_photo(
     photos: Path, words: list[str], named: bool, inputs: list[str], request_: str | None
 ) -> None:
     assert split_request(words, named=named) == (inputs, request_)
@@ -48,12 +58,11 @@ def test_the_last_word_is_the_request(
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["a.png"], "say what to do with a.png"),
         (["blur"], "no photo given"),
-        (["a.png", "b.JPG"], "b.JPG, is a file"),
+        (["a.png", "sub"], r"'sub', is a file or folder here and could be the request: write ./sub for the file"),
     ],
 )
-def test_a_missing_request_is_named(photos: Path, words: list[str], part: str) -> None:
+def test_words_that_could_mean_two_things_are_refused(photos: Path, words: list[str], part: str) -> None:
     with pytest.raises(RequestError, match=part):
         split_request(words, named=False)
 

@@ -144,8 +144,7 @@ def test_size_tile_and_output_size(infer: Callable[..., Run]) -> None:
 @pytest.mark.parametrize(
     ("words", "status", "part"),
     [
-        (["photo.png"], 2, "say what to do"),
-        (["photo.png", ""], 2, "request is empty"),
+        (["photo.png", "?!"], 2, "the request '?!' has no words"),
         (["photo.png", "x" * 10_000], 2, "10000 characters"),
         (["rain"], 2, "no photo given"),
         ([], 2, "the words are missing"),
@@ -307,3 +306,25 @@ def test_a_mask_or_a_region_leaves_the_rest_alone(infer: Callable[..., Run]) -> 
     assert run.status == 2 and "expected one of them" in run.err
     run = infer("photo.png", "dark", "--mask", "none.png")
     assert run.status == 1 and "none.png: no such file" in run.err
+
+
+def test_without_a_request_the_photo_decides(infer: Callable[..., Run]) -> None:
+    with Image.open("photo.png") as image:
+        Image.fromarray(np.asarray(image.convert("RGB")) // 2).save("dark.png")
+    run = infer("photo.png", "dark.png", "--json", "--steps", "2")
+    facts = json.loads(run.out)
+    clean, dark = facts["files"]
+    assert (clean["status"], clean["output"]) == ("nothing selected", None) and dark["status"] == "restored"
+    assert dark["selection"]["chosen"] == ["lowlight"]
+    found = next(one for one in dark["selection"]["findings"] if one["needed"])
+    assert (found["task"], found["threshold"], found["strength"]) == ("lowlight", 0.5, 0.6)
+    assert run.status == facts["exit_code"] == 3
+    said = infer("photo.png", "auto").out
+    assert "photo.png: nothing found to restore" in said and "--keep-untouched copies" in said, said
+    assert '"remove the rain"' not in said, "who wrote no words needs no examples of words"
+    run = infer("photo.png", "-o", "same.png", "--keep-untouched", "copies")
+    assert run.status == 0 and Path("same.png").read_bytes() == Path("photo.png").read_bytes()
+    assert (
+        "dark.png: seen: Low-light enhancement (lowlight, 88%, strong)"
+        in infer("dark.png", "fix this", "--dry-run").out
+    )

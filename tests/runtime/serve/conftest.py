@@ -35,10 +35,12 @@ from tests.runtime.conftest import FakeModel, smooth_photo
 WAIT = 20.0  # seconds that a test waits for what takes none
 
 
-def photo_bytes(height: int = 48, width: int = 64, seed: int = 0, form: str = "PNG", **options: Any) -> bytes:
-    """A small photo as a file."""
+def photo_bytes(
+    height: int = 48, width: int = 64, seed: int = 0, form: str = "PNG", *, darker: int = 1, **options: Any
+) -> bytes:
+    """A small photo as a file; ``darker`` times less light."""
     written = io.BytesIO()
-    Image.fromarray(smooth_photo(height, width, seed)).save(written, form, **options)
+    Image.fromarray(smooth_photo(height, width, seed) // darker).save(written, form, **options)
     return written.getvalue()
 
 

@@ -265,11 +265,25 @@ def test_plan_runs_nothing(serve: Serve) -> None:
     assert [file.name for file in (running.service.store.folder / "incoming").iterdir()] == []
 
 
+@pytest.mark.parametrize("fields", [{"seed": "1"}, {"prompt": ""}, {"prompt": "auto"}, {"prompt": "fix this"}])
+def test_without_words_the_photo_decides(serve: Serve, fields: dict[str, str]) -> None:
+    running = serve()
+    answer = running.post("/v1/plan", data=fields, photo=photo_bytes(darker=2)).json()
+    assert answer["plugins"] == ["lowlight"] and answer["selection"]["reason"].startswith(
+        "seen in the photo: lowlight 88%"
+    )
+    assert [one["task"] for one in answer["selection"]["findings"] if one["needed"]] == ["lowlight"]
+    clean = photo_bytes()
+    made = running.post(photo=clean, data=fields)
+    assert made.status_code == 200 and made.content == clean, "nothing to restore: the very bytes"
+
+
 def test_what_is_served_is_told(serve: Serve) -> None:
     running = serve()
     assert [one["id"] for one in running.get("/v1/plugins").json()["plugins"]] == list(PLUGINS)
     (bundle,) = running.get("/v1/bundles").json()["bundles"]
     assert (bundle["name"], bundle["engine"], bundle["understands_words"]) == ("fake", "fake", True)
+    assert bundle["understands_photos"]
     assert running.get("/healthz").json()["status"] == "ok"
     schema = running.get("/openapi.json").json()
     assert {"/v1/restore", "/v1/jobs", "/v1/jobs/{job_id}/events", "/v1/images/edits", "/v1/plan"} <= set(
@@ -298,7 +312,7 @@ def test_metrics_count_what_happened(serve: Serve) -> None:
 
 
 BAD_FIELDS = [
-    ({"prompt": ""}, "say what to do"),
+    ({"prompt": "?"}, "has no words"),
     ({"prompt": "x" * 5000}, "5000 characters"),
     ({"plugins": "nosuch"}, "nosuch"),
     ({"plugins": "deblur," * 20_000}, "20000 plugins are named, expected at most 32"),

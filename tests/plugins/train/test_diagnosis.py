@@ -1,0 +1,117 @@
+"""The diagnosis learns: its samples, its network, its thresholds, and the stage of dp-train at toy size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffplugin.export.checkpoints import Checkpoint
+from diffplugin.plugins.networks.diagnosis import Diagnosis
+from diffplugin.plugins.train import cli, diagnosis_samples, everyday
+from diffplugin.plugins.train.degradations import FAMILIES
+from diffplugin.plugins.train.diagnosis import CONFIG
+from diffplugin.plugins.train.diagnosis_samples import TASKS, degraded, draw
+from diffplugin.plugins.train.diagnosis_scores import CLEAN, PAIRS, Row
+from diffplugin.plugins.train.diagnosis_thresholds import calibrate, choose_thresholds, right_sets
+from diffplugin.spec import VIEWS, Array
+
+
+def _photo(height: int = 300, width: int = 380, seed: int = 0) -> Array:
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (24, 30, 3), dtype=np.uint8))
+    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def test_a_seed_gives_a_sample_and_clean_ones_want_nothing() -> None:
+    photo, clean = _photo(), 0
+    for seed in range(24):
+        one, same = (draw(photo, np.random.default_rng(seed)) for _ in range(2))
+        np.testing.assert_array_equal(one.views, same.views)
+        assert one.views.shape == (VIEWS, 128, 128, 3) and one.views.dtype == np.uint8
+        assert ((one.wanted >= 0) & (one.wanted <= 1)).all() and ((one.strengths >= 0) & (one.strengths < 1)).all()
+        assert (one.strengths > 0).sum() <= 2 and (one.wanted <= (one.strengths > 0)).all()
+        clean += not one.strengths.any()
+    assert 4 <= clean <= 14, clean
+
+
+def test_what_cannot_be_seen_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = (_photo() / 255).astype(np.float32)
+    with monkeypatch.context() as patched:
+        faint = {name: dict.fromkeys(TASKS, lambda image, rng: image + np.float32(1 / 255)) for name in FAMILIES}
+        patched.setattr(diagnosis_samples, "FAMILIES", faint)
+        for seed in range(6):
+            _, wanted, strengths = degraded(image, ["dehaze"], np.random.default_rng(seed))
+            assert wanted.sum() == 0 < strengths.sum(), (seed, wanted, strengths)
+    full = [degraded(image, ["dehaze"], np.random.default_rng(seed)) for seed in range(12)]
+    order = np.argsort([strengths[TASKS.index("dehaze")] for _, _, strengths in full])
+    assert full[order[-1]][1][TASKS.index("dehaze")] == 1, "the strongest is wanted"
+
+
+@pytest.mark.parametrize("change", [*everyday.PLAIN, *everyday.DRAWN, everyday.uploaded], ids=lambda f: f.__name__)
+def test_everyday_changes_are_pictures(change: everyday.Change) -> None:
+    image = (_photo(96, 128) / 255).astype(np.float32)
+    for seed in range(4):
+        made = change(image, np.random.default_rng(seed))
+        assert made.dtype == np.float32 and made.ndim == 3 and made.shape[2] == 3
+        assert made.min() >= 0 and made.max() <= 1
+        if change is not everyday.uploaded:
+            assert made.shape == image.shape
+
+
+def test_folding_the_norms_changes_nothing() -> None:
+    torch.manual_seed(0)
+    model = Diagnosis(CONFIG, norm=True).train()
+    model(torch.randn(2 * VIEWS, 3, 128, 128))
+    model.eval()
+    plain = Diagnosis(CONFIG).eval()
+    plain.load_state_dict(model.folded())
+    views = torch.randn(VIEWS, 3, 128, 128)
+    for a, b in zip(model(views), plain(views), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_thresholds_spare_clean_photos() -> None:
+    """A task whose clean samples score 0.7 gets a threshold above that; the temperature undoes a factor."""
+    rng = np.random.default_rng(0)
+    wanted = np.zeros((400, 8), np.float32)
+    wanted[np.arange(200), rng.integers(0, 8, 200)] = 1
+    logits = np.where(wanted > 0, 2.2, -3.0) + rng.normal(0, 0.1, wanted.shape)
+    logits[200:, 2] = 0.85
+    thresholds, found = choose_thresholds(logits, wanted, TASKS)
+    assert 0.7 < thresholds[2] < 0.9 and found["clean"] == found["one"] == 1.0
+    assert right_sets(1 / (1 + np.exp(-logits)), wanted, [0.5] * 8, TASKS)["clean"] == 0
+    truth = rng.random(wanted.shape) < 1 / (1 + np.exp(-logits))
+    assert calibrate(logits * 2, truth.astype(np.float32)) == pytest.approx(2, rel=0.15)
+
+
+def test_rows_count_sets() -> None:
+    row = Row("harder", "derain")
+    row.add({"derain"}, {"derain"})
+    row.add({"derain", "dehaze"}, {"derain"})
+    assert (row.photos, row.right, row.found["dehaze"]) == (2, 1, 1) and "**0.500**" in row.line()
+    assert Row("", CLEAN).line().startswith("| clean | – |") and ("deblur", "face") not in PAIRS
+
+
+def test_the_stage_writes_what_the_exporter_reads(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    rows = []
+    for i, split in enumerate(["train"] * 12 + ["val"]):
+        Image.fromarray(_photo(seed=i)).save(tmp_path / f"photos/p_{i}.png")
+        fields = {"package": "p", "source": "s", "licence": "CC0", "holder": "h", "split": split}
+        rows.append({"file": f"p_{i}.png", **fields})
+    (tmp_path / "photos.json").write_text(json.dumps(rows))
+    arguments = ["diagnosis", "--work", str(tmp_path), "--steps", "1", "--samples", "20"]
+    assert cli.main(arguments) == 0
+    folder = tmp_path / "checkpoint/pre-trained/diagnosis"
+    before = (folder / "model.safetensors").read_bytes()
+    assert cli.main(arguments) == 0 and (folder / "model.safetensors").read_bytes() == before, "nothing twice"
+    read = Checkpoint(tmp_path, tmp_path, {}, None, folder)
+    assert [one.task for one in read.diagnosed()] == list(TASKS)
+    logits, strengths = read.load("diagnosis")(torch.zeros(VIEWS, 3, 128, 128))
+    assert logits.shape == strengths.shape == (1, 8) and torch.isfinite(logits).all()
+    assert cli.main([*arguments[:-1], "0"]) == 2
