@@ -138,7 +138,7 @@ def test_quality(infer: Callable[..., Run], model: FakeModel) -> None:
 def test_size_tile_and_output_size(infer: Callable[..., Run]) -> None:
     run = infer("photo.png", "blur", "--size", "160x128", "--tile", "128", "--output-size", "working", "--json")
     plan = json.loads(run.out)["files"][0]["plan"]
-    assert plan["working_size"] == [160, 128] and len(plan["tiles"]) == 2 and _size("photo-restored.png") == (160, 128)
+    assert plan["working_size"] == [160, 128] and len(plan["tiles"]) == 4 and _size("photo-restored.png") == (160, 128)
 
 
 @pytest.mark.parametrize(
