@@ -128,7 +128,8 @@ def separate(heads: SelectorHeads, rows: Tensor, ridge: float = 1e-3) -> None:
     x, mean = rows.reshape(-1, width).double(), rows.mean(dim=(0, 1)).double()
     x = x - mean
     square = x.T @ x
-    square += ridge * square.diagonal().mean() * torch.eye(width, dtype=torch.float64)
+    size = square.diagonal().mean().clamp(min=1e-12)  # it is 0 where all rows are equal
+    square += ridge * size * torch.eye(width, dtype=torch.float64)
     weight = torch.linalg.solve(square, x.T @ (wanted - wanted.mean(0)).repeat(len(rows), 1))
     heads.proj_v.weight.copy_(weight.T)
     heads.proj_v.bias.copy_(wanted.mean(0) - mean @ weight)
