@@ -12,7 +12,7 @@ from diffplugin.export.tokenizer import build_tokenizer
 from diffplugin.plugins.train import corpus, layout, selector
 from diffplugin.plugins.train.metrics import selection
 from diffplugin.plugins.train.selector_options import Options
-from diffplugin.plugins.train.selector_training import pick_threshold
+from diffplugin.plugins.train.selector_training import encoder, fewer_merges, pick_threshold
 from diffplugin.plugins.train.wording import WORDS, Request, Wording
 
 TEXTS = [r.text for r in corpus.corpus(1500, 0)]
@@ -163,3 +163,24 @@ def test_dropout_is_seeded_by_the_step_and_gone_afterwards(tokenizer) -> None:  
     assert losses[0] == losses[1] != losses[2], losses
     assert not torch.equal(model.text(ids), before), "nothing is dropped"
     assert torch.equal(model.eval().text(ids), before), "dropped outside of training too"
+
+
+def test_plugins_begin_told_apart() -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(32) + 0.3 * torch.randn(4, 32) + 0.02 * torch.randn(20, 4, 32)  # much in common
+    model = selector.fresh(selector.text_config({"a": 0, selector.BEGIN: 1, selector.END: 2}, 32))
+    selector.separate(model.heads, rows)
+    values = torch.nn.functional.normalize(model.heads.proj_v(rows), dim=-1)
+    cosines = torch.einsum("npd,nqd->npq", values, values)
+    apart = cosines[:, ~torch.eye(4, dtype=torch.bool)]
+    assert apart.abs().max() < 0.3, apart.abs().max()
+
+
+def test_texts_are_read_with_all_merges_and_with_fewer_in_turn() -> None:
+    made = selector.train_tokenizer(TEXTS, 900)
+    whole, coarse = fewer_merges(*made), fewer_merges(*made, 0.1)
+    texts = ["remove the rain", "remove the rain", "remvoe teh rain"]
+    ids = encoder(whole, coarse)(texts)
+    assert ids.shape == (3, selector.CONTEXT) and not torch.equal(ids[0], ids[1])
+    assert ids[2].tolist() == whole.encode(texts[2]).ids and ids[1].tolist() == coarse.encode(texts[1]).ids
+    assert torch.equal(encoder(whole)(texts)[:1], ids[:1])
