@@ -14,7 +14,7 @@ from diffplugin.export.checkpoints import Checkpoint
 from diffplugin.plugins.networks.diagnosis import Diagnosis
 from diffplugin.plugins.train import cli, diagnosis_samples, everyday
 from diffplugin.plugins.train.degradations import FAMILIES
-from diffplugin.plugins.train.diagnosis import CONFIG
+from diffplugin.plugins.train.diagnosis import CONFIG, cumulative_chances
 from diffplugin.plugins.train.diagnosis_samples import TASKS, degraded, draw
 from diffplugin.plugins.train.diagnosis_scores import CLEAN, PAIRS, Row
 from diffplugin.plugins.train.diagnosis_thresholds import calibrate, choose_thresholds, right_sets
@@ -87,6 +87,16 @@ def test_thresholds_spare_clean_photos() -> None:
     assert right_sets(1 / (1 + np.exp(-logits)), wanted, [0.5] * 8, TASKS)["clean"] == 0
     truth = rng.random(wanted.shape) < 1 / (1 + np.exp(-logits))
     assert calibrate(logits * 2, truth.astype(np.float32)) == pytest.approx(2, rel=0.15)
+
+
+def test_what_is_hard_to_see_is_drawn_more_often() -> None:
+    labels = np.zeros((4, 2, len(TASKS)), np.float32)
+    labels[1, 1, TASKS.index("deblur")] = 0.5
+    labels[2, 1, [TASKS.index("deblur"), TASKS.index("lowlight")]] = 0.5
+    labels[3, 1, TASKS.index("deblur")] = 0.01  # not to be seen: as a clean one
+    chances = np.diff(cumulative_chances(labels), prepend=0)
+    np.testing.assert_allclose(chances[[1, 2]] / chances[[0, 3]], 3 / 0.9)
+    assert chances.sum() == pytest.approx(1)
 
 
 def test_rows_count_sets() -> None:
