@@ -17,7 +17,8 @@ from diffplugin.plugins.train.degradations import FAMILIES
 from diffplugin.plugins.train.diagnosis import CONFIG, cumulative_chances
 from diffplugin.plugins.train.diagnosis_samples import TASKS, degraded, draw
 from diffplugin.plugins.train.diagnosis_scores import CLEAN, PAIRS, Row
-from diffplugin.plugins.train.diagnosis_thresholds import calibrate, choose_thresholds, right_sets
+from diffplugin.plugins.train.diagnosis_thresholds import calibrate, choose_thresholds, found_tasks, right_sets
+from diffplugin.runtime.request.diagnosis import needed_tasks
 from diffplugin.spec import VIEWS, Array
 
 
@@ -87,6 +88,14 @@ def test_thresholds_spare_clean_photos() -> None:
     assert right_sets(1 / (1 + np.exp(-logits)), wanted, [0.5] * 8, TASKS)["clean"] == 0
     truth = rng.random(wanted.shape) < 1 / (1 + np.exp(-logits))
     assert calibrate(logits * 2, truth.astype(np.float32)) == pytest.approx(2, rel=0.15)
+
+
+def test_many_photos_are_decided_as_one_is() -> None:
+    chances, thresholds = np.random.default_rng(0).random((300, 8)), [0.3, 0.4, 0.5, 0.6, 0.3, 0.7, 0.2, 0.8]
+    found = found_tasks(chances, thresholds, TASKS)
+    for row, made in zip(chances, found, strict=True):
+        one = needed_tasks({t: (float(p), v) for t, p, v in zip(TASKS, row, thresholds, strict=True)})
+        assert one == {t for t, there in zip(TASKS, made, strict=True) if there}
 
 
 def test_what_is_hard_to_see_is_drawn_more_often() -> None:
