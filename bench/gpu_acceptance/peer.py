@@ -18,7 +18,7 @@ from diffplugin.bundle import Bundle, open_bundle
 from diffplugin.export.checkpoints import Checkpoint
 from diffplugin.export.measures import psnr
 from diffplugin.runtime.execution.stage import residual_output
-from diffplugin.runtime.photos.pixels import clip_pixels, from_tensor, to_tensor
+from diffplugin.runtime.photos.pixels import clip_pixels, from_tensor, reflected, to_tensor
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
 from diffplugin.runtime.sampling.samplers import step_table
 from diffplugin.runtime.sampling.start_noise import normal
@@ -53,19 +53,21 @@ class TorchPipeline:
 
     @torch.inference_mode()
     def restore(self, photo: Any, steps: int, seed: int = SEED, stages: Stages | None = None) -> Any:
-        """uint8 [H,W,3] -> the same; sides are multiples of 8. ``stages`` takes seconds per network, each waited for:
-        for measurements of their own, since waiting costs time."""
+        """uint8 [H,W,3] -> the same; sides are multiples of 8. It runs with the border that ours gets. ``stages`` takes
+        seconds per network, each waited for: for measurements of their own, since waiting costs time."""
         manifest = self._manifest
         clip = clip_pixels(photo, manifest.dims.vision_size, manifest.clip["mean"], manifest.clip["std"])
         tokens = self._run("tpb", stages, self._run("vision", stages, self._enter(clip)))
-        cond = self._run("vae_encoder", stages, self._enter(to_tensor(photo))).float()
+        border, (height, width) = manifest.dims.border, photo.shape[:2]
+        image = to_tensor(reflected(photo, -border, -border, height + 2 * border, width + 2 * border))
+        cond = self._run("vae_encoder", stages, self._enter(image)).float()
         noise = torch.from_numpy(normal(seed, tuple(cond.shape))).to(self._device)
         latents = self._loop(steps, tokens, cond, noise, stages)
         made = self._run("vae_decoder", stages, self._half(latents)).float().cpu().numpy()
         if self._card.output == "residual":
             own = self._run("vae_decoder", stages, self._half(cond)).float().cpu().numpy()
-            made = residual_output(to_tensor(photo), made, own, self._card.coring)
-        return from_tensor(made)
+            made = residual_output(image, made, own, self._card.coring)
+        return from_tensor(made[..., border : border + height, border : border + width])
 
     def _loop(self, steps: int, tokens: Tensor, cond: Tensor, noise: Tensor, stages: Stages | None) -> Tensor:
         """``runtime.sampling.loop.sample`` with UniPC, on the device."""

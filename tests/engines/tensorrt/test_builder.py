@@ -22,14 +22,15 @@ GPUS = ("sm_86", "sm_89", "sm_120")
 # Diffusion's widths all fuse (docs/tensorrt.md).
 FUSED = {
     "clip_text": (2, 2, 0, 0),
+    "diagnosis": (0, 0, 0, 0),
     "clip_vision": (4, 4, 0, 0),
     "selector": (0, 0, 0, 0),
     "tpb/derain": (0, 0, 0, 0),
     "vae_encoder": (0, 0, 11, 0),
     "scb/derain": (4, 0, 4, 4),
-    "unet": (12, 0, 35, 24),
+    "unet": (11, 0, 35, 24),
     "unet_shallow": (0, 0, 11, 10),
-    "step": (12, 0, 35, 24),
+    "step": (11, 0, 35, 24),
     "vae_decoder": (0, 0, 17, 0),
 }
 
