@@ -172,7 +172,8 @@ def test_a_single_file_gives_the_networks_of_its_folder(single: tuple[Path, Chec
     assert checkpoint.single and checkpoint.tokenizer == file.parent / "tokenizer"
     assert any("holds no tokenizer" in note for note in check_checkpoint(checkpoint))
     assert checkpoint.dims == folder.dims
-    ids, t, x = torch.tensor([[5, 9, 3207]]), torch.randn(1, 32), torch.randn(1, 4, 8, 8)
+    vocabulary = json.loads((folder.base / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
+    ids, t, x = torch.tensor([[5, 9, vocabulary["<|endoftext|>"]]]), torch.randn(1, 32), torch.randn(1, 4, 8, 8)
     tokens = torch.randn(1, 16, 16)
     for part, inputs in (("text_encoder", (ids,)), ("unet", (x, t, tokens))):
         ours, theirs = checkpoint.load(part), folder.load(part)

@@ -163,7 +163,9 @@ def test_the_name_of_the_only_module_may_be_left_out(tiny: Path, part: str, modu
 def test_the_end_of_text_is_the_tokenizers_where_the_config_has_none(tiny: Path) -> None:
     path = tiny / "base" / "text_encoder" / "config.json"
     config = json.loads(path.read_text())
-    ids = torch.tensor([[3206, 5, 9, 3207, 3207]])
+    vocabulary = json.loads((tiny / "base" / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
+    start, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
+    ids = torch.tensor([[start, 5, 9, end, end]])
     expected = _read(tiny).text_encoder()(ids)
     for changed in (config | {"eos_token_id": None}, {k: v for k, v in config.items() if k != "eos_token_id"}):
         write_json(path, changed)
