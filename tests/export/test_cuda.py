@@ -39,6 +39,7 @@ STEP = 1e-5  # of a step in float32, against the plain form
 MEASURED = {
     "clip_text": 8.0e-4,
     "clip_vision": 5.9e-4,
+    "diagnosis": 2.7e-4,
     "tpb/derain": 1.0e-3,
     "selector": 3e-7,
     "vae_encoder": 4.3e-4,
@@ -66,7 +67,7 @@ def test_the_bundle_is_sound_and_has_every_graph(bundle: Bundle) -> None:
 
 def test_norms_and_attention_are_fused(bundle: Bundle) -> None:
     """Every norm is GroupNorm, every softmax is in an attention; the step's arithmetic stays float32."""
-    for key, norms, attentions in (("unet", 41, 12), ("step", 41, 12), ("vae_decoder", 17, 0), ("vae_encoder", 11, 0)):
+    for key, norms, attentions in (("unet", 41, 11), ("step", 41, 11), ("vae_decoder", 17, 0), ("vae_encoder", 11, 0)):
         found = _operators(bundle, key)
         assert (found["GroupNorm"], found["MultiHeadAttention"]) == (norms, attentions), (key, found)
         assert not {"Softmax", "GroupNormalization", "InstanceNormalization", "ReduceMean"} & set(found), (key, found)

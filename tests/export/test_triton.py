@@ -130,10 +130,19 @@ def test_the_loop_in_its_own_process_asks_the_server_for_nothing(server: Server,
     assert np.array_equal(response.output_tensors()[0].as_numpy(), expected.array) and not server.runs
 
 
+def test_without_words_the_photo_says_what_it_needs(server: Server, photo: Array) -> None:
+    with server.python_model(LOOP) as model:
+        (response,) = model.execute([asked(photo)])
+    with diffplugin.load(engine="onnxruntime", precision="fp32") as restorer:
+        expected = restorer.restore(photo)
+    made = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+    chosen = json.loads(made["report"].item())["selection"]["chosen"]
+    assert chosen == list(expected.selection.chosen)
+
+
 def test_a_bad_request_is_answered_alone(server: Server, photo: Array) -> None:
     requests = {
         "no such plugin": (asked(photo, plugins=texts("nothing")), "INVALID_ARG", "nothing"),
-        "no request": (asked(photo), "INVALID_ARG", "request"),
         "not UTF-8": (asked(photo, prompt=texts(b"\xff")), "INVALID_ARG", "UTF-8"),
         "too small": (asked(photo[:4, :4], plugins=texts("derain")), "INVALID_ARG", "4x4"),
         "cancelled": (asked(photo, plugins=texts("derain"), cancelled=(False, True)), "CANCELLED", "cancelled"),

@@ -42,6 +42,7 @@ ROOT = Path(__file__).resolve().parents[3]
 MEASURED = {
     "clip_text": 5e-4,
     "clip_vision": 8.5e-4,
+    "diagnosis": 2.7e-4,
     "tpb/derain": 1e-3,
     "selector": 3e-7,
     "vae_encoder": 5.4e-4,
@@ -80,7 +81,7 @@ def test_the_graphs_are_portable(bundle: Bundle) -> None:
         norms = [n for n in nodes if n.op_type == "GroupNormalization"]
         assert all(n.attributes["num_groups"].as_int() > 1 for n in norms), f"{key}: TensorRT's issue 4756"
     found = [node.op_type for node in ir.load(bundle.graph_file("unet", "fp16")).graph]
-    assert (found.count("Softmax"), found.count("GroupNormalization")) == (12, 41)
+    assert (found.count("Softmax"), found.count("GroupNormalization")) == (11, 41)
 
 
 def test_every_graph_stays_near_float32(bundle: Bundle, engines: EmulatedFp16) -> None:
