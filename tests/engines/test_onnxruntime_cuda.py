@@ -27,30 +27,32 @@ LAUNCHES = {
     "fp16": {
         "clip_text": (46, 0),
         "clip_vision": (80, 2),
+        "diagnosis": (44, 1),
         "tpb/derain": (12, 0),
         "selector": (14, 0),
         "vae_encoder": (49, 2),
         "scb/derain": (93, 1),
-        "unet": (388, 8),
+        "unet": (380, 8),
         "unet_shallow": (75, 6),
-        "step": (410, 8),
+        "step": (402, 8),
         "vae_decoder": (76, 5),
     },
     "fp32": {
         "clip_text": (57, 8),
         "clip_vision": (76, 0),
+        "diagnosis": (41, 1),
         "tpb/derain": (10, 0),
         "selector": (14, 0),
         "scb/derain": (87, 0),
-        "unet": (372, 0),
+        "unet": (364, 0),
         "unet_shallow": (62, 0),
-        "step": (395, 0),
+        "step": (387, 0),
     },
 }
 LAUNCHES_FULL = (719, 10)
 MOST_LAUNCHES = {"embedded": 430, "full": 720}
 CAPTURES = 5  # each of the four graphs tries its own, then the stage's
-IN_A_PHOTO = 1868  # of 64x64 pixels in four steps
+IN_A_PHOTO = 1836  # of 64x64 pixels in four steps
 
 
 @pytest.fixture(scope="session")
@@ -115,6 +117,8 @@ def test_every_graph_runs_on_the_provider_alone(scene: Scene, cuda_bundle: Path)
         for key, run in found.items():
             assert run["same"] and run["capturable"] is None, f"{precision} {key}: {run}"
             allowed = {"kernel", "lib", "memset", "memcpy D2D"}
+            if key == "diagnosis":  # once a photo and outside of what is captured: its joins take their addresses so
+                allowed.add("memcpy H2D")
             assert set(run["plain"]) <= allowed, f"{precision} {key}: {run['plain']}"
     assert counts == LAUNCHES
     assert max(counts[precision]["step"][0] for precision in counts) <= MOST_LAUNCHES["embedded"]
@@ -140,7 +144,8 @@ def test_the_frozen_graph_is_what_is_traced_today(tmp_path: Path) -> None:
 
 
 def test_a_photo_is_one_cuda_graph(scene: Scene, cuda_bundle: Path) -> None:
-    """The product as it is: a plain run and a capture, then one launch a request, six uploads and one download."""
+    """The product as it is: a plain run and a capture, then one launch a request, six uploads and one download. The
+    residual's other picture, the photo encoded and decoded, is made around it: two uploads, two downloads."""
     found = scene("photo", cuda_bundle)
     assert found["loop"] == "device" and found["stages"] == [[True, None]], found
     first, *later = (found["parts"][f"request {i}"] for i in range(4))
@@ -149,12 +154,13 @@ def test_a_photo_is_one_cuda_graph(scene: Scene, cuda_bundle: Path) -> None:
     print({kind: one[kind] for kind in ("kernel", "lib", "memset", "memcpy D2D")})
     assert set(one) == {"kernel", "lib", "memset", "memcpy D2D"}
     assert one["kernel"] + one["lib"] == IN_A_PHOTO
+    own = sum(LAUNCHES["fp16"][key][0] for key in ("vae_encoder", "vae_decoder"))
     around = scene("around", cuda_bundle)  # the prompt branch and what it copies, which are outside of the graph
     for part in later:
         assert part["plain"]["GRAPHLAUNCH"] == 1 and not {"MALLOC", "FREE", "MEMCPYSYNC H2D"} & set(part["plain"]), part
-        assert part["plain"]["memcpy H2D"] - around["memcpy H2D"] == 6
-        assert part["plain"]["memcpy D2H"] - around["memcpy D2H"] == 1
-        assert part["launches"] == around["kernel"] + around["lib"]
+        extra = {kind: part["plain"][kind] - around[kind] for kind in ("memcpy H2D", "memcpy D2H")}
+        assert extra == {"memcpy H2D": 6 + 2, "memcpy D2H": 1 + 2}
+        assert part["launches"] == around["kernel"] + around["lib"] + own
     assert found["left"] == [0, 0] and found["parts"]["closed"]["plain"]["STREAMDESTROY"] == 1
 
 
@@ -177,7 +183,8 @@ def test_a_bundle_without_graphs_for_it_runs_from_the_host(scene: Scene) -> None
 def test_a_second_size_evicts_the_first_and_gives_its_memory_back(scene: Scene, cuda_bundle: Path) -> None:
     found = scene("eviction", cuda_bundle)
     assert found["kept"] == 1 and found["left"] == 0 and not _faults(found["part"])
-    assert found["used"][0] == found["used"][2] == found["used"][4] and found["used"][1] == found["used"][3], found
+    # the first return keeps a block of the shared arena that the second size needed; nothing grows after that
+    assert found["used"][2] == found["used"][4] < found["used"][1] == found["used"][3], found
     assert found["part"]["plain"]["ENDCAPTURE"] == 5 * CAPTURES and found["part"]["plain"]["GRAPHLAUNCH"] == 5
 
 

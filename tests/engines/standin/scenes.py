@@ -119,7 +119,7 @@ def settling(bundle: str) -> Any:
         assert made.device is not None
         log, parts = Log(), []
         for i in range(3):
-            made.restore(_photo(40, 40), plugins=["derain"], steps=3, seed=i)
+            made.restore(_photo(8, 8), plugins=["derain"], steps=3, seed=i)  # 40 pixels with its border
             parts.append(_told(log.part()))
         stages = [(p.replays, p.plain_reason) for p in made.device._stages.values()]
     return {"stages": stages, "parts": parts}
@@ -142,7 +142,7 @@ def eviction(bundle: str) -> Any:
         assert made.device is not None
         made.device.kept = 1
         log = Log()
-        for side in (64, 96, 64, 96, 64):
+        for side in (32, 64, 32, 64, 32):
             made.restore(_photo(side, side), plugins=["derain"], steps=2)
             made.restore(_photo(side, side), plugins=["derain"], steps=2)
             used.append(STANDIN.standin_used(0))
@@ -182,22 +182,22 @@ def memory(bundle: str) -> Any:
     limit.argtypes = [ctypes.c_size_t]
     with diffplugin.load(bundle, engine=ENGINE, precision="fp16") as made:
         assert made.device is not None
-        made.restore(_photo(), plugins=["derain"], steps=2)
+        made.restore(_photo(32, 32), plugins=["derain"], steps=2)
         one = STANDIN.standin_used(0)
-        made.restore(_photo(96, 96), plugins=["derain"], steps=2)
+        made.restore(_photo(64, 64), plugins=["derain"], steps=2)
         two = STANDIN.standin_used(0)
         limit(two + (two - one) // 2)
-        made.restore(_photo(80, 80), plugins=["derain"], steps=2)
+        made.restore(_photo(48, 48), plugins=["derain"], steps=2)
         said["evicted"] = sorted(key.h for key in made.device._stages)
         limit(1)
         try:
-            made.restore(_photo(112, 112), plugins=["derain"], steps=2)
+            made.restore(_photo(80, 80), plugins=["derain"], steps=2)
             said["full"] = None
         except DiffPluginError as error:
             said["full"] = f"{type(error).__name__}: {error}"
         limit(0)
-        made.restore(_photo(), plugins=["derain"], steps=2)
-        made.restore(_photo(), plugins=["derain"], steps=2)
+        made.restore(_photo(32, 32), plugins=["derain"], steps=2)
+        made.restore(_photo(32, 32), plugins=["derain"], steps=2)
         said["after"] = [(p.replays, p.plain_reason) for k, p in made.device._stages.items() if k.h == 16]
     said["left"] = STANDIN.standin_used(0)
     return said
