@@ -32,6 +32,9 @@ class Grammar:
         phrases: by task, whole requests.
         remove: templates that ask for a noun's task; ``restore``: those for the nouns of ``face``.
         keep: templates that forbid it, or say that nothing is wrong; ``more``: that ask for the opposite.
+        actions: by task, what to do ("sharpen it"); ``refuse``: templates that forbid that.
+        qualities: by task, what a photo lacks ("brightness"); ``raise_``: templates that ask for more of it;
+            ``lower``: for less.
         edits: templates around ``objects``, which no task serves; ``none``: whole requests of that kind.
         join: templates of two requests; ``both``: of two nouns.
         openers: what may stand before a request; ``closers``: after it.
@@ -43,6 +46,11 @@ class Grammar:
     restore: Sequence[str]
     keep: Sequence[str]
     more: Sequence[str]
+    actions: Nouns
+    refuse: Sequence[str]
+    qualities: Nouns
+    raise_: Sequence[str]
+    lower: Sequence[str]
     edits: Sequence[str]
     objects: Sequence[str]
     none: Sequence[str]
@@ -57,6 +65,7 @@ def read(code: str) -> Grammar:
     """The grammar of one language; English has no nouns of its own (``wording`` has them)."""
     file = resources.files("diffplugin.plugins.train") / f"requests/grammar_{code}.toml"
     values = tomllib.loads(file.read_text("utf-8"))
+    values["raise_"] = values.pop("raise")
     assert set(values) <= {field.name for field in fields(Grammar)}, sorted(values)
     return Grammar(**{"nouns": {}, **values})
 
@@ -67,14 +76,19 @@ def pick(choices: Sequence[T], rng: np.random.Generator) -> T:
 
 
 def asking(words: Grammar, nouns: Nouns, task: str, rng: np.random.Generator) -> str:
-    """A request for one task: written whole, a template around a noun, or the bare noun."""
+    """A request for one task: written whole, what to do, more of a quality, a template around a noun, or the bare
+    noun."""
     chance = rng.random()
-    if chance < 0.45:
+    if chance < 0.4:
         return pick(words.phrases[task], rng)
+    if chance < 0.5:
+        return pick(words.actions[task], rng)
+    if chance < 0.62 and task in words.qualities:
+        return pick(words.raise_, rng).format(pick(words.qualities[task], rng))
     noun = pick(nouns[task], rng)
     if task in RESTORED:
         return pick(words.restore, rng).format(noun)
-    return noun if chance < 0.5 else pick(words.remove, rng).format(noun)
+    return noun if chance > 0.95 else pick(words.remove, rng).format(noun)
 
 
 def asking_both(words: Grammar, nouns: Nouns, tasks: Sequence[str], rng: np.random.Generator) -> str:
@@ -86,8 +100,13 @@ def asking_both(words: Grammar, nouns: Nouns, tasks: Sequence[str], rng: np.rand
 
 def refusing(words: Grammar, nouns: Nouns, task: str, rng: np.random.Generator) -> str:
     """A request that forbids a task, or wishes its opposite: for nothing."""
-    # "more darkness" is the opposite of brightening, but nobody speaks of its other nouns so
-    templates = words.keep if rng.random() < 0.6 or task in ("lowlight", *RESTORED) else words.more
+    chance = rng.random()
+    if chance < 0.3:
+        return pick(words.refuse, rng).format(pick(words.actions[task], rng))
+    if chance < 0.55 and task in words.qualities:
+        return pick(words.lower, rng).format(pick(words.qualities[task], rng))
+    # nobody asks for more darkness or for more of a face in these words
+    templates = words.keep if chance < 0.7 or task in ("lowlight", *RESTORED) else words.more
     return pick(templates, rng).format(pick(nouns[task], rng), object=pick(words.objects, rng))
 
 
@@ -109,19 +128,19 @@ def sample(
         tasks: to choose from.
     """
     a, b = (str(task) for task in rng.choice(list(tasks), 2, replace=False))
+    asked: tuple[str, ...] = (a,)
     if kind == "none":
-        return (refusing(words, nouns, a, rng) if rng.random() < 0.45 else other(words, rng)), ()
-    if kind == "multi":
-        return asking_both(words, nouns, (a, b), rng), (a, b)
-    if kind == "mixed":
-        parts = [
-            asking(words, nouns, a, rng),
-            refusing(words, nouns, b, rng) if rng.random() < 0.6 else other(words, rng),
-        ]
+        text, asked = refusing(words, nouns, a, rng) if rng.random() < 0.5 else other(words, rng), ()
+    elif kind == "multi":
+        text, asked = asking_both(words, nouns, (a, b), rng), (a, b)
+    elif kind == "mixed":
+        rest = refusing(words, nouns, b, rng) if rng.random() < 0.6 else other(words, rng)
+        parts = [asking(words, nouns, a, rng), rest]
         if rng.random() < 0.5:
             parts.reverse()
-        return pick(words.join, rng).format(*parts), (a,)
-    text = asking(words, nouns, a, rng)
-    if rng.random() < 0.35:
-        text = pick(words.openers, rng) + text
-    return text + (pick(words.closers, rng) if rng.random() < 0.35 else ""), (a,)
+        text = pick(words.join, rng).format(*parts)
+    else:
+        text = asking(words, nouns, a, rng)
+    # politeness says nothing about what is asked for
+    text = (pick(words.openers, rng) if rng.random() < 0.25 else "") + text
+    return text + (pick(words.closers, rng) if rng.random() < 0.25 else ""), asked

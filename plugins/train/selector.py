@@ -29,8 +29,8 @@ from diffplugin.plugins.train.wording import WORDS, Request
 
 Encode = Callable[[list[str]], Tensor]
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
-VOCABULARY = 6000
-REQUESTS = 200_000
+VOCABULARY = 5000
+REQUESTS = 500_000
 CONTEXT = 77
 
 
@@ -49,7 +49,7 @@ def text_config(vocab: dict[str, int], width: int) -> dict[str, Any]:
         "layer_norm_eps": 1e-5,
         "max_position_embeddings": CONTEXT,
         "num_attention_heads": 4,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 3,
         "projection_dim": width,
         "vocab_size": len(vocab),
     }
