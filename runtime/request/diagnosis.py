@@ -62,6 +62,8 @@ def diagnose(pool: EnginePool, photo: Photo, clock: Clock) -> tuple[Finding, ...
     if not (np.isfinite(logits).all() and np.isfinite(strengths).all()):
         raise NotFinite("the diagnosis gave numbers that are not finite; try another precision")
     probabilities = 1 / (1 + np.exp(-np.clip(logits, -60, 60)))
+    if not np.ptp(seen, axis=(0, 2, 3)).any():  # one colour throughout: a grey card is no fog
+        probabilities[:] = 0
     chances = {one.task: (float(p), one.threshold) for one, p in zip(known, probabilities, strict=True)}
     needed = needed_tasks(chances)
     return tuple(

@@ -17,7 +17,9 @@ from tests.runtime.conftest import DIAGNOSED, FakeModel, smooth_photo
 
 
 def _red() -> Array:
-    return np.ascontiguousarray(np.stack([np.full((64, 80), v, np.uint8) for v in (230, 120, 120)], -1))
+    red = np.ascontiguousarray(np.stack([np.full((64, 80), v, np.uint8) for v in (230, 120, 120)], -1))
+    red[0, 0] = 0  # of one colour throughout it would need nothing
+    return red
 
 
 def test_thresholds_decide_and_one_lack_of_detail_is_restored_once() -> None:
@@ -32,6 +34,12 @@ def test_findings_of_every_task(restorer: Restorer) -> None:
     assert {one.task for one in found if one.needed} == {"derain", "desnow"}
     assert found[0].probability == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-4) and found[0].degree == "strong"
     assert not any(one.needed for one in restorer.diagnose(smooth_photo()))
+
+
+def test_one_colour_throughout_needs_nothing(restorer: Restorer) -> None:
+    red = _red()
+    red[0, 0] = red[1, 1]
+    assert not any(one.needed or one.probability for one in restorer.diagnose(red))
 
 
 def test_plugins_that_are_not_there_are_named() -> None:
