@@ -115,7 +115,9 @@ def serve(restorer: Restorer, tmp_path: Path) -> Iterator[Callable[..., Running]
         thread.start()
         running = Running(service, server, thread, listener.getsockname()[1])
         started.append(running)
+        began = time.monotonic()
         while ready and running.get("/readyz").status_code != 200:
+            assert time.monotonic() - began < WAIT, running.get("/readyz").text
             time.sleep(0.02)
         return running
 
