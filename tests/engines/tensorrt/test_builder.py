@@ -21,7 +21,7 @@ GPUS = ("sm_86", "sm_89", "sm_120")
 # four groups and one attention head, where the library fuses not every norm and no attention of the UNet; at Stable
 # Diffusion's widths all fuse (docs/tensorrt.md).
 FUSED = {
-    "clip_text": (2, 2, 0, 0),
+    "clip_text": (3, 3, 0, 0),
     "diagnosis": (0, 0, 0, 0),
     "clip_vision": (4, 4, 0, 0),
     "selector": (0, 0, 0, 0),
