@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import diffplugin
-from diffplugin.engines.base import usable_cores
+from diffplugin.engines.threads import usable_cores
 
 _FLAGS = (
     "avx2",

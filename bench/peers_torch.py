@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from diffplugin.bench.peers import PeerBuilder, TimeTable, plain_inputs, plain_spec
-from diffplugin.engines.base import Engine, thread_count
+from diffplugin.engines.base import Engine
+from diffplugin.engines.threads import thread_count
 from diffplugin.export.graphs import module_for
 from diffplugin.export.onnx import example_inputs
 from diffplugin.plugins.networks.attention import sinusoidal

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffplugin.bench.peers import PeerBuilder, TimeTable, plain_inputs, plain_spec
-from diffplugin.engines.base import Engine, thread_count
+from diffplugin.engines.base import Engine
+from diffplugin.engines.threads import thread_count
 from diffplugin.errors import EngineError
 from diffplugin.spec import Array, GraphSpec
 

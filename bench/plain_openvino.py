@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffplugin.bench.peers import PeerBuilder, TimeTable, plain_axes, plain_inputs, plain_spec, require
-from diffplugin.engines.base import Engine, thread_count
+from diffplugin.engines.base import Engine
+from diffplugin.engines.threads import thread_count
 from diffplugin.files import unfinished
 from diffplugin.spec import Array, GraphSpec
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from diffplugin.bench.environment import environment
 from diffplugin.bench.work import Pixels
-from diffplugin.engines.base import thread_count
+from diffplugin.engines.threads import thread_count
 from diffplugin.errors import CheckpointError, DiffPluginError, MissingDependency, RequestError
 
 if TYPE_CHECKING:

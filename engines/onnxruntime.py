@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffplugin.engines.base import Engine, OnnxBuilder, check_names, check_precision, engine_threads, one_line
+from diffplugin.engines.base import Engine, OnnxBuilder, check_names, check_precision, one_line
 from diffplugin.engines.onnxruntime_install import broken_reason
+from diffplugin.engines.threads import engine_threads
 from diffplugin.errors import EngineError, EngineNotLoaded
 from diffplugin.spec import Array, GraphSpec
 

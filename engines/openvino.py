@@ -24,17 +24,15 @@ from diffplugin.engines.base import (
     Engine,
     check_names,
     check_precision,
-    engine_threads,
     missing_variant,
     one_line,
     refuse_gpu_options,
-    thread_count,
-    usable_cores,
 )
 from diffplugin.engines.compiled_cache import read_blob, trim, write_blob
 from diffplugin.engines.devices import Device
 from diffplugin.engines.fastest import fastest_first
 from diffplugin.engines.pages import give_back_memory, releasing
+from diffplugin.engines.threads import engine_threads, thread_count, usable_cores
 from diffplugin.errors import EngineError, EngineNotLoaded, EngineUnavailable, ForeignEngine, RequestError
 from diffplugin.manifest import fingerprint
 from diffplugin.shapes import Profile, shapes_text

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 
-from diffplugin.engines.base import thread_count
+from diffplugin.engines.threads import thread_count
 from diffplugin.plugins.general_wishes import AUTO
 from diffplugin.runtime.execution.clock import Clock
 from diffplugin.runtime.execution.device_loop import DeviceLoop, device_loop

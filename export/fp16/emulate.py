@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffplugin.engines.base import OnnxBuilder, check_precision, thread_count
+from diffplugin.engines.base import OnnxBuilder, check_precision
 from diffplugin.engines.onnxruntime import OnnxRuntimeEngine
+from diffplugin.engines.threads import thread_count
 from diffplugin.export.onnx import load, save
 from diffplugin.export.written_out import write_out
 from diffplugin.spec import GraphSpec

@@ -8,7 +8,7 @@ import pytest
 
 from diffplugin import control_groups
 from diffplugin.control_groups import cpu_quota, spare_threads
-from diffplugin.engines.base import usable_cores
+from diffplugin.engines.threads import usable_cores
 
 
 @pytest.fixture

@@ -14,18 +14,67 @@ from typing import Any
 import onnxruntime as ort
 import pytest
 
-from diffplugin.engines import base
 from diffplugin.engines import onnxruntime as module
-from diffplugin.engines.base import engine_threads, max_threads
+from diffplugin.engines import threads
+from diffplugin.engines.threads import engine_threads, max_threads, thread_count, usable_cores
 from diffplugin.errors import EngineError, RequestError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def test_usable_cores_are_those_that_the_process_may_use() -> None:
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    assert 1 <= usable_cores() <= allowed
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processor affinity is Linux's")
+def test_usable_cores_follow_the_affinity() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"), [("1", 1), ("1,4", 1), (" 2 ", 2), ("3", 3), ("99", 3), ("", 3), ("0", 3), ("-1", 3), ("x", 3)]
+)
+def test_omp_num_threads_is_respected(monkeypatch: pytest.MonkeyPatch, text: str, cores: int) -> None:
+    monkeypatch.setattr(threads, "_physical_cores", lambda: 3)
+    monkeypatch.setattr(threads, "cpu_quota", lambda: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert usable_cores() == cores
+
+
+def test_hyperthreads_of_one_core_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    siblings = {0: "0,2", 1: "1,3", 2: "0,2", 3: "1,3"}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(siblings), raising=False)
+    monkeypatch.setattr(Path, "read_text", lambda path: siblings[int(path.parts[-3].removeprefix("cpu"))])
+    assert threads._physical_cores() == 2
+
+
+def test_without_a_topology_every_processor_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(path: Path) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
+    monkeypatch.setattr(Path, "read_text", absent)
+    assert threads._physical_cores() == 3
+
+
+def test_thread_count() -> None:
+    assert thread_count(3) == 3
+    assert thread_count(None) == usable_cores()
+    for wrong in (0, -1):
+        with pytest.raises(RequestError, match=f"threads is {wrong}, expected 1 or more"):
+            thread_count(wrong)
+
+
 def test_no_more_threads_than_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
     for quota, most in ((None, 4), (2.5, 3), (0.1, 1), (64.0, 4)):
-        monkeypatch.setattr(base, "cpu_quota", lambda quota=quota: quota)
+        monkeypatch.setattr(threads, "cpu_quota", lambda quota=quota: quota)
         assert max_threads() == most
         assert engine_threads(64) == most and engine_threads(1) == 1
     with pytest.raises(RequestError, match="threads is 0"):
@@ -33,13 +82,13 @@ def test_no_more_threads_than_processors(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_threads_that_cannot_be_started_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "max_threads", lambda: 8)
-    monkeypatch.setattr(base, "spare_threads", lambda: 8)
+    monkeypatch.setattr(threads, "max_threads", lambda: 8)
+    monkeypatch.setattr(threads, "spare_threads", lambda: 8)
     assert engine_threads(8) == 8
-    monkeypatch.setattr(base, "spare_threads", lambda: 3)
+    monkeypatch.setattr(threads, "spare_threads", lambda: 3)
     with pytest.raises(EngineError, match=r"threads is 8, but only 3 more can be started .* use --threads 1"):
         engine_threads(8)
-    monkeypatch.setattr(base, "spare_threads", lambda: None)
+    monkeypatch.setattr(threads, "spare_threads", lambda: None)
     started = iter(range(4))
     start = threading.Thread.start
 
