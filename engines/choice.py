@@ -26,7 +26,7 @@ _BUILDERS: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
     "tensorrt": ("diffplugin.engines.tensorrt.builder", "TensorRtBuilder", ("tensorrt",), ("cuda",)),
     "tensorrt-rtx": ("diffplugin.engines.tensorrt.builder", "TensorRtBuilder", ("tensorrt-rtx",), ("cuda",)),
     "onnxruntime-cuda": ("diffplugin.engines.onnxruntime_cuda", "OnnxRuntimeCudaBuilder", (), ("cuda",)),
-    "openvino": ("diffplugin.engines.openvino", "OpenVinoBuilder", (), ("cpu", "gpu", "npu")),
+    "openvino": ("diffplugin.engines.openvino.builder", "OpenVinoBuilder", (), ("cpu", "gpu", "npu")),
     "onnxruntime": ("diffplugin.engines.onnxruntime", "OnnxRuntimeBuilder", (), ("cpu",)),
 }
 ENGINES = tuple(_BUILDERS)

@@ -27,10 +27,10 @@ def plain_kernels() -> dict[str, str]:
     return {"ATEN_CPU_CAPABILITY": "default", "NPY_DISABLE_CPU_FEATURES": " ".join(found)}
 
 
-def run_tests(ceilings: dict[str, str], file: str, *names: str, cache: Path) -> None:
-    """Tests of ``file`` in a process below ``ceilings``: they pass, and none is skipped."""
+def run_tests(ceilings: dict[str, str], *tests: str, cache: Path) -> None:
+    """Tests (``FILE::NAME``) in a process below ``ceilings``: they pass, and none is skipped."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"{file}::{name}" for name in names)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
         cwd=ROOT,
         env={**os.environ, **ceilings, "DIFFPLUGIN_CACHE": str(cache)},
         capture_output=True,

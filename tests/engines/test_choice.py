@@ -14,7 +14,7 @@ from diffplugin.bundle import Bundle
 from diffplugin.engines import choice
 from diffplugin.engines.choice import ENGINES, choose, get_builder
 from diffplugin.engines.onnxruntime import OnnxRuntimeBuilder
-from diffplugin.engines.openvino import OpenVinoBuilder
+from diffplugin.engines.openvino.builder import OpenVinoBuilder
 from diffplugin.engines.tensorrt.builder import TensorRtBuilder
 from diffplugin.errors import EngineUnavailable, RequestError
 from diffplugin.manifest import EngineEntry
@@ -119,7 +119,7 @@ def test_unknown_engine() -> None:
 def test_importing_costs_no_library() -> None:
     code = (
         "import diffplugin, diffplugin.bundle, diffplugin.engines.choice, diffplugin.engines.onnxruntime\n"
-        "import diffplugin.engines.openvino, sys\n"
+        "import diffplugin.engines.openvino.builder, sys\n"
         f"print(*[name for name in {HEAVY} if name in sys.modules])"
     )
     root = Path(__file__).resolve().parents[2]

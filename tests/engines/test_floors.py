@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from diffplugin.engines.openvino import _OLDEST
+from diffplugin.engines.openvino.builder import OLDEST
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -36,7 +36,7 @@ def floors(*extras: str) -> Iterator[str]:
 
 def test_the_oldest_openvino_is_declared_once() -> None:
     (floor,) = floors_of("openvino")
-    assert floor == ".".join(map(str, _OLDEST))
+    assert floor == ".".join(map(str, OLDEST))
 
 
 def floors_of(extra: str) -> list[str]:
@@ -62,7 +62,7 @@ def test_the_lowest_versions_restore_a_photo(tmp_path: Path) -> None:
     for engine in ("onnxruntime", "openvino"):
         said = restored(engine)
         assert said.startswith(engine) and dark in said and int(said.split()[-1]) > 60, said
-    major, minor = _OLDEST
+    major, minor = OLDEST
     subprocess.run([*pip, f"openvino=={major}.{minor - 1}"], check=True)
     said = restored("auto")
     assert said.startswith("onnxruntime ") and "lacks operators" in said and dark in said, said

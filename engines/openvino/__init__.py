@@ -1,0 +1,1 @@
+"""Engines of OpenVINO, on processors and on Intel's graphics and NPUs."""
