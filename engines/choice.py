@@ -25,7 +25,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 _BUILDERS: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
     "tensorrt": ("diffplugin.engines.tensorrt.builder", "TensorRtBuilder", ("tensorrt",), ("cuda",)),
     "tensorrt-rtx": ("diffplugin.engines.tensorrt.builder", "TensorRtBuilder", ("tensorrt-rtx",), ("cuda",)),
-    "onnxruntime-cuda": ("diffplugin.engines.onnxruntime_cuda", "OnnxRuntimeCudaBuilder", (), ("cuda",)),
+    "onnxruntime-cuda": ("diffplugin.engines.onnxruntime_cuda.builder", "OnnxRuntimeCudaBuilder", (), ("cuda",)),
     "openvino": ("diffplugin.engines.openvino.builder", "OpenVinoBuilder", (), ("cpu", "gpu", "npu")),
     "onnxruntime": ("diffplugin.engines.onnxruntime", "OnnxRuntimeBuilder", (), ("cpu",)),
 }

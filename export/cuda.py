@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffplugin.engines.onnxruntime import OnnxRuntimeEngine
-from diffplugin.engines.onnxruntime_cuda import VARIANTS, missing_cuda_variant
+from diffplugin.engines.onnxruntime_cuda.variants import VARIANTS, missing_cuda_variant
 from diffplugin.engines.threads import thread_count
 from diffplugin.errors import EngineUnavailable
 from diffplugin.export.fp16.convert import to_fp16

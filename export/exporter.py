@@ -15,7 +15,7 @@ import diffplugin
 from diffplugin.bundle import Bundle, graph_files, list_files, write_manifest
 from diffplugin.engines.base import BuildOptions
 from diffplugin.engines.choice import get_builder
-from diffplugin.engines.onnxruntime_cuda import VARIANTS
+from diffplugin.engines.onnxruntime_cuda.variants import VARIANTS
 from diffplugin.errors import CheckpointError, MissingDependency, NotFinite
 from diffplugin.export.checkpoints import Checkpoint, check_checkpoint
 from diffplugin.export.cuda import EmulatedCuda, export_cuda

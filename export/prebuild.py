@@ -11,8 +11,8 @@ from diffplugin.bundle import ENGINES, Bundle
 from diffplugin.command import sides
 from diffplugin.engines.base import BuildOptions
 from diffplugin.engines.choice import choose, get_builder
-from diffplugin.engines.onnxruntime_cuda import NAME as ONNXRUNTIME_CUDA
-from diffplugin.engines.onnxruntime_cuda import VARIANTS
+from diffplugin.engines.onnxruntime_cuda.variants import NAME as ONNXRUNTIME_CUDA
+from diffplugin.engines.onnxruntime_cuda.variants import VARIANTS
 from diffplugin.errors import EngineUnavailable, RequestError
 from diffplugin.export.cuda import EmulatedCuda
 from diffplugin.export.fp16.emulate import EmulatedFp16

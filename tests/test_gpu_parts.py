@@ -83,7 +83,7 @@ def test_parts_come_out_as_they_went_in(gpu_parts: ModuleType, tmp_path: Path) -
     assert not list(site.rglob("*.xz"))
     for name in (
         "__init__.py",
-        "engines/onnxruntime_cuda.py",
+        "engines/onnxruntime_cuda/engine.py",
         "bench/gpu_acceptance/__main__.py",
         "plugins/cards/derain.toml",
     ):

@@ -24,7 +24,7 @@ import numpy as np
 from diffplugin.bench.full_width import DIMS, SCHEDULER, UNET, VAE, VISION
 from diffplugin.bench.full_width import SCB as SCB_CONFIG
 from diffplugin.bundle import default_bundle, open_bundle, write_manifest
-from diffplugin.engines.onnxruntime_cuda import VARIANTS
+from diffplugin.engines.onnxruntime_cuda.variants import VARIANTS
 from diffplugin.integrity import sha256
 from diffplugin.manifest import GraphEntry
 from diffplugin.plugins.cards import card_to_toml, registry

@@ -37,7 +37,7 @@ from diffplugin.bench.gpu_acceptance.trial import (
 )
 from diffplugin.bench.work import parse_work
 from diffplugin.bundle import list_files, open_bundle, write_manifest
-from diffplugin.engines.onnxruntime_cuda import NAME, VARIANTS
+from diffplugin.engines.onnxruntime_cuda.variants import NAME, VARIANTS
 from diffplugin.errors import DiffPluginError, RequestError
 from diffplugin.files import temporary_beside, unfinished
 

@@ -12,27 +12,23 @@ The requirements of a capture with ONNX Runtime 1.31 were found by running its p
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Mapping
-from functools import cached_property, partial
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from diffplugin.engines.base import OnnxBuilder, check_names, check_precision, one_line
-from diffplugin.engines.cuda import CudaDriver
+from diffplugin.engines.base import check_names, one_line
 from diffplugin.engines.device import DeviceEngine
-from diffplugin.engines.onnxruntime_install import cuda_session, cuda_unavailable_reason, meant
-from diffplugin.errors import DeviceMemoryFull, DiffPluginError, EngineError, EngineUnavailable
+from diffplugin.engines.onnxruntime_cuda.driver import OneStream
+from diffplugin.engines.onnxruntime_cuda.variants import NAME, missing_cuda_variant, variant_of
+from diffplugin.engines.onnxruntime_install import cuda_session, meant
+from diffplugin.errors import DeviceMemoryFull, DiffPluginError, EngineError
 from diffplugin.spec import DTYPES
 
 if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
 
-NAME = "onnxruntime-cuda"
-VARIANTS = {"fp16": "cuda-fp16", "fp32": "cuda-fp32"}  # precision -> the bundle's graphs in this engine's form
 _SETTLING = 8  # runs until the arena needs no more
-_BATCH = 20  # timesteps that the SCB may take at once
 _SETTINGS = {
     "prefer_nhwc": "1",
     "fuse_conv_bias": "1",
@@ -40,78 +36,6 @@ _SETTINGS = {
     "arena_extend_strategy": "kSameAsRequested",  # the other one doubles what it takes
 }
 _FULL = ("Failed to allocate memory", "out of memory", "CUDA failure 2:", "CUDNN_STATUS_ALLOC_FAILED")
-# What a process takes of a GPU before any of our tensors: CUDA's context, cuBLAS, cuDNN. Not measured here.
-_LIBRARIES_BYTES = 600 * 2**20
-
-
-def missing_cuda_variant(bundle: Bundle, precision: str) -> str | None:
-    """None if the bundle has graphs in this engine's form, else what it lacks, and the remedy."""
-    if bundle.manifest.variants.get(VARIANTS[precision]):
-        return None
-    return (
-        f"{bundle.path}: has no {precision} graphs for {NAME}; "
-        f"export it with dp-export --engine {NAME} --precision {precision}"
-    )
-
-
-def weights_bytes(bundle: Bundle, precision: str) -> int:
-    """The least bytes of weights that a photo needs on the GPU, with the largest plugin."""
-    variant = _variant(bundle, precision)
-    sizes = {key: bundle.graph(key, variant).weights_bytes for key in bundle.keys(variant)}
-    needed = ["clip_vision", "vae_encoder", "step" if "step" in sizes else "unet", "vae_decoder"]
-    plugins = (sizes.get(f"tpb/{p}", 0) + sizes.get(f"scb/{p}", 0) for p in bundle.manifest.plugins)
-    return sum(sizes.get(key, 0) for key in needed) + max(plugins, default=0)
-
-
-def _variant(bundle: Bundle, precision: str) -> str:
-    """The variant that runs at this precision: in this engine's form, or else the bundle's portable one."""
-    return VARIANTS[precision] if bundle.manifest.variants.get(VARIANTS[precision]) else precision
-
-
-class OneStream(CudaDriver):
-    """``engines.device.Driver`` with one stream for all users; a capture uses it alone.
-
-    Attributes:
-        lock: held while work is given to the stream.
-    """
-
-    def __init__(self, runtime: Any = None, device: int = 0) -> None:
-        super().__init__(runtime, device)
-        self.lock = threading.RLock()
-        self._stream: int | None = None
-        self._users = 0
-
-    def _call(self, name: str, *arguments: Any) -> Any:
-        with self.lock:
-            return super()._call(name, *arguments)
-
-    def open_stream(self) -> int:
-        with self.lock:
-            if self._stream is None:
-                self._stream = super().open_stream()
-            self._users += 1
-            return self._stream
-
-    def close_stream(self, stream: int) -> None:
-        with self.lock:
-            self._users -= 1
-            if not self._users:
-                self._stream = None
-                super().close_stream(stream)
-
-    def begin_capture(self, stream: int) -> None:
-        self.lock.acquire()
-        try:
-            super().begin_capture(stream)
-        except BaseException:
-            self.lock.release()
-            raise
-
-    def end_capture(self, stream: int) -> int:
-        try:
-            return super().end_capture(stream)
-        finally:
-            self.lock.release()
 
 
 class _Session:
@@ -261,8 +185,8 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
 
         super().__init__(bundle.spec(key), precision, lambda: driver)
         lacking = missing_cuda_variant(bundle, precision)
-        self.path = bundle.graph_file(key, _variant(bundle, precision))
-        self.reading = partial(bundle.reading, key, _variant(bundle, precision))
+        self.path = bundle.graph_file(key, variant_of(bundle, precision))
+        self.reading = partial(bundle.reading, key, variant_of(bundle, precision))
         self.driver, self.fused = driver, lacking is None
         self.capture_blocker = lacking
         self.run_options = ort.RunOptions()
@@ -296,73 +220,3 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
         if self._closed:
             raise EngineError(f"{self.spec.graph}: this engine is closed")
         return OnnxRuntimeCudaContext(self, sizes)
-
-
-class OnnxRuntimeCudaBuilder(OnnxBuilder):
-    """Args:
-    device: number of the GPU.
-    runtime: as :class:`CudaDriver` takes it.
-    """
-
-    name = NAME
-    batch = _BATCH
-
-    def __init__(self, device: int = 0, runtime: Any = None) -> None:
-        self._device, self._runtime = device, runtime
-
-    @cached_property
-    def _driver(self) -> OneStream:
-        return OneStream(self._runtime, self._device)
-
-    def driver(self) -> OneStream:
-        return self._driver
-
-    @cached_property
-    def _unavailable(self) -> str | None:
-        return cuda_unavailable_reason(self._device, self._driver.unavailable_reason)
-
-    def unavailable_reason(self) -> str | None:
-        return self._unavailable
-
-    def too_small_reason(self, bundle: Bundle) -> str | None:
-        """None if the GPU can hold the parts of this bundle that a photo needs at the smallest precision, else how much
-        it lacks.
-
-        Nothing is loaded for this check.
-        """
-        having = [p for p in self.precisions() if not self.missing_variant(bundle, p)]
-        needed = min(weights_bytes(bundle, precision) for precision in having) + _LIBRARIES_BYTES
-        total = self._driver.memory()[1]
-        if needed <= total:
-            return None
-        return (
-            f"{bundle.path} needs {needed / 2**30:.2f} GiB and cuda:{self._device} has {total / 2**30:.2f} GiB; "
-            "use a larger GPU, or --engine onnxruntime"
-        )
-
-    def missing_variant(self, bundle: Bundle | None, precision: str) -> str | None:
-        """Float32 runs from any bundle's graphs; float16 graphs exported for TensorRT would compute shapes on the
-        GPU.
-        """
-        if bundle is None or precision == "fp32":
-            return None
-        return missing_cuda_variant(bundle, precision)
-
-    def version(self) -> str:
-        import onnxruntime  # not from the package's metadata: several packages bring this module
-
-        return str(onnxruntime.__version__)
-
-    def device(self) -> str:
-        return self._driver.capability()
-
-    def precisions(self) -> tuple[str, ...]:
-        return ("fp16", "fp32")
-
-    def load(
-        self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None
-    ) -> OnnxRuntimeCudaEngine:
-        check_precision(self, precision)
-        if reason := self.missing_variant(bundle, precision):
-            raise EngineUnavailable(reason)
-        return OnnxRuntimeCudaEngine(bundle, key, self._driver, precision)
