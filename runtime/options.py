@@ -56,7 +56,7 @@ class RestoreOptions:
             the quality and the plugins' cards decide.
         output_size: "input": the input's size; "working": the size in which it was restored.
         strength: how much of the whole chain's change the result keeps, 0 to 1: input + strength x change. "auto": the
-            largest that newly clips at most 2 % of the pixels (``runtime.photos.strength``).
+            largest that newly clips at most 5 % of the pixels (``runtime.photos.strength``).
 
     Raises:
         RequestError: every fault of the request that can be found without a bundle and a photo, in one line.

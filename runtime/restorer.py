@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 import numpy as np
 
@@ -17,38 +17,22 @@ from diffplugin.runtime.execution.device_loop import DeviceLoop, device_loop
 from diffplugin.runtime.execution.engine_pool import EnginePool
 from diffplugin.runtime.execution.run import Observer, Run
 from diffplugin.runtime.execution.stage import restore_stage
+from diffplugin.runtime.frame import RunStage, restore_frame, start_noise
 from diffplugin.runtime.options import OptionFields, RestoreOptions, complete_options
-from diffplugin.runtime.photos.carry import carry_change
-from diffplugin.runtime.photos.mask import Mask, MaskSource, as_mask, compose
-from diffplugin.runtime.photos.photo import Deep
-from diffplugin.runtime.photos.pixels import (
-    from_tensor,
-    from_tensor_deep,
-    reflected,
-    resize,
-    to_tensor,
-    with_rgb,
-    working_photo,
-    working_size,
-)
-from diffplugin.runtime.photos.read import Photo, Pixels, photo_from
-from diffplugin.runtime.photos.strength import Strength, chosen_strength, mixed
-from diffplugin.runtime.planning.area import whole_area
+from diffplugin.runtime.photos.mask import Mask, MaskSource, as_mask
+from diffplugin.runtime.photos.pixels import working_size
+from diffplugin.runtime.photos.read import Photo, PhotoLike, photo_from
 from diffplugin.runtime.planning.concurrency import memory_share, restorations_at_once
 from diffplugin.runtime.planning.memory import Footprint
 from diffplugin.runtime.planning.pieces import MAX_WHOLE_AREAS
-from diffplugin.runtime.planning.plan import (
-    Plan,
-    Stage,
-    chain_footprint,
-    make_plan,
-    plan_stages,
-)
+from diffplugin.runtime.planning.plan import Plan, Stage, chain_footprint, make_plan, plan_stages
 from diffplugin.runtime.planning.quality import EXACT, Quality
 from diffplugin.runtime.planning.tiles import Tile
+from diffplugin.runtime.progress import Progress, RunCounter
 from diffplugin.runtime.request.diagnosis import Finding, diagnose
 from diffplugin.runtime.request.encoders import Encoders
-from diffplugin.runtime.request.selection import Selection, select, select_found, select_named
+from diffplugin.runtime.request.selection import Selection, select_found, select_named
+from diffplugin.runtime.request.selector import Selector
 from diffplugin.runtime.restoration import Restoration
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
 from diffplugin.runtime.sampling.samplers import step_table
@@ -57,16 +41,8 @@ from diffplugin.runtime.sampling.time_features import time_features
 from diffplugin.spec import Array
 
 if TYPE_CHECKING:
-    import os
-
-    from PIL import Image
-
     from diffplugin.bundle import Bundle
     from diffplugin.engines.base import EngineBuilder
-
-    PhotoLike = Photo | Image.Image | Pixels | Deep | str | os.PathLike[str] | bytes | bytearray | IO[bytes]
-
-Progress = Callable[[int, int, str], None]  # (UNet runs done, in all, the plugin at work)
 
 
 class Restorer:
@@ -101,7 +77,6 @@ class Restorer:
         self.cards = bundle.cards()
         self.dims = bundle.manifest.dims
         self._schedule = NoiseSchedule.from_config(bundle.manifest.scheduler)
-        self._compounds = bundle.compounds()
         self.device: DeviceLoop | None = None
         cores = thread_count(threads)
         self.concurrency = restorations_at_once(
@@ -114,6 +89,7 @@ class Restorer:
         threads = max(1, cores // self.concurrency) if self.concurrency > 1 else threads
         self._pool = EnginePool(bundle, builder, precision, threads=threads, cache=cache, fallback=fallback)
         self._encoders = Encoders(self._pool)
+        self._selector = Selector(self._pool, self._encoders)
         self.device = device_loop(self._pool)
 
     @property
@@ -190,14 +166,23 @@ class Restorer:
         if not plan.chain:
             return Restoration(photo=photo, plan=plan, selection=selection, timings=clock.seconds, untouched=True)
         plans = [plan, *(self._plan(frame.size, complete, selection.chosen, mask) for frame in photo.frames)]
-        ticks = _Ticks(sum(each.unet_runs for each in plans), progress)
+        counter = RunCounter(sum(each.unet_runs for each in plans), progress)
         frames: list[Photo] = []
         strength, strengths = complete.strength, []
         for frame, its_plan in zip((photo, *photo.frames), plans, strict=True):
             seen = tokens if frame is photo else self._encoders.tokens(frame, selection.chosen, clock)
-            run = self._run(clock, its_plan.tiles, self._noise(its_plan), its_plan.grid)
-            run = replace(run, tick=ticks.tick, cancelled=cancelled, observe=observe)
-            made, used = self._restore_frame(frame, complete, its_plan, run, seen, ticks, mask, strength)
+            run = self._run(clock, its_plan.tiles, start_noise(its_plan, self.dims), its_plan.grid)
+            run = replace(run, tick=counter.tick, cancelled=cancelled, observe=observe)
+            made, used = restore_frame(
+                frame,
+                its_plan,
+                self._stage_runner(run, its_plan, seen, counter),
+                size=complete.size,
+                mask=mask,
+                strength=strength,
+                colour=any(self.cards[stage.plugin].colour for stage in its_plan.chain),
+                clock=clock,
+            )
             frames.append(made)
             strengths.append(used)
             if not photo.has_pages:  # "auto" decides once, so that an animation does not flicker
@@ -210,51 +195,6 @@ class Restorer:
             untouched=False,
             strength=strengths[0],
         )
-
-    def _restore_frame(
-        self,
-        photo: Photo,
-        options: RestoreOptions,
-        plan: Plan,
-        run: Run,
-        tokens: Mapping[str, Array],
-        ticks: _Ticks,
-        mask: Mask | None,
-        strength: Strength,
-    ) -> tuple[Photo, float]:
-        """One frame or page through the chain of ``plan``; returns (the result, its strength)."""
-        with run.clock("prepare"):
-            carried = plan.carry != "picture"
-            working = resize(photo.levels, plan.working_size) if carried else working_photo(photo, options.size)
-            inside = plan.area.clipped(*working.shape[:2])
-            area = plan.area.moved(-inside.top, -inside.left)
-            made: Any = inside.cut(working.transpose(2, 0, 1)).transpose(1, 2, 0)
-        device = self.device if plan.loop == "device" and run.observe is None else None
-        levels = from_tensor if photo.deep is None else from_tensor_deep
-        for stage in plan.chain:  # the release hands an 8-bit picture from plugin to plugin; a deep one keeps its 16
-            ticks.begin(stage.plugin)
-            image = to_tensor(reflected(made, area.top, area.left, area.height, area.width))
-            image = self._restore_stage(run, stage, image, plan.sampler, tokens, device)
-            made = levels(inside.moved(-plan.area.top, -plan.area.left).cut(image))
-        with run.clock("finish"):
-            colour = any(self.cards[stage.plugin].colour for stage in plan.chain)
-
-            def enlarged(restored: Any) -> Any:
-                if not carried:
-                    return resize(restored, plan.output_size)
-                return carry_change(photo.levels, working, restored, guided=plan.carry == "guided")
-
-            if mask is None:
-                made = enlarged(made)
-            else:
-                before: Any = resize(photo.levels, plan.output_size)
-                made = compose(before, made, (inside.top, inside.left), working, mask, enlarged)
-            result = with_rgb(photo, made, colour=colour)
-            if strength == 1:
-                return result, 1.0
-            before = resize(photo.levels, plan.output_size)
-            used = chosen_strength(before, result.levels, strength)
-            return with_rgb(photo, mixed(before, result.levels, used), colour=colour), used
 
     def plan(
         self,
@@ -274,9 +214,9 @@ class Restorer:
 
     def selections(self, photo: PhotoLike, prompts: Sequence[str]) -> list[Selection]:
         """What the selector chooses for each of several requests in words for one photo, which is encoded once."""
-        clock, known = Clock(), list(self.cards)
-        tokens = self._encoders.tokens(photo_from(photo), known, clock)
-        return [self._select(prompt, tokens, known, clock) for prompt in prompts]
+        clock = Clock()
+        tokens = self._encoders.tokens(photo_from(photo), self.cards, clock)
+        return [self._selector.select(prompt, tokens, clock) for prompt in prompts]
 
     def diagnose(self, photo: PhotoLike) -> tuple[Finding, ...]:
         """What a photo needs, seen in its first frame: a finding of every task, with probability and strength.
@@ -318,13 +258,11 @@ class Restorer:
         if self.device is not None:  # a graph is captured for a number of steps
             steps = None
         plan, _, _ = self._decide(photo, RestoreOptions(plugins=chosen[:1], steps=steps), clock)
+        tokens = self._encoders.tokens(photo, chosen, clock)
         if self.bundle.manifest.selector and plugins is None:
-            tokens = self._encoders.tokens(photo, self.cards, clock)
-            self._encoders.scores("prepare", tokens, list(self.cards), clock)
-            if self.bundle.manifest.diagnosis:
-                diagnose(self._pool, photo, clock)
-        else:
-            tokens = self._encoders.tokens(photo, chosen, clock)
+            self._selector.select("prepare", tokens, clock)
+        if self.bundle.manifest.diagnosis and plugins is None:
+            diagnose(self._pool, photo, clock)
         piece = Tile(0, 0, plan.tiles[0].height, plan.tiles[0].width)
         noise = normal(0, (1, self.dims.latent_channels, piece.height, piece.width))
         run = self._run(clock, (piece,), noise)
@@ -350,25 +288,12 @@ class Restorer:
         elif options.automatic and (self.bundle.manifest.diagnosis or options.prompt == AUTO):
             selection = select_found(diagnose(self._pool, photo, clock), list(self.cards))
         else:
-            selection, tokens = self._read_words(photo, options.prompt or "", clock)
+            tokens = self._encoders.tokens(photo, self.cards, clock)
+            selection = self._selector.select(options.prompt or "", tokens, clock)
         plan = self._plan(photo.size, options, selection.chosen, mask)
         if tokens is None:
             tokens = self._encoders.tokens(photo, selection.chosen, clock) if selection.chosen else {}
         return plan, selection, tokens
-
-    def _read_words(self, photo: Photo, prompt: str, clock: Clock) -> tuple[Selection, dict[str, Array]]:
-        """The selector's choice for a request, with the prompt tokens of all plugins."""
-        known = list(self.cards)
-        tokens = self._encoders.tokens(photo, known, clock)
-        return self._select(prompt, tokens, known, clock), tokens
-
-    def _select(self, prompt: str, tokens: Mapping[str, Array], known: Sequence[str], clock: Clock) -> Selection:
-        scores = self._encoders.scores(prompt, tokens, known, clock)
-        selection = select(scores, known, prompt, self._compounds, self.bundle.manifest.selector_threshold)
-        if not self._encoders.fits_context(prompt):
-            late = f"; only the first {self.dims.context - 2} word pieces of the request were read"
-            selection = replace(selection, reason=selection.reason + late)
-        return selection
 
     def _plan(
         self, size: tuple[int, int], options: RestoreOptions, chosen: Sequence[str], mask: Mask | None = None
@@ -398,15 +323,14 @@ class Restorer:
     def _run(self, clock: Clock, tiles: tuple[Tile, ...], noise: Array, grid: tuple[Tile, ...] = ()) -> Run:
         return Run(pool=self._pool, clock=clock, tiles=tiles, factor=self.dims.factor, noise=noise, grid=grid or None)
 
-    def _noise(self, plan: Plan) -> Array:
-        """The noise of the whole photo with its border, cut to the area: a mask does not change what is restored inside
-        it."""
-        factor, border, (width, height) = self.dims.factor, plan.border, plan.latent_size
-        place = Tile((plan.area.top + border) // factor, (plan.area.left + border) // factor, height, width)
-        whole = whole_area(plan.working_size, border, factor)
-        rows, columns = max(whole.height, place.top + height), max(whole.width, place.left + width)
-        noise = normal(plan.seed, (1, self.dims.latent_channels, rows, columns))
-        return np.ascontiguousarray(place.cut(noise))
+    def _stage_runner(self, run: Run, plan: Plan, tokens: Mapping[str, Array], counter: RunCounter) -> RunStage:
+        device = self.device if plan.loop == "device" and run.observe is None else None
+
+        def run_stage(stage: Stage, image: Array) -> Array:
+            counter.begin(stage.plugin)
+            return self._restore_stage(run, stage, image, plan.sampler, tokens, device)
+
+        return run_stage
 
     def _restore_stage(
         self,
@@ -420,18 +344,3 @@ class Restorer:
         table = step_table(sampler, self._schedule, stage.steps, stage.first_t)
         time = time_features(table.t, self.bundle.manifest)
         return restore_stage(run, stage, image, table=table, time=time, tokens=tokens[stage.plugin], device=device)
-
-
-class _Ticks:
-    """Counts UNet runs for a progress callback."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self._done, self._total, self._progress = 0, total, progress
-
-    def begin(self, plugin: str) -> None:
-        if self._progress is not None:
-            self._progress(self._done, self._total, plugin)
-
-    def tick(self, plugin: str) -> None:
-        self._done += 1
-        self.begin(plugin)

@@ -135,7 +135,7 @@ class ProgressBar:
         self._length = 0
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        """``runtime.restorer.Progress``: UNet runs done, UNet runs in total, the current plugin."""
+        """``runtime.progress.Progress``: UNet runs done, UNet runs in total, the current plugin."""
         if not self._shown:
             return
         if done == 0:

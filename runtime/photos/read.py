@@ -42,8 +42,19 @@ from diffplugin.runtime.photos.mend import mended
 from diffplugin.runtime.photos.photo import MIN_SIDE, Deep, Photo, Pixels
 from diffplugin.runtime.photos.raw import raw_size, read_raw
 
-__all__ = ["MAX_PIXELS", "MIN_SIDE", "Photo", "Pixels", "photo_from", "pixel_limit", "printable", "read_photo"]
+__all__ = [
+    "MAX_PIXELS",
+    "MIN_SIDE",
+    "Photo",
+    "PhotoLike",
+    "Pixels",
+    "photo_from",
+    "pixel_limit",
+    "printable",
+    "read_photo",
+]
 
+PhotoLike = Photo | Image.Image | Pixels | Deep | str | os.PathLike[str] | bytes | bytearray | IO[bytes]
 MAX_PIXELS = 100_000_000
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")  # no EPS: it runs programs
 _READ = "a PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000 or AVIF file"
@@ -111,9 +122,7 @@ def read_header(path: str | os.PathLike[str], *, name: str | None = None) -> tup
         return image.format or "", image.size
 
 
-def photo_from(
-    image: Photo | Image.Image | Pixels | Deep | str | os.PathLike[str] | bytes | bytearray | IO[bytes],
-) -> Photo:
+def photo_from(image: PhotoLike) -> Photo:
     """A :class:`Photo` from any input that a Python caller may have.
 
     Args:
