@@ -249,3 +249,20 @@ def device_of(restorer: Restorer) -> DeviceLoop:
     """The loop on a restorer's device; it must have one."""
     assert restorer.device is not None
     return restorer.device
+
+
+def block_photo(height: int = 64, width: int = 80, *, seed: int = 0) -> Array:
+    """Blocks of 8x8 pixels that the fake autoencoder keeps, uint8 in the middle of the range."""
+    blocks = np.random.default_rng(seed).integers(90, 150, (-(-height // 8), -(-width // 8), 3), np.uint8)
+    return blocks.repeat(8, 0).repeat(8, 1)[:height, :width].copy()
+
+
+def expected_pixels(rgb: Array, *plugins: str) -> Array:
+    """``rgb`` after the plugins: each adds its number to the pixels in [-1, 1], rounded to 8 bits between them."""
+    for plugin in plugins:
+        rgb = np.rint(np.clip(rgb.astype(np.float64) + PLUGINS[plugin] * 127.5, 0, 255))
+    return rgb.astype(np.uint8)
+
+
+def largest_difference(found: Array, expected: Array) -> int:
+    return int(np.abs(found.astype(int) - expected.astype(int)).max())
