@@ -17,7 +17,7 @@ from diffplugin.runtime.photos.photo import Photo
 from diffplugin.runtime.photos.pixels import from_tensor, from_tensor_deep, resize, to_tensor, with_rgb, working_photo
 from diffplugin.runtime.photos.read import photo_from, read_photo
 from diffplugin.runtime.photos.write import not_kept, write_photo
-from tests.runtime.photos.test_read import chunk, png, rows_of
+from tests.runtime.photos.files import chunk, png, rows_of
 
 if TYPE_CHECKING:
     from diffplugin.runtime.restorer import Restorer

@@ -16,8 +16,8 @@ from diffplugin.errors import DamagedImage, ImageError, UnsupportedImage
 from diffplugin.runtime.photos.mend import NO_END
 from diffplugin.runtime.photos.read import read_photo
 from diffplugin.runtime.photos.write import output_suffixes, write_photo
+from tests.runtime.photos.files import encoded
 from tests.runtime.photos.test_metadata import srgb_profile
-from tests.runtime.photos.test_read import encoded
 
 
 def smooth(height: int = 120, width: int = 160) -> np.ndarray:
