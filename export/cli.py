@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffplugin.command import Parser, add_common_options, answer, execute, path, positive, print_error, say
+from diffplugin.engines.choice import ENGINES
 from diffplugin.errors import RequestError
 from diffplugin.hub import parse_name
 
@@ -39,9 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--offline", action="store_true", help="take hub ids from the local cache only")
     made = parser.add_argument_group("bundle")
     made.add_argument("--out", type=path, metavar="BUNDLE", help="folder to write")
-    made.add_argument(
-        "--engine", default="auto", metavar="NAME", help="auto, onnxruntime, openvino, tensorrt-rtx or tensorrt"
-    )
+    made.add_argument("--engine", default="auto", metavar="NAME", help=f"auto or one of {', '.join(ENGINES)}")
     made.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16", "int8"))
     made.add_argument(
         "--size",

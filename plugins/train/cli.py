@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from diffplugin.command import DONE, Parser, add_common_options, execute
+from diffplugin.command import DONE, Parser, add_common_options, execute, path, positive
 from diffplugin.errors import MissingDependency, RequestError
 from diffplugin.plugins.train import plugin_cli
+from diffplugin.plugins.train.shared_options import add_photo_folders
 
 STAGES = ("autoencoder", "decoder", "pool", "denoiser")
 # of the recipe for the embedded model; a stage's --steps overrides its own
@@ -33,31 +33,24 @@ def _parser() -> argparse.ArgumentParser:
     add_common_options(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     shared = Parser(add_help=False)
-    shared.add_argument("--work", type=Path, required=True, metavar="DIR", help="photos, training states and results")
-    shared.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")
+    shared.add_argument("--work", type=path, required=True, metavar="DIR", help="photos, training states and results")
+    shared.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads (default: 1)")
     common = Parser(add_help=False, parents=[shared])
     common.add_argument(
         "--steps",
-        type=int,
+        type=positive,
         metavar="N",
         help="steps (shards, for the pool); each part has its own default",
     )
     common.add_argument("--mixed-precision", default="bf16", choices=("no", "bf16"), help="default: bf16")
 
     more = Parser(add_help=False)
-    more.add_argument(
-        "--add",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="folder of further photographs with an index.csv (file,licence,author,source,split); repeatable",
-    )
+    add_photo_folders(more, "folder of further photographs with an index.csv (file,licence,author,source,split)")
     photos = "fetch freely licensed photographs (Debian, Ubuntu)"
     commands.add_parser("photos", parents=[common, more], help=photos)
     base = commands.add_parser("base", parents=[common], help="the small base: autoencoder, pool, denoiser")
     base.add_argument("--stage", choices=STAGES, action="append", help="only this stage; repeatable (default: all)")
-    base.add_argument("--start", type=Path, metavar="DIR", help="checkpoint folder to begin with")
+    base.add_argument("--start", type=path, metavar="DIR", help="checkpoint folder to begin with")
 
     plugin = commands.add_parser("plugin", parents=[shared], help="one Task-Plugin over a frozen base (paper Eq. 3)")
     plugin_cli.add_plugin(plugin)
@@ -65,18 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     plugin_cli.add_selector(selector)
 
     diagnosis = commands.add_parser("diagnosis", parents=[common], help="the network that sees what a photo needs")
-    diagnosis.add_argument("--samples", type=int, metavar="N", help="pictures to learn from (default: 10000)")
-    diagnosis.add_argument(
-        "--add",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="photographs with an index.csv, as for photos, here at their full size; repeatable",
-    )
+    diagnosis.add_argument("--samples", type=positive, metavar="N", help="pictures to learn from (default: 10000)")
+    add_photo_folders(diagnosis, "photographs with an index.csv, as for photos, here at their full size")
 
     milestone = commands.add_parser("milestone", parents=[common], help="the base so far, as a folder for --start")
-    milestone.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint folder to write")
+    milestone.add_argument("--out", type=path, required=True, metavar="DIR", help="checkpoint folder to write")
 
     recipe = commands.add_parser("recipe", parents=[common, more], help="everything for the embedded model, in order")
     recipe.add_argument(
@@ -203,8 +189,6 @@ def _prepare(threads: int) -> None:
         import torch
     except ImportError as error:
         raise MissingDependency(f"dp-train needs {error.name}: pip install 'diffplugin[train]'") from None
-    if threads < 1:
-        raise RequestError(f"--threads is {threads}, expected 1 or more")
     torch.set_num_threads(threads)
 
 

@@ -22,6 +22,7 @@ from diffplugin.plugins.train.imaging import (
     clipped,
     line_kernel,
     smooth_field,
+    turned,
     walk_kernel,
 )
 
@@ -129,9 +130,9 @@ def highlight(image: Picture, rng: np.random.Generator) -> Picture:
     for _ in range(int(rng.integers(2, 7))):
         cx, cy, angle = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0, np.pi)
         long, short = np.sort(rng.uniform(0.02, 0.14, 2))[::-1] * unit
-        u = ((x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)) / long
-        v = (-(x - cx) * np.sin(angle) + (y - cy) * np.cos(angle)) / short
-        shine = np.maximum(shine, rng.uniform(0.4, 1.0) * np.exp(-((u**2 + v**2) ** rng.uniform(0.7, 1.5))))
+        along, across = turned(x - cx, y - cy, angle)
+        distance = (along / long) ** 2 + (across / short) ** 2
+        shine = np.maximum(shine, rng.uniform(0.4, 1.0) * np.exp(-(distance ** rng.uniform(0.7, 1.5))))
     shading = 0.6 + 0.4 * ndimage.gaussian_filter(image.mean(axis=2), 0.01 * unit)
     return clipped(image + (shine * shading)[..., None] * light)
 
@@ -176,7 +177,7 @@ def _gaussian_kernel(side: int, rng: np.random.Generator) -> Picture:
     if rng.random() < 0.5:
         other = one
     y, x = np.mgrid[-(side // 2) : side // 2 + 1, -(side // 2) : side // 2 + 1].astype(np.float64)
-    along, across = x * np.cos(angle) + y * np.sin(angle), -x * np.sin(angle) + y * np.cos(angle)
+    along, across = turned(x, y, angle)
     kernel = np.exp(-0.5 * ((along / one) ** 2 + (across / other) ** 2))
     return np.asarray(kernel / kernel.sum(), dtype=np.float32)
 
@@ -193,18 +194,19 @@ def _bilinear(image: Picture, height: int, width: int) -> Picture:
     return image
 
 
-DEGRADATIONS: dict[str, Degradation] = {
-    "derain": rain,
-    "desnow": snow,
-    "lowlight": lowlight,
-    "dehaze": haze,
-    "deblur": blur,
-    "highlight": highlight,
-    "face": face,
-    "demoire": moire,
+_STANDARD_AND_HARDER: dict[str, tuple[Degradation, Degradation]] = {
+    "derain": (rain, harder.rain),
+    "desnow": (snow, harder.snow),
+    "lowlight": (lowlight, harder.lowlight),
+    "dehaze": (haze, harder.haze),
+    "deblur": (blur, harder.blur),
+    "highlight": (highlight, harder.highlight),
+    "face": (face, harder.face),
+    "demoire": (moire, harder.moire),
 }
-"""Task id -> the degradation that it undoes, in the released order."""
-FAMILIES: dict[str, dict[str, Degradation]] = {"standard": DEGRADATIONS, "harder": harder.DEGRADATIONS}
+DEGRADATIONS = {task: standard for task, (standard, _) in _STANDARD_AND_HARDER.items()}
+"""Task id -> the standard degradation that it undoes, in the released order."""
+FAMILIES = {"standard": DEGRADATIONS, "harder": {task: hard for task, (_, hard) in _STANDARD_AND_HARDER.items()}}
 """Name -> a set of degradations; ``harder`` is nearer to real photographs."""
 
 

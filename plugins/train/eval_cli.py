@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from diffplugin.command import DONE, Parser, add_common_options, execute, path, positive
 from diffplugin.errors import RequestError
+from diffplugin.plugins.train.shared_options import add_photo_folders
 
 SETS = ("standard", "harder", "clean")
 
@@ -26,24 +27,17 @@ def _parser() -> Parser:
     _add_restore(commands, [common, engine])
     selector = commands.add_parser("selector", parents=[common, engine], help="ZTA, CP, OP, OR, CF1, OF1 and mAP")
     selector.add_argument("--bundle", type=path, metavar="DIR", help="from dp-export (default: the embedded model)")
-    selector.add_argument("--requests", type=int, metavar="N", help="of each kind, at most (default: all)")
+    selector.add_argument("--requests", type=positive, metavar="N", help="of each kind, at most (default: all)")
     selector.add_argument(
         "--combinations",
-        type=int,
+        type=positive,
         default=0,
         metavar="N",
         help="also N combinations of requests for several tasks; the paper's Multi-task* has 120000",
     )
     diagnosis = commands.add_parser("diagnosis", parents=[common, engine], help="what photos need, seen without words")
     diagnosis.add_argument("--bundle", type=path, metavar="DIR", help="from dp-export (default: the embedded model)")
-    diagnosis.add_argument(
-        "--add",
-        type=path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="photographs with an index.csv, whose test split is taken too, at its own size; repeatable",
-    )
+    add_photo_folders(diagnosis, "photographs with an index.csv, whose test split is taken too, at its own size")
     diagnosis.add_argument("--count", type=positive, metavar="N", help="photos at most (default: all)")
     _add_ablation(commands, common)
     return parser

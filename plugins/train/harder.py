@@ -1,4 +1,4 @@
-"""The harder family of degradations, one a task: nearer to real photographs than :mod:`.degradations`.
+"""The harder family of degradations (:data:`.degradations.FAMILIES`): nearer to real photographs.
 
 The same form: float32 [H, W, 3] in 0..1 and a generator -> the degraded picture; equal generator state, equal picture;
 sizes relative to the short side. Light adds up and blurs in linear light, and every picture ends as an upload does:
@@ -12,7 +12,6 @@ from PIL import Image
 from scipy import ndimage
 
 from diffplugin.plugins.train.imaging import (
-    Degradation,
     Picture,
     blurred,
     clipped,
@@ -24,6 +23,7 @@ from diffplugin.plugins.train.imaging import (
     resized,
     sensor_noise,
     smooth_field,
+    turned,
     uploaded,
     walk_kernel,
 )
@@ -177,8 +177,8 @@ def highlight(image: Picture, rng: np.random.Generator) -> Picture:
     for _ in range(int(rng.integers(1, 6))):
         cx, cy, angle = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0, np.pi)
         long, short = np.sort(rng.uniform(0.01, 0.11, 2))[::-1] * unit
-        u = ((x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)) / long
-        v = (-(x - cx) * np.sin(angle) + (y - cy) * np.cos(angle)) / short
+        along, across = turned(x - cx, y - cy, angle)
+        u, v = along / long, across / short
         distance = np.maximum(np.abs(u), np.abs(v)) ** 2 if rng.random() < 0.25 else u**2 + v**2
         lobe = np.exp(-np.minimum(distance ** rng.uniform(0.7, 2.0), 60))
         shine = np.maximum(shine, rng.uniform(0.4, 2.5) * lobe)
@@ -210,16 +210,3 @@ def face(image: Picture, rng: np.random.Generator) -> Picture:
 def moire(image: Picture, rng: np.random.Generator) -> Picture:
     """A photo of a screen: subpixels, Bayer mosaic, perspective, brightness (:func:`.screen.screen`)."""
     return uploaded(screen(image, rng), rng)
-
-
-DEGRADATIONS: dict[str, Degradation] = {
-    "derain": rain,
-    "desnow": snow,
-    "lowlight": lowlight,
-    "dehaze": haze,
-    "deblur": blur,
-    "highlight": highlight,
-    "face": face,
-    "demoire": moire,
-}
-"""Task id -> the degradation that it undoes, in the released order."""

@@ -42,9 +42,14 @@ def line_kernel(length: float, angle: float, width: float = 0.6) -> Picture:
     """An anti-aliased line segment of unit sum; ``angle`` in radians from the x axis."""
     half = int(np.ceil(length / 2)) + 2
     y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
-    along, across = x * np.cos(angle) + y * np.sin(angle), -x * np.sin(angle) + y * np.cos(angle)
+    along, across = turned(x, y, angle)
     kernel = np.clip(length / 2 + 0.5 - np.abs(along), 0, 1) * np.exp(-0.5 * (across / width) ** 2)
     return np.asarray(kernel / kernel.sum(), dtype=np.float32)
+
+
+def turned(x: NDArray[Any], y: NDArray[Any], angle: float) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(along, across): the coordinates x and y in axes turned by ``angle`` radians."""
+    return x * np.cos(angle) + y * np.sin(angle), -x * np.sin(angle) + y * np.cos(angle)
 
 
 def linear(image: Picture) -> Picture:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from diffplugin.command import path
 from diffplugin.errors import RequestError
 
 # options of a recipe under an older or shorter name
@@ -72,10 +73,10 @@ def add_plugin(parser: argparse.ArgumentParser) -> None:
         metavar="CSV|DIR|HUB-ID",
         help="CSV as released, a folder with target/ and input/, or a data set of the hub (default: WORK's photos)",
     )
-    parser.add_argument("--root", "--data-root", type=Path, metavar="DIR", help="where the CSV's relative paths start")
+    parser.add_argument("--root", "--data-root", type=path, metavar="DIR", help="where the CSV's relative paths start")
     parser.add_argument("--degradation", metavar="TASK", help="degrade photos as for this task (default: the id)")
-    parser.add_argument("--card", type=Path, metavar="TOML", help="plugin card (default: the shipped one of that id)")
-    parser.add_argument("--start", type=Path, metavar="DIR", help="folder with tpb.pt and scb/ to begin with")
+    parser.add_argument("--card", type=path, metavar="TOML", help="plugin card (default: the shipped one of that id)")
+    parser.add_argument("--start", type=path, metavar="DIR", help="folder with tpb.pt and scb/ to begin with")
     parser.add_argument(
         "--recipe",
         choices=tuple(RECIPES),
