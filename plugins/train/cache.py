@@ -17,13 +17,6 @@ from diffplugin.plugins.train.stream import Batches, Images, Pairs, order
 NAMES = ("patches", "cond", "mean", "deviation")
 
 
-def bytes_needed(objective: eq3.Published, pairs: int, views: int, side: int, factor: int, tokens: int) -> int:
-    """Size on disk: float16."""
-    channels = objective.vae.quant_conv.out_channels // 2
-    width = objective.model.vision.vision_model.pre_layrnorm.normalized_shape[0]
-    return 2 * pairs * views * (3 * channels * (side // factor) ** 2 + tokens * width)
-
-
 def write(folder: Path, pairs: Pairs, objective: eq3.Published, *, views: int, batch: int, workers: int) -> None:
     """Encode ``views`` passes over the pairs into ``folder``; a pass that is there is kept.
 

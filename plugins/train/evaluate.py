@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from diffplugin.export.measures import gmsd, psnr, ssim
 from diffplugin.plugins.train import photos
 from diffplugin.plugins.train.baselines import BASELINES
 from diffplugin.plugins.train.common import Pixels, centre, load_photos
-from diffplugin.plugins.train.degradations import degrade
 from diffplugin.plugins.train.metrics import fid_kid
 
 if TYPE_CHECKING:
@@ -237,22 +236,6 @@ def _sets(features: Mapping[str, list[NDArray[np.float64]]]) -> dict[str, float]
     if not {"real", "made"} <= features.keys():
         return {}
     return fid_kid(np.stack(features["real"]), np.stack(features["made"]))
-
-
-def restoration(
-    restorer: Restorer,
-    task: str,
-    clean: Sequence[Pixels],
-    *,
-    steps: int | None = None,
-    sheet: list[NDArray[np.uint8]] | None = None,
-    made: list[Pixels] | None = None,
-    **more: Any,
-) -> Row:
-    """:func:`measure` of pictures degraded for the task."""
-    bad = (degrade(p, task, SEED + i) for i, p in enumerate(clean))
-    pairs = zip(bad, clean, strict=True)
-    return measure(restorer, task, pairs, steps=steps, sheet=sheet, made=made, tile="off", **more)
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, object]]:

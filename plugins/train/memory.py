@@ -20,7 +20,6 @@ from diffplugin.plugins.networks.blocks import ResnetBlock
 from diffplugin.plugins.networks.vae import Autoencoder
 from diffplugin.plugins.train import eq3
 from diffplugin.plugins.train.plugin import Denoiser
-from diffplugin.plugins.train.stream import Images
 
 GIB = 2**30
 CONTEXT = 0.6 * GIB  # CUDA's context and its libraries' workspaces: assumed, no GPU was at hand
@@ -97,20 +96,6 @@ def published(configs: Mapping[str, dict[str, Any]], dtype: torch.dtype) -> eq3.
 def autocast(precision: str) -> torch.autocast:
     """As accelerate computes the learning branches."""
     return torch.autocast("cpu", TYPES[precision] if precision != "no" else torch.bfloat16, enabled=precision != "no")
-
-
-def step_flops(configs: Mapping[str, dict[str, Any]], side: int) -> float:
-    """Floating-point operations of one picture's step, there and back, encoders included."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FakeTensorMode():
-        objective = published(configs, torch.float32)
-        _, draws = fake_inputs(objective, configs, side, 1)
-        images = Images(*(torch.empty(1, 3, side, side) for _ in range(2)))
-        with FlopCounterMode(display=False) as counter:
-            eq3.eq3_loss(objective.model, objective.encode(images), draws).backward()  # type: ignore[no-untyped-call]
-        return float(counter.get_total_flops())
 
 
 def fake_inputs(

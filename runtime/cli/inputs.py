@@ -57,9 +57,9 @@ def split_request(words: Sequence[str], *, named: bool) -> tuple[list[str], str 
         RequestError: no input is left, or the last argument could be a request and a folder.
     """
     *inputs, last = words
-    if named:
-        return (list(words), None) if _is_input(last) or not inputs else (inputs, _text(last))
     is_input = _is_input(last) and not _asks(last)
+    if named:
+        return (list(words), None) if is_input or not inputs else (inputs, _text(last))
     if not inputs and not is_input:
         raise RequestError(f"no photo given: the only word is {printable(last)!r}; expected INPUT... [PROMPT]")
     if inputs and _exists(_expand(last)) and re.fullmatch(r"[\w ]+", last):

@@ -91,10 +91,12 @@ def residual_output(image: Array, restored: Array, reconstructed: Array, coring:
     cannot carry is kept. All float32 [n,3,H,W]. ``coring``: levels of 255, as in ``plugins.cards.PluginCard``; a
     pixel's change is the mean over its colours, so that no change gets another hue."""
     changed: Array = restored - reconstructed
-    if coring:
-        power = np.square(np.abs(changed).mean(axis=1, keepdims=True))
-        changed *= power / (power + np.float32(coring / 127.5) ** 2)
-    changed += image  # in place: each of these is as large as the picture
+    # in place and in bands of rows: each of these is as large as the picture
+    for y in range(0, changed.shape[2] if coring else 0, _ROWS):
+        band = changed[:, :, y : y + _ROWS]
+        power = np.square(np.abs(band).mean(axis=1, keepdims=True))
+        band *= power / (power + np.float32(coring / 127.5) ** 2)
+    changed += image
     np.clip(changed, -1, 1, out=changed)
     return changed
 

@@ -14,6 +14,7 @@ from diffplugin.runtime.photos.deep import to_8_bits
 Strength = float | Literal["auto"]
 _Level = TypeVar("_Level", np.uint8, np.uint16)
 CLIPPED_SHARE = 0.05  # of the pixels, that "auto" may clip newly
+_BAND = 256  # rows at once: what is computed of a pixel is many times its size
 MARGIN = 5  # levels of 255 from either end that count as clipped: what is there shows no detail
 
 
@@ -52,7 +53,8 @@ def chosen_strength(before: NDArray[_Level], after: NDArray[_Level], strength: S
     """
     if strength != "auto":
         return float(strength)
-    clips = _clipping_strengths(before, after)
+    bands = range(0, len(before), _BAND)
+    clips = np.concatenate([_clipping_strengths(before[y : y + _BAND], after[y : y + _BAND]) for y in bands])
     allowed = int(CLIPPED_SHARE * before.shape[0] * before.shape[1])
     if len(clips) <= allowed:
         return 1.0

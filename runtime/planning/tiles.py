@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffplugin.errors import RequestError, ShapeMismatch
+from diffplugin.errors import ShapeMismatch
 
 Tensor = NDArray[np.float32]
 Span = tuple[int, int]  # (start, length) along one axis
@@ -46,33 +46,6 @@ class Tile:
         return array[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
 
-def plan_tiles(h: int, w: int, tile: int, overlap: int, *, multiple: int = 1) -> tuple[Tile, ...]:
-    """As few tiles of one size as cover ``h x w``, spread evenly, row by row.
-
-    A side that fits into ``tile`` is not cut (nor rounded: the tile is the side). Neighbours overlap by at least
-    ``overlap``, by more where the spread leaves room.
-
-    Args:
-        tile: longest side of a tile; rounded down to ``multiple`` where the picture is cut.
-        overlap: least overlap of neighbours, under the tile's side.
-        multiple: sides of cut tiles are multiples of it.
-
-    Raises:
-        RequestError: all faults of the arguments at once.
-    """
-    side = tile // multiple * multiple if multiple > 0 else 0
-    faults = [f"{name} is {value}, expected at least 1" for name, value in (("h", h), ("w", w)) if value < 1]
-    if multiple < 1:
-        faults.append(f"multiple is {multiple}, expected at least 1")
-    elif side < 1:
-        faults.append(f"tile is {tile}, expected at least {multiple}")
-    if overlap < 0 or (side >= 1 and overlap >= side):
-        faults.append(f"overlap is {overlap}, expected at least 0 and less than the tile's side, {side}")
-    if faults:
-        raise RequestError(f"tiles: {'; '.join(faults)}")
-    return grid(*([(0, length)] if length <= tile else spans(length, side, overlap) for length in (h, w)))
-
-
 def grid(rows: Sequence[Span], columns: Sequence[Span]) -> tuple[Tile, ...]:
     """The tiles of all rows and columns, row by row."""
     return tuple(Tile(top, left, height, width) for top, height in rows for left, width in columns)
@@ -97,8 +70,8 @@ def blend_weights(tiles: Sequence[Tile], h: int, w: int, grid: Sequence[Tile] | 
         grid: all tiles of the plan, if ``tiles`` has only some of them; None: it has all.
 
     Raises:
-        ShapeMismatch: the tiles are not a grid that covers ``h x w``, as :func:`plan_tiles` makes it, or its
-            multiple (:meth:`Tile.scaled`).
+        ShapeMismatch: the tiles are not a :func:`grid` of :func:`spans` over ``h x w``, or its multiple
+            (:meth:`Tile.scaled`).
     """
     every = tiles if grid is None else grid
     rows = sorted({(tile.top, tile.height) for tile in every})
@@ -158,7 +131,7 @@ def blend(
     Args:
         outputs: one array [..., height, width] per tile, in the order of ``tiles``; may be a generator, so that one
             result at a time is in memory.
-        tiles, weights: as from :func:`plan_tiles` and :func:`blend_weights`.
+        tiles, weights: as :func:`blend_weights` takes and returns them.
         shape: of the result, [..., h, w].
 
     Returns:

@@ -30,9 +30,9 @@ def test_row_is_measured_on_the_bundle(restorer: Restorer) -> None:
     clean = [np.full((64, 64, 3), 100 + 20 * i, np.uint8) for i in range(2)]
     made: list[np.ndarray] = []
     sheet: list[np.ndarray] = []
-    row = evaluate.restoration(restorer, task, clean, steps=2, made=made, sheet=sheet)
-    assert row.steps == 2 and row.photos == 2 and row.side == 64 and row.baseline_name
     bad = [degrade(c, task, evaluate.SEED + i) for i, c in enumerate(clean)]
+    row = evaluate.measure(restorer, task, zip(bad, clean, strict=True), steps=2, made=made, sheet=sheet, tile="off")
+    assert row.steps == 2 and row.photos == 2 and row.side == 64 and row.baseline_name
     again = restorer.restore(bad[0], plugins=[task], steps=2, tile="off").array
     assert np.array_equal(made[0], again), "what the engines make"
     assert row.made is not None and row.given is not None

@@ -42,6 +42,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["a.png", "*.JPG"], True, ["a.png", "*.JPG"], None),
         (["a.png", "gone.png"], True, ["a.png", "gone.png"], None),
         (["a.png", "remove the blur"], True, ["a.png"], "remove the blur"),
+        (["a.png", "can you fix this?"], True, ["a.png"], "can you fix this?"),
         (["a.png", ""], False, ["a.png"], ""),
         (["a.png", "r\udce9flets"], False, ["a.png"], "réflets"),
         (["-", "blur"], False, ["-"], "blur"),

@@ -14,7 +14,7 @@ from diffplugin.runtime.photos.mask import Mask, as_mask, blend, compose, feathe
 from diffplugin.runtime.photos.photo import Photo
 from diffplugin.runtime.photos.pixels import resize
 from diffplugin.runtime.planning.area import masked_area
-from diffplugin.runtime.planning.tiles import Tile, blend_weights, plan_tiles
+from diffplugin.runtime.planning.tiles import Tile, blend_weights, grid, spans
 from diffplugin.runtime.restorer import Restorer
 from tests.runtime.conftest import FakeModel, smooth_photo
 
@@ -124,10 +124,10 @@ def test_the_area_holds_the_mask_and_is_small(seed: int) -> None:
 
 
 def test_weights_of_some_tiles_sum_to_one_where_they_are() -> None:
-    grid = plan_tiles(60, 100, 32, 8, multiple=8)
-    some = grid[1:4]
+    tiles = grid(spans(60, 32, 8), spans(100, 32, 8))
+    some = tiles[1:4]
     total = np.zeros((60, 100), np.float32)
-    for tile, weight in zip(some, blend_weights(some, 60, 100, grid), strict=True):
+    for tile, weight in zip(some, blend_weights(some, 60, 100, tiles), strict=True):
         place = tile.cut(total)
         place += weight
     covered = np.zeros((60, 100), bool)
