@@ -41,7 +41,7 @@ class ModelDims:
 
     @property
     def border(self) -> int:
-        """Pixels of reflected picture that a photo is restored with on every side and cropped of afterwards, a multiple
+        """Pixels of reflected picture on every side of a photo while it is restored, cropped off afterwards; a multiple
         of the factor: the reach of the autoencoder's zero padding (:data:`BORDER`)."""
         return -(-BORDER // self.factor) * self.factor
 
@@ -89,7 +89,7 @@ def _tensor(name: str, dtype: str, *axes: int | str) -> TensorSpec:
 
 
 RESIDUALS = ("residual_0", "residual_1", "residual_2")
-STEP_WEIGHTS = 13  # of a whole step as one graph: runtime.sampler.step_weights
+STEP_WEIGHTS = 13  # of a whole step as one graph: runtime.sampling.loop.step_weights
 VIEWS, VIEW_SIDE = 9, 128  # what the diagnosis sees of a photo: runtime.request.views
 DIAGNOSES = 8  # tasks that it knows; their ids are in the manifest
 # Graphs that use the weights beside another graph's file instead of repeating them.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,21 +159,32 @@ def answers(model: Diagnosis, shards: Sequence[Shard]) -> tuple[NDArray[np.float
 
 
 def make(files: Sequence[Path], folder: Path, count: int, *, seed: int, log: Log = print) -> list[Shard]:
-    """Samples of these photographs in files of 500, made where they are missing."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Samples of these photographs in files of 500, made where they are missing, too few, or of other photographs."""
+    note, names = folder / "photographs.json", [file.name for file in files]
+    if note.exists() and json.loads(note.read_text(encoding="utf-8")) != names:
+        log(f"{folder}: made of other photographs, so made again")
+        shutil.rmtree(folder)
+    layout.write_json(note, names)
     shards = []
     for number, first in enumerate(range(0, count, _SHARD)):
         views, labels = folder / f"{number:03d}-views.npy", folder / f"{number:03d}-labels.npy"
-        if not labels.exists():
+        size = min(_SHARD, count - first)
+        if not labels.exists() or len(np.load(labels)) < size:
             rng = np.random.default_rng((seed, number))
-            drawn = [
-                draw(read_pixels(files[int(rng.integers(len(files)))]), rng) for _ in range(min(_SHARD, count - first))
-            ]
-            np.save(views, np.stack([one.views for one in drawn]))
-            np.save(labels, np.stack([np.stack((one.wanted, one.strengths)) for one in drawn]))
-            log(f"samples {first + len(drawn)}/{count} in {folder}")
-        shards.append((np.load(views, mmap_mode="r"), np.load(labels)))
+            drawn = [draw(read_pixels(files[int(rng.integers(len(files)))]), rng) for _ in range(size)]
+            _save(views, np.stack([one.views for one in drawn]))
+            _save(labels, np.stack([np.stack((one.wanted, one.strengths)) for one in drawn]))
+            log(f"samples {first + size}/{count} in {folder}")
+        shards.append((np.load(views, mmap_mode="r")[:size], np.load(labels)[:size]))
     return shards
+
+
+def _save(path: Path, values: NDArray[Any]) -> None:
+    def write(part: Path) -> None:
+        with part.open("wb") as file:  # given a name, NumPy would put .npy behind it
+            np.save(file, values)
+
+    layout.place(path, write)
 
 
 def _files(work: Path, folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:

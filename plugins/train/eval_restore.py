@@ -242,7 +242,8 @@ def _write_sheet(path: Path, columns: Sequence[Pixels]) -> None:
         ]
         tallest = max(len(column) for column in columns)
         columns = [np.pad(c, ((0, tallest - len(c)), (0, 0), (0, 0))) for c in columns]
-    Image.fromarray(np.concatenate(list(columns), axis=1)).save(path, quality=85)
+    sheet = Image.fromarray(np.concatenate(list(columns), axis=1))
+    layout.place(path, lambda part: sheet.save(part, "JPEG", quality=85))
 
 
 def table_1(rows: Sequence[Row]) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from diffplugin.errors import ImageError, RequestError
+from diffplugin.files import write_text
 from diffplugin.plugins.train.qt_resources import read_rcc
 
 # package -> path patterns of its photographs (the rest is drawings, rendered wallpapers, scans of paintings)
@@ -166,18 +167,20 @@ def fetch(folder: Path, added: Sequence[Path] = ()) -> list[Photo]:
 
     Raises:
         ImageError: no photograph was found, or an added one cannot be used.
-        RequestError: a package cannot be downloaded, or an added folder has no index.
+        RequestError: a package cannot be downloaded, an added folder has no index, or two added photographs would have
+            one name.
     """
     (folder / "photos").mkdir(parents=True, exist_ok=True)
     rows = [(place, read_index(place)) for place in added]  # a faulty index is told before any download
+    _check_names(rows)
     photos = _packaged(folder)
     for place, index in rows:
         photos += add(folder, place, index)
     if not photos:
         raise ImageError(f"{folder}: no photograph found in {', '.join(PACKAGES)}; run apt-get update and try again")
-    (folder / "photos.json").write_text(json.dumps([asdict(p) for p in photos], indent=1))
+    write_text(folder / "photos.json", json.dumps([asdict(p) for p in photos], indent=1))
     lines = [f"{p.split:5} {p.file} | {p.licence} | {p.holder} | {p.package}: {p.source}" for p in photos]
-    (folder / "LICENCES.txt").write_text("\n".join(lines) + "\n")
+    write_text(folder / "LICENCES.txt", "\n".join(lines) + "\n")
     return photos
 
 
@@ -210,6 +213,23 @@ def read_index(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
+def _check_names(rows: Sequence[tuple[Path, Sequence[Mapping[str, str]]]]) -> None:
+    """Raises:
+    RequestError: two photographs would have one name in the photo folder.
+    """
+    taken: dict[str, Path] = {}
+    for place, index in rows:
+        for row in index:
+            path, name = place / row["file"], _added_name(place, row["file"])
+            if name in taken:
+                raise RequestError(f"{taken[name]} and {path} would both become photos/{name}; rename one of them")
+            taken[name] = path
+
+
+def _added_name(place: Path, file: str) -> str:
+    return f"{place.resolve().name}_{'_'.join(PurePosixPath(file).with_suffix('').parts)}.png"
+
+
 def add(folder: Path, place: Path, rows: Sequence[Mapping[str, str]]) -> list[Photo]:
     """Photographs of a folder with an index (:func:`read_index`), by its split, at the packages' size.
 
@@ -225,7 +245,7 @@ def add(folder: Path, place: Path, rows: Sequence[Mapping[str, str]]) -> list[Ph
             raise ImageError(f"{path}: {error.strerror or error}") from None
         if picture is None:
             raise ImageError(f"{path}: no opaque JPEG or WebP photograph of at least 200 pixels; take it off the index")
-        name = f"{place.resolve().name}_{'_'.join(PurePosixPath(row['file']).with_suffix('').parts)}.png"
+        name = _added_name(place, row["file"])
         picture.save(folder / "photos" / name)
         photos.append(
             Photo(

@@ -14,7 +14,7 @@ from diffplugin.export.checkpoints import Checkpoint
 from diffplugin.plugins.networks.diagnosis import Diagnosis
 from diffplugin.plugins.train import cli, diagnosis_samples, everyday
 from diffplugin.plugins.train.degradations import FAMILIES
-from diffplugin.plugins.train.diagnosis import CONFIG, cumulative_chances
+from diffplugin.plugins.train.diagnosis import CONFIG, cumulative_chances, make
 from diffplugin.plugins.train.diagnosis_samples import TASKS, degraded, draw
 from diffplugin.plugins.train.diagnosis_scores import CLEAN, PAIRS, Row
 from diffplugin.plugins.train.diagnosis_thresholds import calibrate, choose_thresholds, found_tasks, right_sets
@@ -114,6 +114,26 @@ def test_rows_count_sets() -> None:
     row.add({"derain", "dehaze"}, {"derain"})
     assert (row.photos, row.right, row.found["dehaze"]) == (2, 1, 1) and "**0.500**" in row.line()
     assert Row("", CLEAN).line().startswith("| clean | – |") and ("deblur", "face") not in PAIRS
+
+
+def test_samples_are_made_again_where_they_are_too_few_or_of_other_photographs(tmp_path: Path) -> None:
+    files = [tmp_path / f"{i}.png" for i in range(2)]
+    for i, file in enumerate(files):
+        Image.fromarray(_photo(seed=i)).save(file)
+    said: list[str] = []
+
+    def made(count: int, *of: Path) -> np.ndarray:
+        shards = make(of, tmp_path / "samples", count, seed=0, log=said.append)
+        views = np.concatenate([np.array(one) for one, _ in shards])
+        assert len(views) == count == sum(len(labels) for _, labels in shards)
+        return views
+
+    two, three, one = (made(count, *files) for count in (2, 3, 1))
+    np.testing.assert_array_equal(two, three[:2])
+    np.testing.assert_array_equal(one, three[:1], err_msg="fewer are the first of those that are there")
+    assert len(said) == 2, said
+    other = made(1, files[1])
+    assert "other photographs" in said[-2] and not np.array_equal(other, one)
 
 
 def test_the_stage_writes_what_the_exporter_reads(tmp_path: Path) -> None:

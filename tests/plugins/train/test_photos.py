@@ -113,6 +113,10 @@ def test_a_folder_with_an_index_joins_the_packages(tmp_path: Path, monkeypatch: 
         ("../a.jpg,640,CC0,Ann,example.org,train\n", "expected a file below the folder"),
         ("none.jpg,640,CC0,Ann,example.org,train\n", "none.jpg: No such file"),
         ("index.csv,640,CC0,Ann,example.org,train\n", "index.csv: no opaque JPEG or WebP photograph"),
+        (
+            "a.jpg,640,CC0,Ann,example.org,train\na.webp,640,CC0,Ann,example.org,test\n",
+            "mine/a.webp would both become photos/mine_a.png; rename one of them",
+        ),
     ],
 )
 def test_a_faulty_index_is_one_clear_line(
