@@ -12,6 +12,7 @@ from urllib.parse import quote
 from fastapi.responses import FileResponse, Response
 
 from diffplugin.runtime.serve.job import Job
+from diffplugin.runtime.serve.problems import Problem
 
 if TYPE_CHECKING:
     from diffplugin.runtime.planning.plan import Plan
@@ -92,7 +93,11 @@ def plan_document(plan: Plan, selection: Selection, seconds: float | None, need_
 
 
 def result_response(job: Job, service: Service, *, download: bool = False) -> Response:
-    """The restored photo, with plan and timings in the headers."""
+    """The restored photo, with plan and timings in the headers.
+
+    Raises:
+        Problem: its file is gone, because the job expired or was removed meanwhile.
+    """
     assert job.result is not None
     suffix = Path(job.result).suffix
     name = f"{Path(job.name).stem or 'photo'}-restored{suffix}"
@@ -109,6 +114,9 @@ def result_response(job: Job, service: Service, *, download: bool = False) -> Re
         "Cache-Control": "private, no-store",
     }
     path = service.store.path("results", job.result)
-    if path.stat().st_size <= _WHOLE:
+    try:
+        if path.stat().st_size > _WHOLE:
+            return FileResponse(path, media_type=MEDIA_TYPES[suffix], headers=headers)
         return Response(path.read_bytes(), media_type=MEDIA_TYPES[suffix], headers=headers)
-    return FileResponse(path, media_type=MEDIA_TYPES[suffix], headers=headers)
+    except FileNotFoundError:
+        raise Problem("not-found", f"the result of job {job.id} is gone; results are kept for a while only") from None

@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,15 @@ FORMATS = [("JPEG", "jpeg"), ("WEBP", "webp"), ("GIF", "gif"), ("PPM", "png")]
 @pytest.mark.parametrize(("form", "media"), FORMATS)
 def test_the_result_has_the_inputs_format(serve: Serve, form: str, media: str) -> None:
     assert serve().post(photo=photo_bytes(form=form)).headers["content-type"] == f"image/{media}"
+
+
+def test_a_result_that_is_gone_is_not_found(serve: Serve, tmp_path: Path) -> None:
+    running = serve()
+    job = running.post().headers["diffplugin-job"]
+    (file,) = (tmp_path / "state/results").iterdir()
+    file.unlink()
+    answer = running.get(f"/v1/jobs/{job}/result")
+    assert (answer.status_code, answer.json()["kind"]) == (404, "not-found")
 
 
 def test_metadata_go_through(serve: Serve) -> None:
