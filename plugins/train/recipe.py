@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from diffplugin.errors import RequestError
 from diffplugin.export.checkpoints import Checkpoint
 from diffplugin.plugins.train import (
     autoencoder,
@@ -57,8 +56,6 @@ class Work:
 
     def photos(self, split: str) -> list[common.Pixels]:
         """Raises RequestError before the photos are there."""
-        if not (self.root / "photos.json").exists():
-            raise RequestError(f"{self.root}: no photos.json; run `dp-train photos --work {self.root}` first")
         return common.load_photos(self.root, split)
 
     @property
