@@ -153,7 +153,7 @@ def pooled(
     key = key | {"views": recipe.views, "harder_share": mix.harder, "clean_share": mix.clean}
     if data.pairs is not None:
         folder = data.work / "pairs" / task
-        record.claim(folder, key, restart=restart)
+        record.claim(folder, key | own_degradation(data, task), restart=restart)
         for number in range(recipe.views):
             if not (folder / f"shard{number:03d}").exists():
                 rows = pairs.views_of(
@@ -175,6 +175,11 @@ def pooled(
                 pool.write_shard(folder, number, views, vae, side=side)
     clean = [common.centre(p, side) for p in common.load_photos(data.work, "val")[::2]]
     return folder, degraded(clean, data.degradation, VALIDATION_SEED)
+
+
+def own_degradation(data: Data, task: str) -> dict[str, object]:
+    """The entry of a key for inputs that are degraded as another task's; none as usual."""
+    return {} if data.degradation == task else {"degradation": data.degradation}
 
 
 def drawn(data: Data, opened: Opened, recipe: Recipe) -> pairs.Draw:

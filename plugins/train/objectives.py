@@ -41,6 +41,8 @@ def build(
         if settings.cache_latents:
             kept = {name: key[name] for name in ("pairs", "base and clip")}
             kept |= {"resolution": recipe.resolution, "use_data_aug": recipe.use_data_aug}
+            kept |= {name: getattr(recipe, name) for name in ("clean_share", "harder_share") if getattr(recipe, name)}
+            kept |= data.own_degradation(chosen, task)
             batches = data.cached(
                 chosen.work / "latents" / task, found, published, recipe, kept, restart=settings.restart
             )

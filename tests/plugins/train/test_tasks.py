@@ -91,7 +91,9 @@ def test_a_state_is_keyed_by_what_it_was_made_from(
 
 
 @pytest.mark.slow
-def test_kept_latents_train_as_pictures_do(options: list[str], tmp_path: Path) -> None:
+def test_kept_latents_train_as_pictures_do(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pairs = make_pairs(tmp_path / "a", 4)
     run = ["plugin", "derain", *options, "--steps", "2", "--pairs", str(pairs), "--learning-rate", "1e-4"]
     assert cli.main([*run, "--work", str(tmp_path / "streamed")]) == 0
@@ -102,6 +104,8 @@ def test_kept_latents_train_as_pictures_do(options: list[str], tmp_path: Path) -
     one, other = weights(tmp_path / "streamed"), weights(tmp_path / "kept")
     worst = max(float((one[name].float() - other[name].float()).abs().max()) for name in one)
     assert worst < 5e-4, f"{worst}: latents are kept in float16, no more apart than that"
+    assert cli.main([*kept, "--variant", "reconstruction", "--clean-share", "0.5"]) == 2
+    assert "clean_share was None, now 0.5" in capsys.readouterr().err, "latents of other pictures are not taken"
 
 
 def test_what_cannot_be_learned_from_is_said_before_any_work(
