@@ -120,6 +120,7 @@ def add_plugin(parser: argparse.ArgumentParser) -> None:
 def add_selector(parser: argparse.ArgumentParser) -> None:
     """Everything of ``dp-train selector``."""
     add_model(parser)
+    parser.add_argument("--start", type=Path, metavar="DIR", help="checkpoint folder whose selector to begin with")
     parser.add_argument("--restart", action="store_true", help="remove a state made from other inputs, and begin anew")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="plugins (default: all under WORK/checkpoint)")
     parser.add_argument("--heads-only", action="store_true", help="frozen text encoder, paper Eq. 6 (for SD 1.4)")
@@ -213,4 +214,6 @@ def run_selector(args: argparse.Namespace) -> None:
     preset = selector_options.PAPER if args.heads_only else {}
     steps = 14_000 if args.steps is None else args.steps
     options = selector_options.Options(steps=steps, heads_only=args.heads_only, **(preset | given))
-    selector_training.train(args.work, options, base=base, clip=clip, wanted=args.tasks, restart=args.restart)
+    selector_training.train(
+        args.work, options, base=base, clip=clip, wanted=args.tasks, start=args.start, restart=args.restart
+    )

@@ -223,6 +223,8 @@ class Selecting(nn.Module):
             self.register_buffer(name, value, persistent=False)
         self.register_buffer("null", encode([" "]), persistent=False)
         self.lengths = ids.argmax(dim=1).numpy()  # the first end mark has the highest id
+        whole = np.flatnonzero(self.lengths < CONTEXT - 1)  # what is cut off would be asked for unseen
+        self.whole = whole if len(whole) else np.arange(len(ids))
         asked = self.wanted[:, :-1] > 0.5
         self.askers = [asked[:, k].nonzero()[:, 0].numpy() for k in range(asked.shape[1])]
         self.others = [(~asked[:, k]).nonzero()[:, 0].numpy() for k in range(asked.shape[1])]
@@ -233,7 +235,7 @@ class Selecting(nn.Module):
             return self._contrastive(rng)
         device, batch = self.rows.device, self.options.train_batch_size
         torch.manual_seed(int(rng.integers(2**31)))  # for what is dropped
-        drawn = rng.integers(0, len(self.ids), 4 * batch)
+        drawn = self.whole[rng.integers(0, len(self.whole), 4 * batch)]
         # requests of like length together, so that little padding is computed
         drawn = drawn[np.argsort(self.lengths[drawn], kind="stable")].reshape(4, batch)[rng.integers(4)]
         chosen = torch.from_numpy(drawn).to(device)

@@ -93,11 +93,14 @@ def train(
     base: Path | None,
     clip: Path | None,
     wanted: Sequence[str] | None,
+    start: Path | None = None,
     restart: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Train the selector for the plugins of ``work/checkpoint`` and write it there, with its threshold.
 
-    ``restart``: a state made from other inputs is removed.
+    Args:
+        start: checkpoint folder whose selector this one begins with: tokenizer, text encoder and heads.
+        restart: a state made from other inputs is removed.
 
     Returns:
         Held-out metrics by kind of request, at that threshold; they are printed too.
@@ -118,21 +121,22 @@ def train(
     rows = plugin_rows(read, _digested(pictures(work, options.images_per_task), seen), count)
     name = "selector" + (f"_{options.removed}" if options.removed else "")
     state = work / f"run/{name}.pt"
-    taken = record.claim(state, _key(read, options, own, seen.hexdigest()[:16]), restart=restart)
-    made = None if options.heads_only else _tokenizer(state.with_name(f"{name}-tokenizer.json"), words, taken)
+    before = None if start is None else find(start / "base", start / "clip", start / "pre-trained")
+    taken = record.claim(state, _key(read, options, own, seen.hexdigest()[:16], before), restart=restart)
+    made = None if options.heads_only else _tokenizer(state.with_name(f"{name}-tokenizer.json"), words, taken, before)
     torch.manual_seed(options.seed)
     if made is None:
-        model = selector.Selector(read.text_encoder(), config["hidden_size"])
+        model = _selector_of(before or read, heads=before is not None)
         encode = learn_encode = encoder(tokenizer_of(read.tokenizer))
     else:
-        config = selector.text_config(made[0], config["hidden_size"])
-        model = selector.fresh(config)
+        config = before.config("text_encoder") if before else selector.text_config(made[0], config["hidden_size"])
+        model = _selector_of(before) if before else selector.fresh(config)
         whole = fewer_merges(*made)
         encode, learn_encode = encoder(whole), encoder(whole, *(fewer_merges(*made, part) for part in COARSER))
     selector.remove_head(model.heads, options.removed)
     held = max(len(rows) // 5, 1)
     learn = rows[held:] if len(rows) > held else rows
-    if made is not None and options.removed != "visual" and len(shipped) <= learn.shape[-1]:
+    if made is not None and before is None and options.removed != "visual" and len(shipped) <= learn.shape[-1]:
         selector.separate(model.heads, learn)
     selector.fit(learn, learn_encode, model, shipped, state, options, words=words)
     model.eval()
@@ -155,10 +159,23 @@ def _digested(found: Iterator[common.Pixels], digest: Any) -> Iterator[common.Pi
         yield picture
 
 
-def _key(read: Checkpoint, options: Options, own: corpus.Words, seen: str) -> dict[str, object]:
+def _selector_of(read: Checkpoint, *, heads: bool = True) -> selector.Selector:
+    """A checkpoint's text encoder, with its heads or new ones."""
+    text = read.text_encoder()
+    model = selector.Selector(text, read.config("text_encoder")["hidden_size"])
+    if heads:
+        model.heads.load_state_dict(read.selector_heads().state_dict())
+    return model
+
+
+def _key(
+    read: Checkpoint, options: Options, own: corpus.Words, seen: str, before: Checkpoint | None
+) -> dict[str, object]:
     """Everything that makes a state another training's."""
     text = read.source("text_encoder").files if options.heads_only else ()
+    start = {"start": record.weights_key(*before.source("text_encoder").files)} if before else {}
     return {
+        **start,
         "plugins": {task: record.weights_key(place / "tpb.pt") for task, place in read.plugins.items()},
         "wording": record.text_key(repr(sorted(own.items()))),
         "pictures": seen,
@@ -167,8 +184,13 @@ def _key(read: Checkpoint, options: Options, own: corpus.Words, seen: str) -> di
     }
 
 
-def _tokenizer(place: Path, words: corpus.Words, taken: bool) -> tuple[dict[str, int], list[str]]:
+def _tokenizer(
+    place: Path, words: corpus.Words, taken: bool, before: Checkpoint | None
+) -> tuple[dict[str, int], list[str]]:
     """The tokenizer that this training began with: another run would break ties between merges otherwise."""
+    if before is not None:
+        vocab = json.loads((before.tokenizer / "vocab.json").read_text(encoding="utf-8"))
+        return vocab, (before.tokenizer / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
     if taken and place.exists():
         kept = json.loads(place.read_text(encoding="utf-8"))
         return kept["vocab"], kept["merges"]
@@ -202,7 +224,8 @@ def fewer_merges(vocab: Mapping[str, int], merges: Sequence[str], part: float = 
 
 
 def encoder(*tokenizers: Tokenizer) -> selector.Encode:
-    """``encode(texts)`` -> ids int64 [n, 77]: text i by tokenizer i, in turn."""
+    """``encode(texts)`` -> ids int64 [n, 77]: text i by tokenizer i, in turn; by the first one where the text is too long
+    for its own, so that no wish is cut off for being read in small pieces."""
 
     def encode(texts: list[str]) -> Tensor:
         ids = np.zeros((len(texts), selector.CONTEXT), np.int64)
@@ -212,6 +235,10 @@ def encoder(*tokenizers: Tokenizer) -> selector.Encode:
                 some = slice(begin + i, begin + every, len(tokenizers))
                 if found := one.encode_batch_fast(texts[some]):
                     ids[some] = [encoding.ids for encoding in found]
+                    cut = [begin + i + k * len(tokenizers) for k, e in enumerate(found) if i and e.overflowing]
+                    if cut:
+                        again = tokenizers[0].encode_batch_fast([texts[k] for k in cut])
+                        ids[cut] = [encoding.ids for encoding in again]
         return torch.from_numpy(ids)
 
     return encode

@@ -1,4 +1,5 @@
-"""Errors of people who type: letters swapped, doubled, dropped or missed, spaces and accents forgotten. Seeded."""
+"""Errors of people who type: letters swapped, doubled, dropped, missed or spelt as they sound, spaces and accents
+forgotten. Seeded."""
 
 from __future__ import annotations
 
@@ -22,11 +23,26 @@ def _neighbours() -> dict[str, str]:
 
 
 NEIGHBOURS = _neighbours()
+# letters that are heard alike: "blerry", "refleksion"
+_ALIKE = {"a": "e", "e": "ia", "i": "ey", "o": "ua", "u": "oa", "y": "i", "c": "ks", "k": "c", "s": "zc", "z": "s"}
 
 
 def _swapped(word: str, at: int, near: str) -> str:
     at = min(at, len(word) - 2)
     return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+
+
+def _heard(word: str, at: int, near: str) -> str:
+    """One letter of two, or another one that sounds like it."""
+    twice = [i for i in range(len(word) - 1) if word[i] == word[i + 1]]
+    if twice:
+        return word[: twice[0]] + word[twice[0] + 1 :]
+    found = [i for i, letter in enumerate(word) if letter in _ALIKE]
+    if not found:
+        return _swapped(word, at, near)
+    place = found[at % len(found)]
+    alike = _ALIKE[word[place]]
+    return word[:place] + alike[at % len(alike)] + word[place + 1 :]
 
 
 _EDITS: tuple[Callable[[str, int, str], str], ...] = (
@@ -36,6 +52,7 @@ _EDITS: tuple[Callable[[str, int, str], str], ...] = (
     lambda word, at, near: word[:at] + word[at] + word[at:],
     lambda word, at, near: word[:at] + near + word[at + 1 :],
     lambda word, at, near: word[:at] + near + word[at:],
+    _heard,
 )
 
 
@@ -65,7 +82,8 @@ def _one(text: str, rng: np.random.Generator, known: Container[str]) -> str:
     words = [m for m in words if plain(m.group()[0]).isascii()]  # no alphabet, no such errors
     if not words:
         return text
-    found = words[int(rng.integers(len(words)))]
+    lengths = np.array([len(found.group()) for found in words], float)  # long words have more letters to miss
+    found = words[int(rng.choice(len(words), p=lengths / lengths.sum()))]
     word = found.group()
     at = int(rng.integers(len(word)))
     close = NEIGHBOURS.get(plain(word[at]).lower(), "")
