@@ -104,9 +104,7 @@ def several(rng: np.random.Generator) -> int:
     return int(rng.choice((2, 3, 4), p=(0.54, 0.24, 0.22)))
 
 
-def joined(
-    parts: Sequence[str], join: Sequence[str], lists: Sequence[Sequence[str]], rng: np.random.Generator
-) -> str:
+def joined(parts: Sequence[str], join: Sequence[str], lists: Sequence[Sequence[str]], rng: np.random.Generator) -> str:
     """Requests one after another: as a list, or each joined to those before it."""
     if rng.random() < 0.5:
         before, between, last = pick(lists, rng)

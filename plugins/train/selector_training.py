@@ -224,8 +224,8 @@ def fewer_merges(vocab: Mapping[str, int], merges: Sequence[str], part: float = 
 
 
 def encoder(*tokenizers: Tokenizer) -> selector.Encode:
-    """``encode(texts)`` -> ids int64 [n, 77]: text i by tokenizer i, in turn; by the first one where the text is too long
-    for its own, so that no wish is cut off for being read in small pieces."""
+    """``encode(texts)`` -> ids int64 [n, 77]: text i by tokenizer i, in turn; by the first one where the text is too
+    long for its own, so that no wish is cut off for being read in small pieces."""
 
     def encode(texts: list[str]) -> Tensor:
         ids = np.zeros((len(texts), selector.CONTEXT), np.int64)

@@ -21,6 +21,7 @@ def test_corpus_is_seeded_and_covers_every_task() -> None:
     alone = {task: sum(r.tasks == (task,) for r in first) for task in corpus.TASKS}
     assert min(alone.values()) >= 100, alone
     assert sum(r.tasks == () for r in first) > 300 and sum(len(r.tasks) == 2 for r in first) > 300
+    assert all(sum(len(r.tasks) == n for r in first) > 100 for n in (3, 4))
 
 
 def test_held_out_requests_are_not_in_the_training_corpus() -> None:
@@ -51,9 +52,10 @@ def test_held_out_requests_cover_every_task_and_kind() -> None:
         assert len(corpus.held_out(kind, 7, 0)) == 7
 
 
-def test_multi_names_two_tasks_and_none_names_none() -> None:
+def test_multi_names_two_to_four_tasks_and_none_names_none() -> None:
     rng = np.random.default_rng(0)
-    assert all(len(set(corpus.sample("multi", rng).tasks)) in (2, 3) for _ in range(40))
+    assert {len(set(corpus.sample("multi", rng).tasks)) for _ in range(60)} == {2, 3, 4}
+    assert {len(corpus.sample("mixed", rng).tasks) for _ in range(60)} == {1, 2}
     assert all(corpus.sample("none", rng).tasks == () for _ in range(40))
 
 

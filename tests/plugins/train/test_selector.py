@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from diffplugin.errors import RequestError
+from diffplugin.export.checkpoints import find
+from diffplugin.export.embedded import embedded_checkpoint_folder
 from diffplugin.export.tokenizer import build_tokenizer
-from diffplugin.plugins.train import corpus, layout, selector
+from diffplugin.plugins.train import corpus, layout, selector, selector_training
 from diffplugin.plugins.train.metrics import selection
 from diffplugin.plugins.train.selector_options import Options
 from diffplugin.plugins.train.selector_training import encoder, fewer_merges, pick_threshold
 from diffplugin.plugins.train.wording import WORDS, Request, Wording
 
+EMBEDDED = embedded_checkpoint_folder()
 TEXTS = [r.text for r in corpus.corpus(1500, 0)]
 
 
@@ -184,3 +189,46 @@ def test_texts_are_read_with_all_merges_and_with_fewer_in_turn() -> None:
     assert ids.shape == (3, selector.CONTEXT) and not torch.equal(ids[0], ids[1])
     assert ids[2].tolist() == whole.encode(texts[2]).ids and ids[1].tolist() == coarse.encode(texts[1]).ids
     assert torch.equal(encoder(whole)(texts)[:1], ids[:1])
+    long = "remove the rain " * 20  # 60 words, of which the coarse one would lose half
+    read = encoder(whole, coarse)(["remove the rain", long])[1]
+    assert read.tolist() == whole.encode(long).ids != coarse.encode(long).ids
+
+
+def test_training_goes_on_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selector_training, "VALIDATION_REQUESTS", 50)
+    first = find(EMBEDDED / "base", EMBEDDED / "clip", EMBEDDED / "pre-trained")
+    shutil.copytree(EMBEDDED, tmp_path / "checkpoint")
+    (tmp_path / "pool/shard000").mkdir(parents=True)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 2, 224, 224, 3), dtype=np.uint8)
+    np.save(tmp_path / "pool/shard000/small.npy", pictures)
+    options = Options(steps=1, train_batch_size=8, learning_rate=1e-9)
+
+    def train(start: Path | None) -> None:
+        selector_training.train(tmp_path, options, base=None, clip=None, wanted=None, start=start)
+
+    train(EMBEDDED)
+    tree = tmp_path / "checkpoint"
+    made = find(tree / "base", tree / "clip", tree / "pre-trained")
+    for part in ("text_encoder", "selector"):
+        before, now = first.load(part).state_dict(), made.load(part).state_dict()
+        assert all(torch.allclose(now[name], value, atol=1e-3) for name, value in before.items()), part
+    for name in ("vocab.json", "merges.txt"):
+        assert (made.tokenizer / name).read_text() == (first.tokenizer / name).read_text()
+    with pytest.raises(RequestError, match="start was .*, now null"):
+        train(None)
+
+
+def test_what_is_cut_off_is_not_learned(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    def encode(texts: list[str]) -> torch.Tensor:
+        return torch.tensor([e.ids for e in tokenizer.encode_batch(texts)])
+
+    asked = [Request("remove the rain", ("derain",)), Request("remove the haze " * 60, ("derain", "dehaze"))]
+    monkeypatch.setattr(corpus, "corpus", lambda count, seed, words: asked * 4)
+    model = selector.fresh(selector.text_config(tokenizer.get_vocab(), 32))
+    options = Options(steps=1, train_batch_size=4)
+    objective = selector.Selecting(model, torch.randn(4, 2, 32), encode, ("derain", "dehaze"), options, count=8)
+    assert objective.whole.tolist() == [0, 2, 4, 6]
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(selector, "margin_loss", lambda s, wanted: seen.append(wanted) or s.sum())  # type: ignore[func-returns-value]
+    objective(0, np.random.default_rng(0))
+    assert seen[0].tolist() == [[1, 0, 0]] * 4

@@ -39,3 +39,10 @@ def test_writing_without_an_alphabet_is_left() -> None:
 
 def test_plain_letters() -> None:
     assert plain("größer, é à ñ ç") == "grosser, e a n c"
+
+
+def test_letters_that_sound_alike_are_mistaken() -> None:
+    rng = np.random.default_rng(3)
+    made = {misspell("blurry", rng) for _ in range(300)}
+    assert {"blury", "blurrry"} & made == {"blury", "blurrry"}, "one letter of two, and three"
+    assert {"fok", "fug"} & {misspell("fog", rng) for _ in range(300)}, "a letter that sounds alike"
