@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffplugin import load
 from diffplugin.bundle import open_bundle
 from diffplugin.export import cli as export_cli
 from diffplugin.plugins.cards import load_card
@@ -80,6 +81,15 @@ def test_the_page_works(
     manifest = open_bundle("bundle").manifest
     assert set(manifest.plugins) == {"derain", "lowlight", "colourise", "add-snow"}
     assert set(manifest.parity["kept_db"]) == set(manifest.plugins), "each passed the purpose check, or is named by it"
+
+    line = "dp-export --base $BASE --clip $CLIP --plugins $PLUGINS --plugin derain --plugin lowlight"
+    run(f"{line} --engine onnxruntime --precision fp32 --size 64 --out before", capsys)
+    photo = Path("photos/a.png")
+    with load("before", engine="onnxruntime") as before, load("bundle", engine="onnxruntime") as after:
+        for task, card in before.cards.items():
+            assert after.cards[task] == card, f"{task}: another card"
+            one, two = (restorer.restore(photo, plugins=[task], steps=2).array for restorer in (before, after))
+            assert np.array_equal(one, two), f"{task}: {np.abs(one.astype(int) - two).max()} levels off"
 
 
 def test_faults_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

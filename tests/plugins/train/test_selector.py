@@ -214,7 +214,7 @@ def test_training_goes_on_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.
         assert all(torch.allclose(now[name], value, atol=1e-3) for name, value in before.items()), part
     for name in ("vocab.json", "merges.txt"):
         assert (made.tokenizer / name).read_text() == (first.tokenizer / name).read_text()
-    with pytest.raises(RequestError, match="start was .*, now null"):
+    with pytest.raises(RequestError, match=r"start was .*, now null"):
         train(None)
 
 
