@@ -86,8 +86,8 @@ def test_the_page_works(
     run(f"{line} --engine onnxruntime --precision fp32 --size 64 --out before", capsys)
     photo = Path("photos/a.png")
     with load("before", engine="onnxruntime") as before, load("bundle", engine="onnxruntime") as after:
-        for task, card in before.cards.items():
-            assert after.cards[task] == card, f"{task}: another card"
+        for task, kept in before.cards.items():
+            assert after.cards[task] == kept, f"{task}: another card"
             one, two = (restorer.restore(photo, plugins=[task], steps=2).array for restorer in (before, after))
             assert np.array_equal(one, two), f"{task}: {np.abs(one.astype(int) - two).max()} levels off"
 
