@@ -28,7 +28,7 @@ MAX_BYTES = 2**16  # of a card; the shipped ones have less than 1 kB
 LAST = 1000  # order of a card that names none: after the shipped ones
 NULL = "null"  # the selector's name for "no plugin"; no plugin may take it
 _LARGEST = {"first_t": TRAIN_STEPS - 1} | dict.fromkeys(("renoise_from_t", "steps_first", "steps_chained"), TRAIN_STEPS)
-_LARGEST["coring"] = 255
+_LARGEST |= dict.fromkeys(("coring", "coring_peak"), 255)
 _SIZES = ("work_size", "piece_size")
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _TYPES: dict[str, type] = {
@@ -38,6 +38,7 @@ _TYPES: dict[str, type] = {
         ("order", "work_size", "piece_size", "first_t", "renoise_from_t", "steps_first", "steps_chained"), int
     ),
     "coring": int,
+    "coring_peak": int,
     "colour": bool,
     "guided": bool,
 }
@@ -65,6 +66,10 @@ class PluginCard:
         coring: with ``residual``, the level of 255 at which a change counts half: a change c is taken times
             c^2 / (c^2 + coring^2), the gain of a Wiener filter whose noise has this deviation, so that the plugin's
             faint and unsure changes leave the picture as it is. 0: all changes count.
+        coring_peak: with ``residual``, the level of 255 that the largest local change p nearby (within 12 to 16 pixels)
+            must reach for the changes around it to count half: they are taken times p^4 / (p^4 + coring_peak^4). Local
+            is what deviates from the mean change of the square of 3/8 of the short side. So what is removed in full
+            keeps its soft edges, and a change that is weak, or even over a wide area, goes. 0: none is asked for.
         work_size: short side in pixels at which the task is best restored where a quality works at the scale of the
             fault: larger photos are restored as a copy of that size, and the change is carried to the photo
             (``runtime.photos.carry``); 0: always the photo itself.
@@ -86,6 +91,7 @@ class PluginCard:
     steps_chained: int = 3
     output: Output = "decoded"
     coring: int = 0
+    coring_peak: int = 0
     work_size: int = 0
     piece_size: int = 0
     guided: bool = False
@@ -153,14 +159,15 @@ def _faults(values: Mapping[str, Any]) -> list[str]:
         faults.append(f'renoise_from_t has no meaning with start = "{values["start"]}": leave it out')
     if values.get("start") == "noise" and values.get("first_t", TRAIN_STEPS - 1) != TRAIN_STEPS - 1:
         faults.append(f'first_t is {values["first_t"]}, but start = "noise" starts at {TRAIN_STEPS - 1}: leave it out')
-    if values.get("coring") and values.get("output") != "residual":
-        faults.append('coring has a meaning with output = "residual" alone: leave it out')
+    for name in ("coring", "coring_peak"):
+        if values.get(name) and values.get("output") != "residual":
+            faults.append(f'{name} has a meaning with output = "residual" alone: leave it out')
     return faults
 
 
 def _value_faults(name: str, value: Any) -> list[str]:
     choices = {"start": get_args(Start), "output": get_args(Output)}.get(name)
-    least = 0 if name in ("renoise_from_t", "coring") else 1
+    least = 0 if name in ("renoise_from_t", "coring", "coring_peak") else 1
     if name == "id" and (not _ID.fullmatch(value) or value == NULL):
         return [f"id is {value!r}, expected lower-case letters, digits, - and _ (and not {NULL!r})"]
     if choices and value not in choices:
@@ -178,7 +185,7 @@ def card_to_toml(card: PluginCard) -> str:
     """``card`` as TOML text that :func:`parse_card` reads back as the same card."""
     lines = []
     for name, value in asdict(card).items():
-        unset = name in ("coring", *_SIZES) and not value
+        unset = name in ("coring", "coring_peak", *_SIZES) and not value
         if unset or value is False or (name == "renoise_from_t" and card.start != "noised_input"):
             continue
         text = f"[{', '.join(map(_toml, value))}]" if isinstance(value, tuple) else _toml(value)

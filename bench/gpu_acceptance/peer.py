@@ -17,7 +17,7 @@ from diffplugin.bench.peers_torch import plain_module
 from diffplugin.bundle import Bundle, open_bundle
 from diffplugin.export.checkpoints import Checkpoint
 from diffplugin.export.measures import psnr
-from diffplugin.runtime.execution.stage import residual_output
+from diffplugin.runtime.execution.residual import residual_output
 from diffplugin.runtime.photos.pixels import clip_pixels, from_tensor, reflected, to_tensor
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
 from diffplugin.runtime.sampling.samplers import step_table
@@ -66,7 +66,7 @@ class TorchPipeline:
         made = self._run("vae_decoder", stages, self._half(latents)).float().cpu().numpy()
         if self._card.output == "residual":
             own = self._run("vae_decoder", stages, self._half(cond)).float().cpu().numpy()
-            made = residual_output(image, made, own, self._card.coring)
+            made = residual_output(image, made, own, self._card.coring, self._card.coring_peak)
         return from_tensor(made[..., border : border + height, border : border + width])
 
     def _loop(self, steps: int, tokens: Tensor, cond: Tensor, noise: Tensor, stages: Stages | None) -> Tensor:

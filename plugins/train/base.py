@@ -73,12 +73,12 @@ LICENCE = "Embedded default model, trained by this project on freely licensed ph
 # degradation changes, the less noise it takes to undo.
 _CARD: dict[str, Any] = {"steps_first": 1, "steps_chained": 1, "output": "residual", "licence": LICENCE}
 _START: dict[str, dict[str, Any]] = {
-    "derain": {"start": "noised_input", "first_t": 600, "coring": 9},
-    "desnow": {"start": "noised_input", "first_t": 500, "coring": 9},
+    "derain": {"start": "noised_input", "first_t": 600, "coring": 12},
+    "desnow": {"start": "noised_input", "first_t": 500, "coring": 12},
     "deblur": {"start": "input", "first_t": 120, "coring": 3},
-    "highlight": {"start": "input", "first_t": 180, "coring": 9},
-    "face": {"start": "input", "first_t": 180, "coring": 4},
-    "demoire": {"start": "input", "first_t": 150, "coring": 4},
+    "highlight": {"start": "input", "first_t": 180, "coring": 6, "coring_peak": 30},
+    "face": {"start": "input", "first_t": 180, "coring": 5},
+    "demoire": {"start": "input", "first_t": 150, "coring_peak": 4},
 }
 # The scale at which each task lives, measured (docs/speed.md).
 _SCALE: dict[str, dict[str, Any]] = {

@@ -79,8 +79,15 @@ def _small(
         vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         view = data.drawn(chosen, opened, recipe)
         draw = partial(pool.draw_crops, view, count=recipe.train_batch_size, side=side)
-        residual = card.output == "residual"
-        return plugin.Restoring(model, vae, draw, times=times, residual=residual, coring=card.coring)
+        return plugin.Restoring(
+            model,
+            vae,
+            draw,
+            times=times,
+            residual=card.output == "residual",
+            coring=card.coring,
+            coring_peak=card.coring_peak,
+        )
     if recipe.weighted:
         model.metric = autoencoder.pixel_metric(vae, [common.to_tensor(v[None]) for v in held])
     stage = plugin.Stage(until=1, pictures=recipe.train_batch_size, crops=1, side=side // data.vae_factor(vae))

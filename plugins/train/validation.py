@@ -55,7 +55,7 @@ def restore(
     images = torch.cat([vae.decode(torch.from_numpy(z[None]).to(there, dtype)).float() for z in latents])
     if card.output == "residual":
         change = images - torch.cat([vae.decode(z[None].to(there, dtype)).float() for z in cond])
-        images = torch.cat(given) + cored(change, card.coring)
+        images = torch.cat(given) + cored(change, card.coring, card.coring_peak)
     values = (images.clamp(-1, 1) / 2 + 0.5) * 255
     return [np.ascontiguousarray(v.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()) for v in values]
 

@@ -89,7 +89,8 @@ def _stage(stage: Stage) -> str:
     """``deblur (20 steps, from the noised input)``."""
     level = "" if stage.first_t == TRAIN_STEPS - 1 else f" at t = {stage.first_t}"
     kept = ", added to the input as a residual" if stage.output == "residual" else ""
-    kept += f" (cored at {stage.coring} levels)" if stage.coring else ""
+    levels = [f"{stage.coring}"] * bool(stage.coring) + [f"{stage.coring_peak} nearby"] * bool(stage.coring_peak)
+    kept += f" (cored at {', '.join(levels)} levels)" if levels else ""
     return f"{stage.plugin} ({stage.steps} steps, from {_START[stage.start]}{level}{kept})"
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffplugin.errors import NotFinite
+from diffplugin.runtime.execution.residual import residual_output
 from diffplugin.runtime.execution.run import Run
 from diffplugin.runtime.planning.plan import Stage
 from diffplugin.runtime.planning.tiles import Tile, blend, blend_weights
@@ -52,7 +53,7 @@ def restore_stage(
         with run.clock("device"):
             restored = device.restore(run, stage, image, table=table, time=time, tokens=tokens)
         if restored is not None and stage.output == "residual":  # the loop keeps its latents to itself
-            restored = residual_output(image, restored, decode(run, encode(run, image)), stage.coring)
+            restored = _changed(stage, image, restored, decode(run, encode(run, image)))
     if restored is None:
         restored = _from_host(run, stage, image, table, time, tokens)
     check_restored(restored, image, f"{stage.plugin}, {run.pool.builder.name} at {run.pool.precision}")
@@ -83,22 +84,11 @@ def _from_host(run: Run, stage: Stage, image: Array, table: StepTable, time: Arr
         )
     run.seen(plugin, "z0", latents)
     restored = decode(run, latents)
-    return residual_output(image, restored, decode(run, cond), stage.coring) if stage.output == "residual" else restored
+    return _changed(stage, image, restored, decode(run, cond)) if stage.output == "residual" else restored
 
 
-def residual_output(image: Array, restored: Array, reconstructed: Array, coring: int) -> Array:
-    """x + D(z) - D(E(x)), clipped to [-1, 1]: the input x plus the plugin's change, so that detail that the autoencoder
-    cannot carry is kept. All float32 [n,3,H,W]. ``coring``: levels of 255, as in ``plugins.cards.PluginCard``; a
-    pixel's change is the mean over its colours, so that no change gets another hue."""
-    changed: Array = restored - reconstructed
-    # in place and in bands of rows: each of these is as large as the picture
-    for y in range(0, changed.shape[2] if coring else 0, _ROWS):
-        band = changed[:, :, y : y + _ROWS]
-        power = np.square(np.abs(band).mean(axis=1, keepdims=True))
-        band *= power / (power + np.float32(coring / 127.5) ** 2)
-    changed += image
-    np.clip(changed, -1, 1, out=changed)
-    return changed
+def _changed(stage: Stage, image: Array, restored: Array, reconstructed: Array) -> Array:
+    return residual_output(image, restored, reconstructed, stage.coring, stage.coring_peak)
 
 
 def encode(run: Run, image: Array) -> Array:

@@ -34,7 +34,7 @@ class Stage:
 
     Attributes:
         first_t: timestep of the first step.
-        output, coring: "decoded" or "residual", and which changes count (``plugins.cards.PluginCard``).
+        output, coring, coring_peak: "decoded" or "residual", and which changes count (``plugins.cards.PluginCard``).
         full_steps: steps that run the whole UNet, the first among them; the others run only its outermost blocks.
         scb_steps: steps whose residuals are computed, the first and the last among them.
         work_size, piece_size, guided: of its card.
@@ -48,6 +48,7 @@ class Stage:
     renoise_from_t: int
     output: Output
     coring: int
+    coring_peak: int
     full_steps: tuple[int, ...]
     scb_steps: tuple[int, ...]
     scb_batch: int = 1
@@ -173,6 +174,7 @@ def plan_stages(
                 renoise_from_t=card.renoise_from_t,
                 output=card.output,
                 coring=card.coring,
+                coring_peak=card.coring_peak,
                 full_steps=quality.full_steps(count),
                 scb_steps=quality.scb_steps(count),
                 work_size=card.work_size,

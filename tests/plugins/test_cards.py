@@ -142,9 +142,10 @@ def test_understood_gives_an_example_of_each() -> None:
 
 
 def test_coring_is_for_residual_pictures_and_a_level() -> None:
-    cored = replace(MINE, output="residual", coring=9)
+    cored = replace(MINE, output="residual", coring=9, coring_peak=30)
     assert parse_card(card_to_toml(cored), where="here") == cored
     assert "coring" not in card_to_toml(MINE)
-    for change, message in (({"coring": 9}, "alone"), ({"output": "residual", "coring": 256}, "expected 0 to 255")):
-        with pytest.raises(CheckpointError, match=f"coring .*{message}"):
-            parse_card(card_to_toml(replace(MINE, **change)), where="here")
+    for name in ("coring", "coring_peak"):
+        for change, message in (({name: 9}, "alone"), ({"output": "residual", name: 256}, "expected 0 to 255")):
+            with pytest.raises(CheckpointError, match=f"{name} .*{message}"):
+                parse_card(card_to_toml(replace(MINE, **change)), where="here")

@@ -82,7 +82,7 @@ def test_a_milestone_is_a_start(work: Path, tmp_path_factory: pytest.TempPathFac
 
 def test_cards_promise_few_steps_over_the_small_base_alone() -> None:
     ours, theirs = (tasks.choose_card("derain", None, ours=flag) for flag in (True, False))
-    assert (ours.steps_first, ours.first_t, ours.output, ours.coring) == (1, 600, "residual", 9)
+    assert (ours.steps_first, ours.first_t, ours.output, ours.coring) == (1, 600, "residual", 12)
     assert ours.licence == base.LICENCE
     assert (theirs.steps_first, theirs.first_t, theirs.output) == (20, 999, "decoded") and "user" in theirs.licence
 

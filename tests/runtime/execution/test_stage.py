@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffplugin.errors import Cancelled, RequestError
-from diffplugin.runtime.execution.stage import _Kept, _residuals, residual_output
+from diffplugin.runtime.execution.stage import _Kept, _residuals
 from diffplugin.runtime.planning.quality import QUALITIES, Quality
 from diffplugin.runtime.restoration import Restoration
 from diffplugin.runtime.restorer import Restorer
@@ -206,17 +206,3 @@ def test_sampling_starts_at_the_cards_timestep(less: Less) -> None:
     assert made.plan.chain[0].first_t == 400 and abs(levels[0] - sigma) < 0.1, (levels, sigma)
     with pytest.raises(RequestError, match="steps is 401, expected an integer from 1 to 400"):
         restorer.restore(_photo(), plugins=["derain"], steps=401)
-
-
-def test_coring_keeps_large_changes_and_drops_faint_ones() -> None:
-    """A change of the card's level counts half, by all colours of a pixel alike; 0 cores nothing."""
-    image = np.zeros((1, 3, 1, 4), np.float32)
-    reconstructed = np.full_like(image, 0.1)
-    levels = np.array((0, 1, 10, 70), np.float32)
-    restored = reconstructed + np.array((0.5, 1, 1.5), np.float32)[:, None, None] * levels / 127.5
-    plain, cored = (residual_output(image, restored, reconstructed, coring) for coring in (0, 10))
-    gain = (0, 1 / 101, 0.5, 49 / 50)
-    assert np.allclose(cored, plain * np.array(gain, np.float32), atol=1e-6), cored
-    assert np.array_equal(residual_output(image, reconstructed, reconstructed, 10), image), (
-        "no change, no division by 0"
-    )

@@ -165,7 +165,7 @@ def test_json() -> None:
     made = json.loads(json.dumps(_plan(1024, 1024).to_json()))
     assert made["unet_runs"] == 4 * 20
     stage = {"plugin": "deblur", "steps": 20, "start": "noised_input", "first_t": 999, "renoise_from_t": 960}
-    stage |= {"output": "decoded", "coring": 0, "work_size": 0, "piece_size": 0, "guided": False}
+    stage |= {"output": "decoded", "coring": 0, "coring_peak": 0, "work_size": 0, "piece_size": 0, "guided": False}
     every = list(range(20))
     assert made["chain"] == [stage | {"full_steps": every, "scb_steps": every, "scb_batch": 1}]
     assert made["quality"] == "exact" and made["loop"] == "host"

@@ -1,0 +1,92 @@
+"""A residual output: the input plus the plugin's change, of which faint and unsure parts are left out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffplugin.spec import Array
+
+CELL = 4  # pixels of a side over which a change is averaged before the largest one nearby is looked for
+REACH = 3  # cells on every side that are nearby: 12 to 16 pixels
+
+
+def window(cells: tuple[int, int]) -> int:
+    """Cells of a side of the square whose mean change is no local fault, odd: 3/8 of the short side."""
+    return min(cells) * 3 // 8 | 1
+
+
+def residual_output(image: Array, restored: Array, reconstructed: Array, coring: int, coring_peak: int = 0) -> Array:
+    """x + D(z) - D(E(x)), clipped to [-1, 1]: the input x plus the plugin's change, so that detail that the autoencoder
+    cannot carry is kept. All float32 [n,3,H,W].
+
+    ``coring``, ``coring_peak``: levels of 255, as in ``plugins.cards.PluginCard``. A pixel's change is the mean over
+    its colours, so that no change gets another hue.
+    """
+    changed: Array = restored - reconstructed
+    power = np.float32(1)
+    if coring:
+        power = power * _gain(np.abs(changed).mean(axis=1, keepdims=True), coring, 2)
+    if coring_peak:
+        power = power * _gain(_peaks(changed), coring_peak, 4)
+    if coring or coring_peak:
+        changed *= power
+    changed += image  # in place: each of these is as large as the picture
+    np.clip(changed, -1, 1, out=changed)
+    return changed
+
+
+def _gain(amount: Array, level: int, order: int) -> Array:
+    """a^n / (a^n + level^n) of amounts [n,1,H,W] in the units of [-1, 1]; ``level`` of 255."""
+    power = (amount / np.float32(level / 127.5)) ** order
+    return np.asarray(power / (power + 1), dtype=np.float32)
+
+
+def _peaks(changed: Array) -> Array:
+    """The largest local change near each pixel, [n,1,H,W] of [n,3,H,W]: what deviates from the mean of the
+    :func:`window`, over cells, the largest of the cells in reach, averaged over as many."""
+    height, width = changed.shape[-2:]
+    cells = _cells(changed)
+    side = window((cells.shape[2], cells.shape[3]))
+    local = np.abs(changed - _enlarged(_box(cells, side), height, width)).mean(axis=1, keepdims=True)
+    cells = _cells(local)
+    for axis in (2, 3):
+        padded = _padded(cells, axis, REACH)
+        cells = np.lib.stride_tricks.sliding_window_view(padded, 2 * REACH + 1, axis=axis).max(axis=-1)
+    return _enlarged(_box(cells, 2 * REACH + 1), height, width)
+
+
+def _cells(values: Array) -> Array:
+    """Means over cells [n,c,rows,columns] of [n,c,H,W]; the last row and column repeat to fill the last cells."""
+    count, channels, height, width = values.shape
+    rows, columns = -(-height // CELL), -(-width // CELL)
+    padding = ((0, 0), (0, 0), (0, rows * CELL - height), (0, columns * CELL - width))
+    padded = np.pad(values, padding, mode="edge")
+    return np.asarray(padded.reshape(count, channels, rows, CELL, columns, CELL).mean(axis=(3, 5)), dtype=np.float32)
+
+
+def _padded(cells: Array, axis: int, count: int) -> Array:
+    padding = [(0, 0)] * cells.ndim
+    padding[axis] = (count, count)
+    return np.pad(cells, padding, mode="edge")
+
+
+def _box(cells: Array, side: int) -> Array:
+    """Means over ``side`` x ``side`` cells (odd); edges repeat."""
+    for axis in (2, 3):
+        sums = np.cumsum(_padded(cells, axis, side // 2), axis=axis, dtype=np.float64)
+        sums = np.insert(sums, 0, 0, axis=axis)
+        last, length = sums.shape[axis] - side, sums.shape[axis]
+        cells = sums.take(np.arange(side, length), axis) - sums.take(np.arange(last), axis)
+        cells = np.asarray(cells / side, dtype=np.float32)
+    return cells
+
+
+def _enlarged(cells: Array, height: int, width: int) -> Array:
+    """[n,c,``height``,``width``] of cells, linear between their centres."""
+    for axis, length in ((2, height), (3, width)):
+        at = np.clip((np.arange(length, dtype=np.float32) + 0.5) / CELL - 0.5, 0, cells.shape[axis] - 1)
+        low = at.astype(np.intp)
+        share = (at - low).reshape((-1, 1) if axis == 2 else (-1,))
+        first = cells.take(low, axis)
+        cells = first + share * (cells.take(np.minimum(low + 1, cells.shape[axis] - 1), axis) - first)
+    return cells
