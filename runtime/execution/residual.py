@@ -23,13 +23,10 @@ def residual_output(image: Array, restored: Array, reconstructed: Array, coring:
     its colours, so that no change gets another hue.
     """
     changed: Array = restored - reconstructed
-    power = np.float32(1)
-    if coring:
-        power = power * _gain(np.abs(changed).mean(axis=1, keepdims=True), coring, 2)
-    if coring_peak:
-        power = power * _gain(_peaks(changed), coring_peak, 4)
-    if coring or coring_peak:
-        changed *= power
+    gains = [_gain(np.abs(changed).mean(axis=1, keepdims=True), coring, 2)] if coring else []
+    gains += [_gain(_peaks(changed), coring_peak, 4)] if coring_peak else []
+    for gain in gains:  # both are of the whole change
+        changed *= gain
     changed += image  # in place: each of these is as large as the picture
     np.clip(changed, -1, 1, out=changed)
     return changed
