@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from diffplugin.spec import Array
 
 CELL = 4  # pixels of a side over which a change is averaged before the largest one nearby is looked for
 REACH = 3  # cells on every side that are nearby: 12 to 16 pixels
+_ROWS = 64  # of a band, in whole cells
 
 
 def window(cells: tuple[int, int]) -> int:
@@ -23,33 +26,42 @@ def residual_output(image: Array, restored: Array, reconstructed: Array, coring:
     its colours, so that no change gets another hue.
     """
     changed: Array = restored - reconstructed
-    gains = [_gain(np.abs(changed).mean(axis=1, keepdims=True), coring, 2)] if coring else []
-    gains += [_gain(_peaks(changed), coring_peak, 4)] if coring_peak else []
-    for gain in gains:  # both are of the whole change
-        changed *= gain
-    changed += image  # in place: each of these is as large as the picture
+    height, width = changed.shape[-2:]
+    peaks = _peaks(changed) if coring_peak else None
+    # in place and in bands of rows: each of these is as large as the picture
+    for y in range(0, height if coring or coring_peak else 0, _ROWS):
+        band = changed[:, :, y : y + _ROWS]
+        gain = _gain(np.abs(band).mean(axis=1, keepdims=True), coring, 2) if coring else np.float32(1)
+        if peaks is not None:
+            gain = gain * _gain(_enlarged(peaks, y, band.shape[2], width), coring_peak, 4)
+        band *= gain
+    changed += image
     np.clip(changed, -1, 1, out=changed)
     return changed
 
 
-def _gain(amount: Array, level: int, order: int) -> Array:
+def _gain(amount: Array, level: int, order: int) -> Any:
     """a^n / (a^n + level^n) of amounts [n,1,H,W] in the units of [-1, 1]; ``level`` of 255."""
     power = (amount / np.float32(level / 127.5)) ** order
-    return np.asarray(power / (power + 1), dtype=np.float32)
+    return power / (power + 1)
 
 
 def _peaks(changed: Array) -> Array:
-    """The largest local change near each pixel, [n,1,H,W] of [n,3,H,W]: what deviates from the mean of the
+    """The largest local change near each cell [n,1,rows,columns] of [n,3,H,W]: what deviates from the mean of the
     :func:`window`, over cells, the largest of the cells in reach, averaged over as many."""
-    height, width = changed.shape[-2:]
-    cells = _cells(changed)
-    side = window((cells.shape[2], cells.shape[3]))
-    local = np.abs(changed - _enlarged(_box(cells, side), height, width)).mean(axis=1, keepdims=True)
-    cells = _cells(local)
+    tops = range(0, changed.shape[2], _ROWS)
+    cells = np.concatenate([_cells(changed[:, :, y : y + _ROWS]) for y in tops], axis=2)
+    means = _box(cells, window((cells.shape[2], cells.shape[3])))
+    local = []
+    for y in tops:
+        band = changed[:, :, y : y + _ROWS]
+        away = band - _enlarged(means, y, band.shape[2], band.shape[3])
+        local.append(_cells(np.abs(away).mean(axis=1, keepdims=True)))
+    cells = np.concatenate(local, axis=2)
     for axis in (2, 3):
         padded = _padded(cells, axis, REACH)
         cells = np.lib.stride_tricks.sliding_window_view(padded, 2 * REACH + 1, axis=axis).max(axis=-1)
-    return _enlarged(_box(cells, 2 * REACH + 1), height, width)
+    return _box(cells, 2 * REACH + 1)
 
 
 def _cells(values: Array) -> Array:
@@ -78,12 +90,13 @@ def _box(cells: Array, side: int) -> Array:
     return cells
 
 
-def _enlarged(cells: Array, height: int, width: int) -> Array:
-    """[n,c,``height``,``width``] of cells, linear between their centres."""
-    for axis, length in ((2, height), (3, width)):
-        at = np.clip((np.arange(length, dtype=np.float32) + 0.5) / CELL - 0.5, 0, cells.shape[axis] - 1)
+def _enlarged(cells: Array, top: int, height: int, width: int) -> Array:
+    """``height`` rows [n,c,height,width] from row ``top`` on of the picture of these cells, linear between their
+    centres."""
+    for axis, first, length in ((2, top, height), (3, 0, width)):
+        at = np.clip((np.arange(first, first + length) + 0.5) / CELL - 0.5, 0, cells.shape[axis] - 1)
         low = at.astype(np.intp)
-        share = (at - low).reshape((-1, 1) if axis == 2 else (-1,))
-        first = cells.take(low, axis)
-        cells = first + share * (cells.take(np.minimum(low + 1, cells.shape[axis] - 1), axis) - first)
+        share = (at - low).astype(np.float32).reshape((-1, 1) if axis == 2 else (-1,))
+        near = cells.take(low, axis)
+        cells = near + share * (cells.take(np.minimum(low + 1, cells.shape[axis] - 1), axis) - near)
     return cells

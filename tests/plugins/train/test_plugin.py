@@ -156,7 +156,7 @@ def test_picture_loss_sees_what_the_runtime_shows() -> None:
 
 def test_picture_training_cores_as_the_runtime_does() -> None:
     rng = np.random.default_rng(0)
-    image, restored, known = (rng.uniform(-0.4, 0.4, (2, 3, 37, 62)).astype(np.float32) for _ in range(3))
+    image, restored, known = (rng.uniform(-0.4, 0.4, (2, 3, 150, 62)).astype(np.float32) for _ in range(3))
     for levels in ((0, 0), (9, 0), (0, 40), (6, 50)):
         wanted = residual_output(image, restored, known, *levels)
         change = plugin.cored(torch.from_numpy(restored - known), *levels)
