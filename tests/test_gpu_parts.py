@@ -12,7 +12,9 @@ from types import ModuleType
 
 import pytest
 
-from tests.sources import ROOT, is_repository
+from tests.sources import ROOT, is_repository, repository_files
+
+MIB = 2**20
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def test_parts_come_out_as_they_went_in(gpu_parts: ModuleType, tmp_path: Path) -
         name.removeprefix("core/") for name in listed.split() if name.partition("/")[0] in (*gpu_parts.ROOMS, "core")
     }
     assert {file.relative_to(site / "diffplugin").as_posix() for file in site.rglob("diffplugin/**/*.py")} == modules
-    assert not (site / "diffplugin/embedded").exists() and (parts / "code.tar.xz").stat().st_size < 2**20
+    assert not (site / "diffplugin/embedded").exists() and (parts / "code.tar.xz").stat().st_size < MIB
 
 
 def test_parts_for_another_python_are_refused(gpu_parts: ModuleType, tmp_path: Path) -> None:
@@ -110,3 +112,28 @@ def test_parts_for_another_python_are_refused(gpu_parts: ModuleType, tmp_path: P
 def test_what_a_machine_lacks_is_named(gpu_parts: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_parts, "_NEEDED", ("json", "nowhere_at_all"))
     assert gpu_parts.lacking(tmp_path) == ["nowhere_at_all: ModuleNotFoundError: No module named 'nowhere_at_all'"]
+
+
+def test_the_checkout_travels_in_one_transfer(gpu_parts: ModuleType) -> None:
+    """What is tracked is below 64 MiB: the embedded model's weights are there once (export.share_weights)."""
+    if not is_repository():
+        pytest.skip("what travels is what git lists")
+    sizes = {name: (ROOT / name).stat().st_size for name in repository_files(tracked=True)}
+    largest = ", ".join(f"{name} {sizes[name] / MIB:.1f}" for name in sorted(sizes, key=lambda n: -sizes[n])[:5])
+    print(f"{sum(sizes.values()) / MIB:.1f} MiB; {largest}")
+    assert sum(sizes.values()) < gpu_parts.MOST, largest
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a bash script")
+def test_a_lean_clone_leaves_room_for_the_largest_part(tmp_path: Path) -> None:
+    """ONNX Runtime's part is 58.0 MiB; the clone that it travels with has no heavy file, and the modules."""
+    if not is_repository():
+        pytest.skip("it clones the repository")
+    script = ROOT / "scripts" / "lean_clone.sh"
+    done = subprocess.run(["bash", script, "lean"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lean = tmp_path / "lean"
+    files = [file for file in lean.rglob("*") if file.is_file() and ".git" not in file.relative_to(lean).parts]
+    size = sum(file.stat().st_size for file in files)
+    assert size < 6 * MIB, f"{size / MIB:.1f} MiB and 58.0 are more than 64"
+    assert (lean / "bench/gpu_acceptance/__main__.py").is_file() and not (lean / "core/embedded").exists()

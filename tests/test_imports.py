@@ -64,7 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plugins.networks": {"contracts"},
     "plugins.native": {"contracts"},
     "export.tools": {"contracts", "plugins.networks"},
-    "export.checkpoints": {"contracts", "plugins.networks", "export.tools", "runtime.sampling"},
+    "export.checkpoints": {"contracts", "bundle", "plugins.networks", "export.tools", "runtime.sampling"},
     "export.fp16": {"contracts", "bundle", "engines", "plugins.networks", "export.checkpoints", "export.tools"},
     "export": {
         *("contracts", "bundle", "plugins", "plugins.networks", "engines", "package", "command"),

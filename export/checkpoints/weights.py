@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from diffplugin.errors import CheckpointError
+from diffplugin.errors import CheckpointError, DiffPluginError
+from diffplugin.export.checkpoints.shared_weights import SUFFIX as SHARED
+from diffplugin.export.checkpoints.shared_weights import read_shared
 from diffplugin.export.reading import check_file, names_in, read_json
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -41,7 +43,8 @@ class WeightFiles:
 def choose_weights(names: Collection[str]) -> str | None:
     """The weight file, or the index of several, that a folder with these file names is read from; None: there is none.
 
-    float32 before float16 and bfloat16, safetensors before pickles, one file before several.
+    float32 before float16 and bfloat16, safetensors before pickles, one file before several; a file of the embedded
+    checkpoint that shares its weights with the embedded bundle last.
     """
     for variant in _VARIANTS:
         for suffix in _FORMATS:
@@ -49,7 +52,7 @@ def choose_weights(names: Collection[str]) -> str | None:
                 for name in (f"{stem}{variant}.{suffix}", f"{stem}.{suffix}.index{variant}.json"):
                     if name in names:
                         return name
-    return None
+    return next((name for stem in _STEMS if (name := f"{stem}{SHARED}") in names), None)
 
 
 def shards_of(index: str, names: Iterable[str]) -> list[str]:
@@ -112,12 +115,16 @@ def read_tensors(path: Path) -> Tensors:
     """
     check_file(path)
     try:
-        if path.suffix == ".safetensors":
+        if path.name.endswith(SHARED):
+            found: Any = {name: torch.from_numpy(array) for name, array in read_shared(path).items()}
+        elif path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            found: Any = load_file(path)
+            found = load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except DiffPluginError:
+        raise
     except Exception as error:  # torch and safetensors raise many kinds for one fact: the file is not usable
         raise CheckpointError(
             f"{path}: not a readable weights file, or one with more than tensors in it ({_reason(error)})"
