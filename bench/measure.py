@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ class Bench:
 
 
 def worker(trial: Mapping[str, Any], timeout: float, module: str = "diffplugin.bench.worker") -> Record:
-    """Run one trial in a process of its own; its result, or ``{"error": ...}`` without the machine's folders.
+    """Run one trial in a process of its own; its result, or ``{"error": ...}`` without the machine's folders, beside
+    what it had printed as a result by then.
 
     Args:
         module: what takes the trial; its last line on stdout is the result.
@@ -87,8 +89,8 @@ def _worker(trial: Mapping[str, Any], timeout: float, module: str) -> Record:
     command = [sys.executable, "-m", module, json.dumps(whole)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
-        return {"error": f"not finished after {timeout:g} s"}
+    except subprocess.TimeoutExpired as late:
+        return _partial(late.stdout) | {"error": f"not finished after {timeout:g} s"}
     lines = done.stdout.strip().splitlines()
     if done.returncode == 0 and lines:
         result: Record = json.loads(lines[-1])
@@ -96,6 +98,16 @@ def _worker(trial: Mapping[str, Any], timeout: float, module: str) -> Record:
     last = (done.stderr.strip().splitlines() or [""])[-1]
     killed = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"exit status {done.returncode}"
     return {"error": f"{killed} {last}".strip()}
+
+
+def _partial(output: bytes | str | None) -> dict[str, Any]:
+    """The last result that a trial printed before it was stopped; empty: none."""
+    text = output.decode(errors="replace") if isinstance(output, bytes) else output or ""
+    for line in reversed(text.splitlines()):
+        with suppress(ValueError):  # a library's line, or one that was cut off
+            if isinstance(found := json.loads(line), dict):
+                return found
+    return {}
 
 
 def order(contenders: Sequence[str], reference: str | None, round_: int) -> list[str]:

@@ -28,12 +28,13 @@ def _runtime() -> Any:
     """cuda-python's module.
 
     Raises:
-        EngineUnavailable: it is not installed.
+        EngineUnavailable: it is not installed, or a library that it loads is missing or damaged.
     """
     try:
         return importlib.import_module("cuda.bindings.runtime")
-    except ImportError as error:
-        raise EngineUnavailable(f"the package cuda-python cannot be imported ({error}); {_EXTRA}") from None
+    except Exception as error:  # it loads CUDA's libraries, and raises what it likes if one is not whole
+        what = " ".join(str(error).split())
+        raise EngineUnavailable(f"the package cuda-python cannot be imported ({what}); {_EXTRA}") from None
 
 
 def _version(number: int) -> str:
@@ -95,10 +96,13 @@ class CudaDriver:
                 raise self._failure("cudaGetDeviceCount", error)
             if not self.device < int(count):
                 here = f"cuda:0 to cuda:{int(count) - 1}" if count > 1 else "cuda:0"
-                return f"there is no device cuda:{self.device} here, only {here}"
+                return f"there is no device cuda:{self.device} here, only {here}; name another, or leave out --device"
             self._call("cudaMemGetInfo")
         except EngineError as error:
             return str(error)
+        except (AttributeError, OSError, RuntimeError) as error:  # a library that it loads at the first call
+            what = " ".join(str(error).split())
+            return f"cuda-python cannot use CUDA's libraries ({what}); check the driver and CUDA 13, or {_EXTRA}"
         return None
 
     def capability(self) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 
 from diffplugin.bench.environment import environment
 from diffplugin.bench.gpu_acceptance import prepared
+from diffplugin.bench.gpu_acceptance.bars import failures
 from diffplugin.bench.gpu_acceptance.card_row import card_row
-from diffplugin.bench.gpu_acceptance.report import failures, markdown
+from diffplugin.bench.gpu_acceptance.report import markdown, verdict
 from diffplugin.bench.gpu_acceptance.trial import CARD, EMBEDDED, FULL, ORACLE, SCRATCH, Trial
 from diffplugin.bench.measure import worker
 from diffplugin.bench.work import parse_work
@@ -45,6 +46,7 @@ PREPARED_PARTS = (
     (FULL, "replay", "fp16"),
     (EMBEDDED, "measure", "fp16"),
     (CARD, "native", "fp16"),
+    (FULL, "profile", "fp16"),
     (CARD, "compiled networks", "fp16"),
 )
 _OF_PYTORCH = ("networks", "compiled networks")
@@ -110,9 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"gpu_acceptance: interrupted; what is done is in {args.out / RESULTS}", file=sys.stderr)
         return 130
-    failed = failures(result)
-    print(f"{args.out / REPORT}: " + (f"not accepted, {len(failed)} faults" if failed else "accepted"))
-    return 1 if failed else 0
+    print(f"{args.out / REPORT}: {verdict(result)}")
+    return 1 if failures(result) else 0
 
 
 def _environment(engine: str, *, others: bool) -> tuple[dict[str, Any], str | None]:

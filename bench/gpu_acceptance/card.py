@@ -7,6 +7,7 @@ the SCB for all steps at once, the UNet for each step, the decoder.
 
 from __future__ import annotations
 
+import json
 import shutil
 import statistics
 import subprocess
@@ -19,12 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from diffplugin.bench.full_width import DIMS
+from diffplugin.bench.gpu_acceptance.card_row import COMPILED
 from diffplugin.bench.gpu_acceptance.trial import NATIVE, Trial
 
 Result = dict[str, Any]
+Ways = dict[str, dict[str, dict[str, float]]]  # way -> network -> milliseconds
 _SIDE = 8192  # of the matrices whose product shows the ceiling of arithmetic
 _COPY = 2**30  # bytes that are copied to show the ceiling of memory
 _ROUNDS = 5
+_NETWORKS = ("unet", "vae_decoder", "scb", "vae_encoder")  # of a photo, in the order in which they are measured
 
 
 def _skip() -> Result | None:
@@ -128,36 +132,43 @@ def networks(trial: Trial) -> Result:
 
 def compiled_networks(trial: Trial) -> Result:
     """As :func:`networks`, by torch.compile."""
-    return _networks(trial, ("torch.compile, one CUDA graph",))
+    return _networks(trial, (COMPILED,))
 
 
 def _networks(trial: Trial, ways: Sequence[str]) -> Result:
     if skipped := _skip():
         return skipped
     torch.backends.cudnn.benchmark = True
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    found: Ways = {}
     faults: dict[str, str] = {}
-    for name in ("unet", "vae_decoder", "scb", "vae_encoder"):
+    made: Result = {}
+    for name in _NETWORKS:
         torch.manual_seed(0)
         with torch.device("cuda"):
             network = _network(name).to(torch.float16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         inputs = _inputs(name, trial, "cuda", torch.float16)
         with torch.inference_mode():
-            made = _ways(network, inputs)
+            makers = _ways(network, inputs)
             for way in ways:
                 try:
-                    found.setdefault(way, {})[name] = _milliseconds(made[way](), 20 if name == "unet" else 5)
+                    found.setdefault(way, {})[name] = _milliseconds(makers[way](), 20 if name == "unet" else 5)
                 except Exception as error:  # a compiler that fails is told; the other ways go on
                     faults[f"{way}, {name}"] = " ".join(str(error).split())[:300]
         del network, inputs
         torch.cuda.empty_cache()
-    whole = {way: rows for way, rows in found.items() if len(rows) == 4}
+        made = _summary(found, faults, trial.steps)
+        print(json.dumps(made), flush=True)  # compiling takes minutes: what there is by now counts if time runs out
+    return made
+
+
+def _summary(found: Ways, faults: dict[str, str], steps: int) -> Result:
+    whole = {way: rows for way, rows in found.items() if len(rows) == len(_NETWORKS)}
     medians = {way: {name: row["median"] for name, row in rows.items()} for way, rows in whole.items()}
     return {
         "torch": torch.__version__,
         "ways_ms": found,
         "step_ms": {way: rows["unet"]["median"] for way, rows in found.items() if "unet" in rows},
-        "loop_ms": {way: _loop(rows, trial.steps) for way, rows in medians.items()},
+        "loop_ms": {way: _loop(rows, steps) for way, rows in medians.items()},
         "faults": faults,
     }
 
@@ -166,7 +177,7 @@ def _ways(network: Any, inputs: list[Tensor]) -> dict[str, Callable[[], Callable
     return {
         "eager": lambda: lambda: network(*inputs),
         "eager, one CUDA graph": lambda: _captured(network, inputs),
-        "torch.compile, one CUDA graph": lambda: _captured(torch.compile(network, dynamic=False), inputs),
+        COMPILED: lambda: _captured(torch.compile(network, dynamic=False), inputs),
     }
 
 

@@ -23,7 +23,8 @@ HEAD = (
     "goldens, dB",
     "memory, GiB",
 )
-_WAYS = ("eager", "eager, one CUDA graph", "torch.compile, one CUDA graph")
+COMPILED = "torch.compile, one CUDA graph"
+_WAYS = ("eager", "eager, one CUDA graph", COMPILED)
 
 
 def find_part(result: Record, model: str, name: str, precision: str | None = None) -> Record:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from diffplugin.bench.gpu_acceptance.bars import bars, failures, not_run
 from diffplugin.bench.gpu_acceptance.card_row import card_row, find_part, pytorch
 from diffplugin.bench.gpu_acceptance.trial import CARD
 from diffplugin.bench.report import in_order, table
@@ -18,17 +19,6 @@ _WAYS = {
     "host": "graph by graph from the host",
     "loop": "",
 }
-
-
-def failures(result: Record) -> list[str]:
-    """Every check that failed and every part that did not run, one line each."""
-    lines = []
-    for part in result["parts"]:
-        where = f"{part['model']}, {part['part']}"
-        if "error" in part:
-            lines.append(f"{where}: not run: {part['error']}")
-        lines += [f"{where}, {c['name']}: {c['found']}" for c in part.get("checks", ()) if not c["ok"]]
-    return lines
 
 
 def rows(result: Record) -> list[dict[str, Any]]:
@@ -93,14 +83,32 @@ def markdown(result: Record) -> str:
         *_card(result),
         "## Seconds per picture and graph, each waited for",
         _stages(result["parts"]),
+        *_kernels(result["parts"]),
         "## Engines",
         _engines(result["parts"]),
         "## Checks",
         "\n".join(_checks(result["parts"])),
+        *_bars(result),
         "## Verdict",
-        "Accepted." if not failed else "Not accepted:\n\n" + "\n".join(f"- {line}" for line in failed),
+        verdict(result) + ":\n\n" * bool(failed) + "\n".join(f"- {line}" for line in failed) + "." * (not failed),
     ]
     return "\n\n".join(text) + "\n"
+
+
+def verdict(result: Record) -> str:
+    """ "accepted" or not, and how much was not run beside it."""
+    failed, missing = failures(result), not_run(result)
+    told = f"Not accepted, {len(failed)} faults" if failed else "Accepted"
+    return told + (f" (not run, and not required: {len(missing)} parts)" if missing else "")
+
+
+def _bars(result: Record) -> list[str]:
+    """Requirements of speed, and what did not run and is not required."""
+    words = {True: "passed", False: "**failed**", None: "not judged"}
+    lines = [f"- {words[bar.ok]}: {bar.name}: {bar.found}" for bar in bars(result)]
+    text = ["## Required speed", "\n".join(lines)] if lines else []
+    missing = not_run(result)
+    return text + (["## Not run, and not required", "\n".join(f"- {line}" for line in missing)] if missing else [])
 
 
 def _card(result: Record) -> list[str]:
@@ -183,6 +191,15 @@ def _stages(parts: Sequence[Record]) -> str:
     names = in_order(name for part in timed for name in part["stages_s"])
     lines = [(f"{p['model']}, {p['part']}", *(_number(p["stages_s"].get(name), 4) for name in names)) for p in timed]
     return table(("part", *names), lines) if lines else "Nothing was measured."
+
+
+def _kernels(parts: Sequence[Record]) -> Iterator[str]:
+    """The kernels of a picture, of a profile."""
+    for part in parts:
+        if found := part.get("kernels"):
+            yield f"## Kernels of a picture, {part['model']}"
+            lines = [(f"`{k['name']}`", str(k["calls"]), _number(k["ms"], 3)) for k in found]
+            yield table(("kernel", "calls", "ms"), lines)
 
 
 def _engines(parts: Sequence[Record]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from diffplugin.bench.gpu_acceptance import parts
+from diffplugin.bench.gpu_acceptance import measured, parts
 from diffplugin.bench.gpu_acceptance.trial import Trial
 from diffplugin.bench.worker import answer
 
@@ -33,10 +33,11 @@ PARTS: dict[str, Callable[[Trial], Result]] = {
     "cold start": parts.start,
     "replay": parts.replay,
     "fidelity": parts.fidelity,
-    "measure": parts.measure,
+    "measure": measured.measure,
     "pytorch eager": lambda trial: _peer(trial, compiled=False),
     "torch.compile": lambda trial: _peer(trial, compiled=True),
     "draw": parts.draw,
+    "profile": measured.profile,
     **{
         name: partial(_card, name.replace(" ", "_")) for name in ("ceilings", "native", "networks", "compiled networks")
     },

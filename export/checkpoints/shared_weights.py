@@ -46,7 +46,8 @@ def read_shared(path: Path, bundle: Path | None = None) -> Arrays:
             f"{path}: {place} does not contain {len(lost)} of its {len(told['tensors'])} shared tensors, first "
             f"{lost[0]}; take the checkpoint and the bundle from the same commit"
         )
-    return load_file(path) | {name: np.array(found[digest], order="C") for name, digest in told["tensors"].items()}
+    made: Arrays = load_file(path)
+    return made | {name: np.array(found[digest], order="C") for name, digest in told["tensors"].items()}
 
 
 def write_shared(path: Path, tensors: Mapping[str, Any], bundle: Path, graphs: Iterable[str]) -> None:

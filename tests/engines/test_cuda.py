@@ -99,6 +99,21 @@ def test_without_the_package_the_reason_names_the_extra(monkeypatch: pytest.Monk
     assert reason is not None and "cuda-python" in reason and "pip install 'diffplugin[cuda]'" in reason
 
 
+@pytest.mark.parametrize("fault", [RuntimeError("Failed to dlopen\nlibcudart.so.13"), OSError("file too short")])
+def test_a_library_that_is_damaged_is_one_line(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the package is imported, or at the first call."""
+
+    def fail(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(cuda, "importlib", SimpleNamespace(import_module=fail))
+    cuda._runtime.cache_clear()
+    at_import, at_call = CudaDriver(), CudaDriver(SimpleNamespace(cudaGetDeviceCount=fail))
+    for reason in (at_import.unavailable_reason(), at_call.unavailable_reason()):
+        assert reason and "\n" not in reason and reason.endswith("pip install 'diffplugin[cuda]'"), reason
+        assert " ".join(str(fault).split()) in reason
+
+
 def test_what_is_copied_and_which_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CudaDriver, "_several", False)
     runtime = Runtime()
@@ -167,4 +182,6 @@ def test_a_second_device_is_named_to_every_thread(monkeypatch: pytest.MonkeyPatc
         driver.malloc(256)
     assert runtime.asked == [("cudaSetDevice", 1), ("cudaMalloc", 256), ("cudaSetDevice", 0), ("cudaMalloc", 256)]
     assert second.unavailable_reason() is None
-    assert third.unavailable_reason() == "there is no device cuda:2 here, only cuda:0 to cuda:1"
+    assert third.unavailable_reason() == (
+        "there is no device cuda:2 here, only cuda:0 to cuda:1; name another, or leave out --device"
+    )

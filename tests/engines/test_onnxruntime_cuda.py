@@ -231,7 +231,7 @@ def test_a_device_by_number(scene: Scene, cuda_bundle: Path) -> None:
     used = {number for part in found["parts"].values() for number in part["devices"]}
     assert used == {1} and found["stages"] == [[True, None]] and found["left"] == [0, 0]
     refused = scene("refused", cuda_bundle, "cuda:2", standin_devices=2)
-    assert refused["error"].endswith("there is no device cuda:2 here, only cuda:0 to cuda:1")
+    assert refused["error"].endswith("only cuda:0 to cuda:1; name another, or leave out --device")
 
 
 @pytest.mark.slow
@@ -253,7 +253,7 @@ def test_an_acceptance_run_from_a_prepared_folder(standin: dict[str, str], tmp_p
     )
     assert done.returncode == 1 and "not accepted" in done.stdout, done.stderr[-3000:]
     parts = json.loads((out / "acceptance.json").read_text())["parts"]
-    assert len(parts) == 12 and not [part for part in parts if part["model"] != "card" and "error" in part], parts
+    assert len(parts) == 13 and not [part for part in parts if part["model"] != "card" and "error" in part], parts
     replays = [part for part in parts if part["part"] == "replay"]
     assert len(replays) == 2 and all(check["ok"] for part in replays for check in part["checks"]), replays
     assert "stand-in" in (out / "row.md").read_text()

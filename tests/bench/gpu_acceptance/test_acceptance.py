@@ -17,7 +17,8 @@ pytest.importorskip("skimage", reason="needs the extra [bench]")
 
 from diffplugin.bench.gpu_acceptance import __main__ as acceptance
 from diffplugin.bench.gpu_acceptance import prepared
-from diffplugin.bench.gpu_acceptance.report import failures, markdown, rows
+from diffplugin.bench.gpu_acceptance.bars import failures, not_run
+from diffplugin.bench.gpu_acceptance.report import markdown, rows
 from diffplugin.bench.gpu_acceptance.trial import Trial
 from diffplugin.bundle import default_bundle
 from diffplugin.engines.choice import get_builder
@@ -81,8 +82,13 @@ def test_a_part_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     every = [("embedded", part) for part in acceptance.PARTS["embedded"]]
     result, ran = run(tmp_path, GOOD, *every)
     assert ran == [f"embedded {part}" for _, part in every]
-    assert failures(result) == ["embedded, torch.compile: not run: BackendCompilerFailed: no compiler"]
-    assert "Not accepted" in markdown(result)
+    assert failures(result) == [], "a peer that cannot run here says nothing of the engine"
+    assert not_run(result) == ["embedded, torch.compile: not run: BackendCompilerFailed: no compiler"]
+    report = markdown(result)
+    assert "Accepted (not run, and not required: 1 parts)." in report and not_run(result)[0] in report
+    result, _ = run(tmp_path, GOOD | {"fidelity": {"error": "killed by signal 9"}}, *every)
+    assert failures(result) == ["embedded, fidelity: not run: killed by signal 9"]
+    assert "Not accepted, 1 faults" in markdown(result)
 
 
 def test_nothing_is_asked_of_engines_that_were_not_built(tmp_path: Path) -> None:
@@ -221,6 +227,7 @@ def test_a_prepared_run_stops_with_its_budget_and_has_a_row(tmp_path: Path) -> N
             "faults": {"eager, one CUDA graph, unet": "no capture"},
         },
         "native": {"checks": [{"name": "native", "ok": True, "found": "14 cases"}]},
+        "profile": {"kernels": [{"name": "group_norm", "calls": 1220, "ms": 9.5}]},
     }  # fmt: skip
     one = Trial(
         part="", model="", engine="onnxruntime-cuda", precision="fp16", out=str(tmp_path), width=512, height=512,
@@ -242,8 +249,11 @@ def test_a_prepared_run_stops_with_its_budget_and_has_a_row(tmp_path: Path) -> N
         assert cell in row, (cell, row)
     report = (tmp_path / acceptance.REPORT).read_text()
     assert row.strip() in report and "800 TFLOP/s" in report and "Not run: eager, one CUDA graph, unet" in report
+    assert "| `group_norm` | 1220 | 9.500 |" in report
     late = acceptance.run(trials, head, tmp_path, execute, 3600, budget=5)
-    assert all("no time left of 5 s" in line for line in failures(late)) and len(failures(late)) == len(trials)
+    missing = [*failures(late), *not_run(late)]
+    assert all("no time left of 5 s" in line for line in missing) and len(missing) == len(trials)
+    assert len(failures(late)) == len([one for one in trials if one.model != "card" and one.part != "profile"])
 
 
 def _prepared(folder: Path) -> Path:

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ pytest.importorskip("skimage", reason="needs the extra [bench]")
 
 import torch
 
-from diffplugin.bench.gpu_acceptance import card, full_width, parts
+from diffplugin.bench.gpu_acceptance import card, full_width, measured, parts
 from diffplugin.bench.gpu_acceptance.trial import DevicePeak, Trial, interleaved, photograph
 from diffplugin.bundle import Bundle, default_bundle, write_manifest
 from diffplugin.engines import choice
@@ -77,7 +79,7 @@ def test_unordered_sums_have_a_bound(on_gpu: Trial, monkeypatch: pytest.MonkeyPa
 
 
 def test_every_way_is_measured_on_a_device(on_gpu: Trial) -> None:
-    result = parts.measure(on_gpu)
+    result = measured.measure(on_gpu)
     assert {way: len(seconds) for way, seconds in result["picture_s"].items()} == {"graph": 2, "enqueues": 2, "host": 2}
     assert {graph: len(runs) for graph, runs in result["runs_s"].items()} == {
         "vae_encoder": 1, "scb": 1, "step": 3, "vae_decoder": 1,
@@ -85,6 +87,7 @@ def test_every_way_is_measured_on_a_device(on_gpu: Trial) -> None:
     assert all(seconds > 0 for runs in result["runs_s"].values() for seconds in runs)
     assert len(result["loop_s"]) == 2 and "step_in_loop_s" in result
     assert result["device_bytes"] > 2**20 and result["first_picture_s"] > result["load_s"]
+    assert result["checks"] == [{"name": "one launch a picture", "ok": True, "found": "1 launches"}]
     with Image.open(on_gpu.picture) as image:
         assert image.size == (96, 64)
     assert parts.fidelity(on_gpu)["checks"][0]["ok"]
@@ -92,7 +95,7 @@ def test_every_way_is_measured_on_a_device(on_gpu: Trial) -> None:
 
 def test_an_engine_of_the_processor_has_one_way_and_nothing_to_replay(trial: Trial) -> None:
     shutil.copytree(default_bundle(), trial.bundle)
-    result = parts.measure(trial)
+    result = measured.measure(trial)
     assert set(result["picture_s"]) == {"host"} and result["device_bytes"] is None
     assert result["stages_s"]["unet"] > 0
     assert "nothing to capture" in parts.replay(trial)["skipped"]
@@ -171,6 +174,16 @@ def test_photographs_are_the_same_every_time(trial: Trial) -> None:
 # The card
 
 
+def test_the_longest_kernels_of_a_profile() -> None:
+    """PyTorch's own profile of something on the processor, with times as of a GPU."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        torch.zeros(4) + 1
+    names = {row.key for row in seen.key_averages()}
+    assert "aten::add" in names and measured.kernels(seen.key_averages()) == [], "nothing ran on a GPU"
+    rows = [SimpleNamespace(key=name, count=2, self_device_time_total=time) for name, time in (("a", 1.0), ("b", 9.0))]
+    assert measured.kernels(rows) == [{"name": "b", "calls": 2, "ms": 0.009}, {"name": "a", "calls": 2, "ms": 0.001}]
+
+
 def test_operations_of_the_networks() -> None:
     """Counted, not run: Stable Diffusion 1.4's UNet at 64x64 latents, unguided, is 0.82 TFLOP."""
     trial = Trial(
@@ -186,7 +199,7 @@ def test_without_a_gpu_the_card_is_skipped(trial: Trial) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     assert "no GPU" in card.ceilings(trial)["skipped"] and "no GPU" in card.networks(trial)["skipped"]
-    assert "no sources" in card.native(trial)["skipped"]
+    assert "no sources" in card.native(trial)["skipped"] and "no GPU" in measured.profile(trial)["skipped"]
 
 
 # Full widths without weights
@@ -200,3 +213,34 @@ def test_weights_are_drawn_where_the_graph_says(tmp_path: Path) -> None:
     data = (tmp_path / "cuda-fp16/a.onnx.data").read_bytes()
     first, second = np.frombuffer(data[:6000], np.float16), np.frombuffer(data[8192:], np.float32)
     assert abs(first.astype(float).std() - 0.5) < 0.05 and np.array_equal(second, np.ones(20, np.float32))
+
+
+@pytest.mark.slow
+def test_a_run_with_a_tensorrt_engine(on_gpu: Trial) -> None:
+    """The coordinator over the parts that run the engine, on the recording fake for TensorRT and CUDA."""
+    from diffplugin.bench.gpu_acceptance import __main__ as acceptance
+    from diffplugin.bench.gpu_acceptance.bars import failures
+    from diffplugin.bench.gpu_acceptance.worker import PARTS
+
+    trials = [replace(on_gpu, part=part) for part in ("build", "cold start", "replay", "fidelity", "measure")]
+    head = {
+        "environment": {"cpu": "some", "cores": 2, "system": "Linux", "python": "3"},
+        "conditions": {
+            "engine": on_gpu.engine,
+            "precision": "fp32",
+            "width": 96,
+            "height": 64,
+            "steps": 3,
+            "rounds": 2,
+        },
+    }
+
+    def execute(trial: dict[str, Any], timeout: float) -> dict[str, Any]:
+        return {"engines": []} if trial["part"] == "build" else PARTS[trial["part"]](Trial(**trial))
+
+    result = acceptance.run(trials, head, Path(on_gpu.out), execute, 600)
+    assert failures(result) == []
+    names = [check["name"] for part in result["parts"] for check in part.get("checks", ())]
+    assert names == ["something was replayed", "replay is plain, bit for bit", "picture", "one launch a picture"]
+    report = (Path(on_gpu.out) / acceptance.REPORT).read_text()
+    assert "one CUDA graph per picture" in report and report.rstrip().endswith("Accepted.")
