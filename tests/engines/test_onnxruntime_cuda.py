@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -108,7 +109,8 @@ def unpack_full_width(folder: Path) -> Path:
 
 
 def test_every_graph_runs_on_the_provider_alone(scene: Scene, cuda_bundle: Path) -> None:
-    """None of their nodes is on the processor: loading would be refused. No allocation, no copy from or to the host."""
+    """None of their nodes is on the processor: loading would be refused. No allocation, no copy from or to the host,
+    no product in TF32."""
     counts = {}
     for precision in ("fp16", "fp32"):
         found = scene("graphs", cuda_bundle, precision, 64)
@@ -206,6 +208,17 @@ def test_a_full_device_in_the_middle(scene: Scene, cuda_bundle: Path) -> None:
 def test_a_provider_that_cannot_start_is_named_and_auto_takes_another(scene: Scene, cuda_bundle: Path) -> None:
     found = scene("refused", cuda_bundle, standin_no_cublas=1)
     assert "CUDAExecutionProvider cannot run here (CUBLAS failure 1: stand-in); check driver" in found["error"]
+    assert "\n" not in found["error"] and found["auto"][0] in ("openvino", "onnxruntime")
+
+
+def test_a_provider_that_falls_back_is_refused(
+    scene: Scene, standin: dict[str, str], cuda_bundle: Path, tmp_path: Path
+) -> None:
+    """A library of CUDA that loads and lacks its functions: ONNX Runtime would go on, on the processor."""
+    broken = shutil.copytree(standin["LD_LIBRARY_PATH"], tmp_path / "broken")
+    shutil.copy(broken / "libcurand.so.10", broken / "libcublasLt.so.13")
+    found = scene("refused", cuda_bundle, ld_library_path=broken)
+    assert "CUDAExecutionProvider cannot run here (ONNX Runtime fell back to CPUExecutionProvider)" in found["error"]
     assert "\n" not in found["error"] and found["auto"][0] in ("openvino", "onnxruntime")
 
 

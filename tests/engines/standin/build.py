@@ -24,6 +24,8 @@ _COMPUTES = re.compile(
 _SPECIAL = {
     "cublasCreate_v2": 'int {0}(void** made) {{ *made = calloc(1, 64); return getenv("STANDIN_NO_CUBLAS") != 0; }}\n',
     "cublasGetMathMode": "int {0}(void* handle, int* mode) {{ *mode = 0; return 0; }}\n",
+    # CUBLAS_TF32_TENSOR_OP_MATH: products of float32 with ten bits of mantissa
+    "cublasSetMathMode": 'int {0}(void* handle, int mode) {{ if (mode == 3) standin_log("TF32"); return 0; }}\n',
     "cublasGetStatusName": 'const char* {0}(int status) {{ return "stand-in"; }}\n',
     "cublasGetStatusString": 'const char* {0}(int status) {{ return "stand-in"; }}\n',
     "cublasLtMatmulAlgoGetHeuristic": (
