@@ -49,6 +49,7 @@ PREPARED_PARTS = (
     (FULL, "profile", "fp16"),
     (CARD, "compiled networks", "fp16"),
 )
+_MAKERS = ("build", "draw")  # of the bundles that the other parts of their model run
 _OF_PYTORCH = ("networks", "compiled networks")
 PEERS = ("pytorch eager", "torch.compile")
 Run = Callable[[dict[str, Any], float], dict[str, Any]]
@@ -79,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=20, metavar="N")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="how often each way is timed (default: 5)")
     parser.add_argument("--no-peers", action="store_true", help="leave PyTorch out")
+    parser.add_argument(
+        "--only", default="", metavar="PART,…", help="these parts alone, as goldens or measure, and what they need"
+    )
     parser.add_argument("--timeout", type=float, default=3600, metavar="S", help="of one part (default: 3600)")
     return parser
 
@@ -87,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run everything; returns the exit status. Errors are one line on stderr, never a traceback."""
     args = _parser().parse_args(argv)
     try:
-        trials = list(_jobs(args))
+        trials = _chosen(list(_jobs(args)), args.only)
         found, refused = _environment(args.engine, others=args.prepared is not None)
     except DiffPluginError as error:
         print(f"gpu_acceptance: {error}", file=sys.stderr)
@@ -96,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "format": FORMAT,
         "environment": found,
         "conditions": {name: getattr(trials[0], name) for name in ("engine", "precision", "width", "height", "steps")}
-        | {"rounds": args.rounds},
+        | {"rounds": args.rounds, "only": args.only},
     }
     if args.prepared is not None and not prepared.by_this_code(args.prepared):
         head["note"] = "The prepared folder was written by other code than ran here."
@@ -184,6 +188,19 @@ def _jobs(args: argparse.Namespace) -> Iterator[Trial]:
             )
 
 
+def _chosen(trials: list[Trial], only: str) -> list[Trial]:
+    """The parts of these names, and the ones that make their bundles; all of them if none is named.
+
+    Raises:
+        RequestError: there is no such part.
+    """
+    names, there = set(filter(None, only.split(","))), dict.fromkeys(trial.part for trial in trials)
+    if unknown := sorted(names - set(there)):
+        raise RequestError(f"--only {only}: no part is called {unknown[0]!r}; expected some of {', '.join(there)}")
+    models = {trial.model for trial in trials if trial.part in names}
+    return [t for t in trials if not names or t.part in names or (t.part in _MAKERS and t.model in models)]
+
+
 def _prepared_jobs(args: argparse.Namespace) -> Iterator[Trial]:
     """As :func:`_jobs`, of a prepared folder, whose size and steps they have."""
     told = prepared.read(args.prepared, args.engine)
@@ -236,7 +253,7 @@ def run(
             print(f"{trial.kind}, {trial.part}: …", flush=True)
             limit = timeout if budget is None or left is None else min(timeout, left, max(budget * SHARE, MIN_SECONDS))
             made = execute(trial.to_json(), limit)
-        if trial.part in ("build", "draw"):
+        if trial.part in _MAKERS:
             ready[trial.kind] = "error" not in made
         parts.append(
             {"part": trial.part, "model": trial.kind, "engine": trial.engine, "precision": trial.precision} | made

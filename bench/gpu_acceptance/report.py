@@ -99,6 +99,8 @@ def verdict(result: Record) -> str:
     """ "accepted" or not, and how much was not run beside it."""
     failed, missing = failures(result), not_run(result)
     told = f"Not accepted, {len(failed)} faults" if failed else "Accepted"
+    if only := result["conditions"].get("only"):
+        told += f", of {only} alone"
     return told + (f" (not run, and not required: {len(missing)} parts)" if missing else "")
 
 

@@ -275,6 +275,24 @@ def test_a_prepared_folder_is_read(tmp_path: Path) -> None:
     assert trials[0].steps == 2 and prepared.by_this_code(tmp_path / "prepared")
 
 
+@pytest.mark.parametrize(
+    ("only", "kept"),
+    [
+        ("goldens", ["oracle goldens", "oracle goldens"]),
+        ("replay,native", ["embedded replay", "full draw", "full replay", "card native"]),
+    ],
+)
+def test_some_parts_alone(only: str, kept: list[str], tmp_path: Path) -> None:
+    """To do one again on a card; the weights that it needs are drawn."""
+    trials = acceptance._chosen(_read(_prepared(tmp_path / "prepared")), only)
+    assert [f"{trial.model} {trial.part}" for trial in trials] == kept
+
+
+def test_a_part_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no part is called 'golden'; expected some of ceilings, goldens"):
+        acceptance._chosen(_read(_prepared(tmp_path / "prepared")), "golden")
+
+
 def _edit(**changes: Any) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         told = folder / "prepared.json"

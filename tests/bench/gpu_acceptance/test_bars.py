@@ -124,6 +124,10 @@ def test_the_embedded_model_in_float16_has_a_bar_of_its_own() -> None:
     assert bars.photo_budget("embedded", "fp16") == 60 and bars.photo_budget("oracle", "fp32") == 70
 
 
+def test_a_part_of_the_run_is_no_acceptance() -> None:
+    assert verdict(_result(conditions={"only": "measure"})) == "Accepted, of measure alone"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="runs sh")
 def test_networks_are_told_one_by_one() -> None:
     """A part that is stopped keeps what it had printed."""
