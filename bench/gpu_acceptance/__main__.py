@@ -36,6 +36,7 @@ PARTS = {ORACLE: ("build", "goldens"), EMBEDDED: _MEASURED, FULL: _MEASURED}
 # With --prepared, in the order of what is worth most: (model, part, precision).
 PREPARED_PARTS = (
     (CARD, "ceilings", "fp16"),
+    (ORACLE, "operators", "fp16"),
     (ORACLE, "goldens", "fp32"),
     (ORACLE, "goldens", "fp16"),
     (EMBEDDED, "replay", "fp16"),

@@ -22,7 +22,7 @@ CONDITIONS = {"width": 512, "height": 512, "steps": 20}
 CARDS = ("H100", "H200")
 # Parts without which nothing is known of the engine. The others measure what stands beside it, and what they need
 # (PyTorch with CUDA, a compiler, nvcc) may not be there: they are told as not run.
-REQUIRED = frozenset({"build", "goldens", "cold start", "replay", "fidelity", "draw", "measure"})
+REQUIRED = frozenset({"build", "operators", "goldens", "cold start", "replay", "fidelity", "draw", "measure"})
 
 
 @dataclass(frozen=True)

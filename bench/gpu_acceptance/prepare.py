@@ -6,6 +6,7 @@ python -m diffplugin.bench.gpu_acceptance --prepared DIR --engine onnxruntime-cu
 DIR/oracle, DIR/embedded, DIR/full    bundles for ONNX Runtime's CUDA provider; the last one without weights
 DIR/goldens                           what the released scripts computed from the oracle's checkpoint
 DIR/photos, DIR/expected              degraded photographs, and what float32 on the processor makes of them
+DIR/operators                         graphs of one node each, to be compared with double precision there
 DIR/native                            the native kernels and their check, to be compiled there
 """
 
@@ -22,7 +23,7 @@ from typing import Any
 from PIL import Image
 
 from diffplugin.bench.goldens import unpack
-from diffplugin.bench.gpu_acceptance import full_width
+from diffplugin.bench.gpu_acceptance import full_width, operators
 from diffplugin.bench.gpu_acceptance.prepared import seal
 from diffplugin.bench.gpu_acceptance.trial import (
     EMBEDDED,
@@ -31,6 +32,7 @@ from diffplugin.bench.gpu_acceptance.trial import (
     GOLDEN,
     GOLDENS,
     NATIVE,
+    OPERATORS,
     ORACLE,
     PHOTOS,
     Trial,
@@ -74,6 +76,7 @@ def _fill(out: Path, width: int, height: int, steps: int, log: Log) -> None:
     )  # fmt: skip
     _goldens(out, log)
     _embedded(out, trial, log)
+    operators.write(out / OPERATORS)
     log("full widths without weights")
     full_width.write_bundle(out / FULL, log)
     _photographs(replace(trial, model=FULL), [full_width.PLUGIN], out)

@@ -12,7 +12,7 @@ from diffplugin.bench.gpu_acceptance.trial import PREPARED
 from diffplugin.errors import RequestError
 from diffplugin.integrity import sha256
 
-FORMAT = 2
+FORMAT = 3
 _AGAIN = "prepare it again: python -m diffplugin.bench.gpu_acceptance.prepare DIR"
 
 

@@ -96,7 +96,7 @@ def markdown(result: Record) -> str:
 
 
 def verdict(result: Record) -> str:
-    """ "accepted" or not, and how much was not run beside it."""
+    """Whether it is accepted, of which parts, and how many were not run beside them."""
     failed, missing = failures(result), not_run(result)
     told = f"Not accepted, {len(failed)} faults" if failed else "Accepted"
     if only := result["conditions"].get("only"):

@@ -25,6 +25,7 @@ CARD = "card"  # parts that need no model
 GOLDEN = "derain_small_4"
 # What lies in a prepared folder beside the bundles (:mod:`.prepare`).
 PREPARED, GOLDENS, PHOTOS, EXPECTED, NATIVE = "prepared.json", "goldens", "photos", "expected", "native"
+OPERATORS = "operators"
 SCRATCH = "scratch"
 SEED = 42
 

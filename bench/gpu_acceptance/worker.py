@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from diffplugin.bench.gpu_acceptance import measured, parts
+from diffplugin.bench.gpu_acceptance import measured, operators, parts
 from diffplugin.bench.gpu_acceptance.trial import Trial
 from diffplugin.bench.worker import answer
 
@@ -29,6 +29,7 @@ def _card(name: str, trial: Trial) -> Result:
 
 PARTS: dict[str, Callable[[Trial], Result]] = {
     "build": parts.build,
+    "operators": operators.operators,
     "goldens": parts.goldens,
     "cold start": parts.start,
     "replay": parts.replay,

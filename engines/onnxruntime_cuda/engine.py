@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
 
 _SETTLING = 8  # runs until the arena needs no more
-_SETTINGS = {
+SETTINGS = {  # of the provider, for every graph
     "prefer_nhwc": "1",
     "fuse_conv_bias": "1",
     "use_tf32": "0",
@@ -66,7 +66,7 @@ def _session(ort: Any, engine: OnnxRuntimeCudaEngine, sizes: Mapping[str, int], 
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     for axis, size in sizes.items():
         options.add_free_dimension_override_by_name(axis, size)
-    given = {**_SETTINGS, "device_id": str(engine.driver.device), "user_compute_stream": str(stream)}
+    given = {**SETTINGS, "device_id": str(engine.driver.device), "user_compute_stream": str(stream)}
     try:
         with engine.reading() as path, engine.driver.lock:  # it copies its weights on the stream
             made = cuda_session(ort, path, options, given)

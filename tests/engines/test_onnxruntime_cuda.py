@@ -266,7 +266,7 @@ def test_an_acceptance_run_from_a_prepared_folder(standin: dict[str, str], tmp_p
     )
     assert done.returncode == 1 and "not accepted" in done.stdout, done.stderr[-3000:]
     parts = json.loads((out / "acceptance.json").read_text())["parts"]
-    assert len(parts) == 13 and not [part for part in parts if part["model"] != "card" and "error" in part], parts
+    assert len(parts) == 14 and not [part for part in parts if part["model"] != "card" and "error" in part], parts
     replays = [part for part in parts if part["part"] == "replay"]
     assert len(replays) == 2 and all(check["ok"] for part in replays for check in part["checks"]), replays
     assert "stand-in" in (out / "row.md").read_text()

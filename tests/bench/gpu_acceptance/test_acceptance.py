@@ -215,6 +215,7 @@ def test_a_prepared_run_stops_with_its_budget_and_has_a_row(tmp_path: Path) -> N
         },
         "goldens": {"picture_db": 80.0, "checks": []},
         "draw": {"bytes": 5},
+        "operators": {"checks": [{"name": "Conv 3x3, fp16", "ok": True, "found": "3e-4 <= 2e-3"}]},
         "measure": MEASURED | {"loop_s": [0.1, 0.11, 0.12], "step_in_loop_s": 0.0035},
         "compiled networks": {
             "step_ms": {"torch.compile, one CUDA graph": 4.5},
@@ -289,7 +290,7 @@ def test_some_parts_alone(only: str, kept: list[str], tmp_path: Path) -> None:
 
 
 def test_a_part_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="no part is called 'golden'; expected some of ceilings, goldens"):
+    with pytest.raises(RequestError, match="no part is called 'golden'; expected some of ceilings, operators, goldens"):
         acceptance._chosen(_read(_prepared(tmp_path / "prepared")), "golden")
 
 
@@ -308,7 +309,7 @@ def _edit(**changes: Any) -> Callable[[Path], None]:
         (lambda folder: (folder / "prepared.json").write_text("[]"), "", "not a folder of bench.gpu_acceptance"),
         (lambda folder: (folder / "photo.png").write_bytes(b"pixelz"), "", "photo.png is damaged; copy the folder"),
         (lambda folder: (folder / "photo.png").unlink(), "", "photo.png is missing; copy the folder again"),
-        (_edit(format=1), "", "is in format 1, this program reads 2; prepare it again"),
+        (_edit(format=1), "", "is in format 1, this program reads 3; prepare it again"),
         (lambda folder: None, "onnxruntime", "is for --engine onnxruntime-cuda, not onnxruntime"),
     ],
 )
