@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from diffplugin.bench.gpu_acceptance.bars import photo_budget
 from diffplugin.bench.gpu_acceptance.trial import (
     EMBEDDED,
     EXPECTED,
@@ -114,9 +115,9 @@ def _checkpoint(trial: Trial) -> tuple[Checkpoint, Path | None]:
 def goldens(trial: Trial) -> Result:
     """What the released scripts computed: every tensor from the host's loop, the picture from the device's too."""
     from diffplugin.bench.goldens import distance
-    from diffplugin.export.parity import PHOTO_BUDGET, TENSOR_BUDGET
+    from diffplugin.export.parity import TENSOR_BUDGET
 
-    tensor_budget, photo_budget = TENSOR_BUDGET[trial.precision], PHOTO_BUDGET[trial.precision]
+    tensor_budget, budget = TENSOR_BUDGET[trial.precision], photo_budget(trial.kind, trial.precision)
     with open_restorer(trial) as restorer:
         seen = distance(restorer, trial.oracle, GOLDEN)
         whole = distance(restorer, trial.oracle, GOLDEN, tensors=False)
@@ -126,7 +127,7 @@ def goldens(trial: Trial) -> Result:
         check("tensors", seen.errors[worst] <= tensor_budget, f"{worst} {seen.errors[worst]:.1e} <= {tensor_budget:g}")
     ]
     for name, db in (("picture, graph by graph", seen.picture_db), (f"picture, {loop} loop", whole.picture_db)):
-        checks.append(check(name, db is not None and db >= photo_budget, f"{db} >= {photo_budget:g} dB"))
+        checks.append(check(name, db is not None and db >= budget, f"{db} >= {budget:g} dB"))
     return {"errors": dict(seen.errors), "picture_db": whole.picture_db, "checks": checks}
 
 
@@ -164,7 +165,6 @@ def fidelity(trial: Trial) -> Result:
     """The picture against the one that ONNX Runtime makes of the same bundle on the processor in float32."""
     import diffplugin
     from diffplugin.export.measures import psnr
-    from diffplugin.export.parity import PHOTO_BUDGET
 
     steps = trial.steps if trial.kind == EMBEDDED else min(trial.steps, STEPS_OF_FULL)
     found = {}
@@ -181,6 +181,6 @@ def fidelity(trial: Trial) -> Result:
                 with Image.open(Path(trial.prepared) / EXPECTED / f"{plugin}.png") as image:
                     expected = np.asarray(image.convert("RGB"))
             found[plugin] = psnr(made, expected)
-    budget = PHOTO_BUDGET[trial.precision]
+    budget = photo_budget(trial.kind, trial.precision)
     told = ", ".join(f"{plugin} {db:.1f}" for plugin, db in found.items())
     return {"psnr_db": found, "checks": [check("picture", min(found.values()) >= budget, f"{told} >= {budget:g} dB")]}

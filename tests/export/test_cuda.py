@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("torch", reason="needs the extra [export]")
 pytest.importorskip("onnx", reason="needs the extra [export]")
@@ -18,21 +21,25 @@ import onnx
 import torch
 from onnx import helper
 
-from diffplugin.bundle import Bundle, default_bundle, open_bundle
+from diffplugin.bundle import Bundle, default_bundle, list_files, open_bundle, write_manifest
 from diffplugin.engines.base import BuildOptions
+from diffplugin.engines.choice import get_builder
 from diffplugin.engines.onnxruntime import OnnxRuntimeEngine
 from diffplugin.errors import EngineUnavailable
 from diffplugin.export.checkpoints import embedded_checkpoint
-from diffplugin.export.cuda import EmulatedCuda, cuda_graph
+from diffplugin.export.cuda import EmulatedCuda, cuda_graph, export_cuda
 from diffplugin.export.fp16.variant import write_step
 from diffplugin.export.graphs import module_for
 from diffplugin.export.maintenance import verify
-from diffplugin.export.measures import relative_error
+from diffplugin.export.measures import psnr, relative_error
 from diffplugin.export.onnx import example_inputs, save
 from diffplugin.export.parity import compare_graphs
 from diffplugin.export.prebuild import choose_builder
 from diffplugin.export.reference import ReferenceBuilder
 from diffplugin.export.written_out import write_out
+from diffplugin.runtime.restorer import Restorer
+
+ROOT = Path(__file__).resolve().parents[2]
 
 STEP = 1e-5  # of a step in float32, against the plain form
 # Relative errors that were measured, and twice as much is the bound.
@@ -101,6 +108,27 @@ def test_float16_stays_near_float32(bundle: Bundle) -> None:
         if not worst <= 2 * MEASURED[found.key]:
             faults.append(f"{found.key}: {worst:.1e}, measured {MEASURED[found.key]:.1e}")
     assert not faults, "; ".join(faults)
+
+
+@pytest.mark.slow
+def test_every_tasks_picture_in_float16(tmp_path: Path) -> None:
+    """What a GPU is held to (bench.gpu_acceptance.bars), with every result rounded: one step, 256x256."""
+    from diffplugin.bench.gpu_acceptance.bars import EMBEDDED_FP16_DB
+
+    folder = Path(shutil.copytree(default_bundle(), tmp_path / "embedded"))
+    manifest = open_bundle(folder).manifest
+    variants = {"cuda-fp16": export_cuda(embedded_checkpoint([])[0], folder, "fp16", lambda line: None)}
+    write_manifest(folder, replace(manifest, variants=variants, files=list_files(folder)))
+    with Image.open(ROOT / "docs/examples/mountains-rainy.jpg") as image:
+        photo = np.asarray(image.convert("RGB").resize((256, 256)))
+    faults, found = [], open_bundle(folder)
+    with Restorer(found, EmulatedCuda(), "fp16") as half, Restorer(found, get_builder("onnxruntime"), "fp32") as full:
+        for plugin in manifest.plugins:
+            made, expected = (one.restore(photo, plugins=[plugin], steps=1).array for one in (half, full))
+            print(f"{plugin}: {psnr(made, expected):.1f} dB")
+            if not psnr(made, expected) >= EMBEDDED_FP16_DB:
+                faults.append(plugin)
+    assert not faults, f"below {EMBEDDED_FP16_DB:g} dB: {', '.join(faults)}"
 
 
 def test_large_maps_keep_exact_norms_in_float32(bundle: Bundle, tmp_path: Path) -> None:
