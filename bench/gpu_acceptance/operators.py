@@ -18,7 +18,7 @@ import numpy as np
 
 from diffplugin.bench.gpu_acceptance.trial import OPERATORS, Trial
 
-Array = np.ndarray[Any, Any]
+Array = Any  # NumPy's
 Arrays = dict[str, Array]
 BOUNDS = {"fp16": 2e-3, "fp32": 2e-5}  # relative L2 error; float16 rounds inputs and result to 5e-4
 _TYPES = {"fp16": np.float16, "fp32": np.float32}
@@ -186,7 +186,7 @@ def operators(trial: Trial) -> dict[str, Any]:
     import onnxruntime as ort
 
     from diffplugin.bench.gpu_acceptance.parts import check
-    from diffplugin.engines.onnxruntime_cuda import SETTINGS
+    from diffplugin.engines.onnxruntime_cuda.engine import SETTINGS
     from diffplugin.engines.onnxruntime_install import cuda_session
 
     checks = []
