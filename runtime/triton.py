@@ -23,6 +23,7 @@ import numpy as np
 from diffplugin.engines.base import Engine, OnnxBuilder, check_precision
 from diffplugin.errors import Cancelled, DiffPluginError, EngineError, ImageError, RequestError
 from diffplugin.runtime.options import OptionFields, RestoreOptions
+from diffplugin.runtime.photos.strength import read_strength
 from diffplugin.spec import Array, GraphSpec
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ INPUTS: dict[str, tuple[str, tuple[int, ...]]] = {
     "plugins": ("TYPE_STRING", (-1,)),
     "seed": ("TYPE_INT64", (1,)),
     "steps": ("TYPE_INT32", (1,)),
-    "strength": ("TYPE_FP32", (1,)),
+    "strength": ("TYPE_STRING", (1,)),
 }
 OPTIONAL = ("prompt", "plugins", "seed", "steps", "strength")
 OUTPUTS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -155,15 +156,15 @@ def _read(request: Any, utils: Any) -> tuple[Any, RestoreOptions]:
         fields["seed"] = int(values["seed"].item())
     if "steps" in values:
         fields["steps"] = int(values["steps"].item())
-    if "strength" in values:
-        fields["strength"] = float(values["strength"].item())
     try:
+        if "strength" in values:
+            fields["strength"] = read_strength(values["strength"].item().decode())
         if "prompt" in values:
             fields["prompt"] = values["prompt"].item().decode()
         if "plugins" in values:
             fields["plugins"] = [plugin.decode() for plugin in values["plugins"]]
     except UnicodeDecodeError as error:
-        raise RequestError(f"prompt or plugins: not UTF-8 ({error.reason} at byte {error.start})") from None
+        raise RequestError(f"prompt, plugins or strength: not UTF-8 ({error.reason} at byte {error.start})") from None
     return values["image"], RestoreOptions(**fields)
 
 

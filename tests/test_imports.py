@@ -53,7 +53,16 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("contracts", "bundle", "engines", "runtime"),
         *("runtime.options", "runtime.photos", "runtime.planning", "runtime.request"),
     },
-    "runtime.triton": {"contracts", "bundle", "engines", "package", "runtime.options", "runtime", "runtime.planning"},
+    "runtime.triton": {
+        "contracts",
+        "bundle",
+        "engines",
+        "package",
+        "runtime.options",
+        "runtime",
+        "runtime.photos",
+        "runtime.planning",
+    },
     "command": {"contracts", "package"},
     "runtime.serve": {"contracts", "bundle", "plugins", "engines", "package", "command", "runtime", "runtime.*"},
     "runtime.scale": {

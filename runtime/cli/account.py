@@ -14,6 +14,7 @@ from diffplugin.command import DONE, FAILED, NOTHING_SELECTED, answer, print_err
 from diffplugin.runtime.cli.inputs import Inputs, LeftOut, by_kind
 from diffplugin.runtime.cli.targets import PhotoPaths
 from diffplugin.runtime.photos.read import printable
+from diffplugin.runtime.photos.strength import Strength
 from diffplugin.runtime.planning.plan import Plan
 from diffplugin.runtime.request.selection import Selection
 from diffplugin.runtime.restoration import Restoration
@@ -57,10 +58,10 @@ class Account:
         told["notes"] = [*told["notes"], *notes]
         self._put(paths, status, **facts, bundle=bundle, seconds=round(seconds, 3), **told)
 
-    def planned(self, paths: PhotoPaths, plan: Plan, selection: Selection, *, bundle: str) -> None:
+    def planned(self, paths: PhotoPaths, plan: Plan, selection: Selection, strength: Strength, *, bundle: str) -> None:
         """Record a photo of a dry run."""
         status = "planned" if plan.chain else "nothing selected"
-        facts = {"plan": plan.to_json(), "selection": selection.to_json()}
+        facts = {"plan": plan.to_json(), "selection": selection.to_json(), "strength": strength}
         self._put(paths, status, output=str(paths.target), bundle=bundle, **facts)
 
     def skipped(self, paths: PhotoPaths) -> None:

@@ -215,8 +215,11 @@ class Session:
         self._say(self._understood(restorer, paths, selection), *(f"  {line}" for line in plan_lines(plan)))
         if not plan.chain:
             self._say(*refusal_lines(selection, restorer.cards))
+        strength = self.options.strength
+        if strength != 1:
+            self._say(f"  strength: {strength}" + (" (chosen from the result)" if strength == "auto" else ""))
         self._say(f"  output:  {_target_name(paths)} (dry run: not written)")
-        self.account.planned(paths, plan, selection, bundle=restorer.bundle.manifest.name)
+        self.account.planned(paths, plan, selection, strength, bundle=restorer.bundle.manifest.name)
 
     def _restore(self, restorer: Restorer, paths: PhotoPaths, photo: Photo, content: bytes | None) -> None:
         began = time.perf_counter()

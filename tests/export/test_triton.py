@@ -92,12 +92,12 @@ def test_graphs_load_and_have_the_shapes_that_their_configurations_promise(serve
     [
         ({"prompt": "brighten this dark photo"}, {"prompt": texts("brighten this dark photo")}),
         (
-            {"plugins": ["lowlight", "dehaze"], "steps": 3, "seed": 7, "strength": 0.5},
+            {"plugins": ["lowlight", "dehaze"], "steps": 3, "seed": 7, "strength": "auto"},
             {
                 "plugins": texts("lowlight", "dehaze"),
                 "steps": np.array([3], np.int32),
                 "seed": np.array([7], np.int64),
-                "strength": np.array([0.5], np.float32),
+                "strength": texts("auto"),
             },
         ),
     ],

@@ -120,7 +120,9 @@ def test_dry_run_writes_nothing(infer: Callable[..., Run], model: FakeModel) -> 
     assert run.status == 0 and "working 200x100" in run.out and "40 UNet runs" in run.out
     assert sorted(p.name for p in Path().iterdir()) == ["photo.png"] and "unet" not in model.loads
     facts = json.loads(infer("photo.png", "blur", "--dry-run", "--json").out)
-    assert facts["files"][0]["plan"]["unet_runs"] == 20
+    assert facts["files"][0]["plan"]["unet_runs"] == 20 and facts["files"][0]["strength"] == 1
+    assert "strength: auto" in infer("photo.png", "blur", "--dry-run", "--strength", "auto").out
+    assert "strength" not in run.out
 
 
 def test_quality(infer: Callable[..., Run], model: FakeModel) -> None:

@@ -44,6 +44,16 @@ def test_an_edit_is_a_restoration(client: Any, restorer: Restorer) -> None:
     np.testing.assert_array_equal(made, restorer.restore(smooth_photo(), "rain").array)
 
 
+def test_strength_is_ours_and_goes_as_an_extra_field(client: Any, restorer: Restorer) -> None:
+    answer = client.images.edit(
+        image=photo(), prompt="rain", response_format="b64_json", extra_body={"strength": "0.5"}
+    )
+    made = pixels_of(base64.b64decode(answer.data[0].b64_json))
+    np.testing.assert_array_equal(made, restorer.restore(smooth_photo(), "rain", strength=0.5).array)
+    with pytest.raises(openai.UnprocessableEntityError, match=r"strength .very."):
+        client.images.edit(image=photo(), prompt="rain", extra_body={"strength": "very"})
+
+
 def test_several_results_fit_into_the_size(client: Any) -> None:
     answer = client.images.edit(model="fake", image=[photo()], prompt="dark", n=2, size="256x256", output_format="webp")
     sizes = [Image.open(io.BytesIO(base64.b64decode(one.b64_json))) for one in answer.data]
