@@ -18,4 +18,9 @@ ruff format --check .
 mypy
 mypy tests setup.py
 python scripts/api_docs.py build/api
+# The quick tests run in two processes of one thread each. With arguments pytest does as it is told: slow tests measure.
+if [ $# -eq 0 ]; then
+  export OMP_NUM_THREADS=1
+  set -- -n 2 --dist loadfile
+fi
 OMP_WAIT_POLICY=passive python -m pytest -q "$@"

@@ -123,7 +123,7 @@ def test_command_says_what_is_wrong(oracle_bundle: Path, work: Path, capsys: pyt
     shared = ["--work", str(work), "--bundle", str(oracle_bundle), "--out", str(work / "out")]
     for arguments, message in (
         (["restore", *shared, "--tasks", "colourise"], "colourise: not in the bundle"),
-        (["selector", *shared, "--requests", "0"], "--requests is 0, expected 1 or more"),
+        (["selector", *shared, "--requests", "0"], "argument --requests: '0' is not a whole number of at least 1"),
         (
             ["restore", *shared[2:], "--tasks", "derain"],
             "derain: nothing to measure on: give --pairs, --photos, or --work",
