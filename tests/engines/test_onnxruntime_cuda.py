@@ -128,6 +128,16 @@ def test_every_graph_runs_on_the_provider_alone(scene: Scene, cuda_bundle: Path)
     assert max(counts[precision]["step"][0] for precision in counts) <= MOST_LAUNCHES["embedded"]
 
 
+def test_float32_is_no_tf32(scene: Scene, tmp_path: Path) -> None:
+    """Every operator by itself; the stand-in sees TF32 where it is asked for, and computes nothing."""
+    from diffplugin.bench.gpu_acceptance import operators
+
+    operators.write(tmp_path / "operators")
+    number = sum(len(case.precisions) for case in operators.CASES.values())
+    ours, other = (scene("products", tmp_path, tf32) for tf32 in (0, 1))
+    assert ours == {"ran": number, "passed": 0, "tf32": 0} and other["tf32"] > 0, (ours, other)
+
+
 def test_a_step_at_stable_diffusions_widths(scene: Scene, cuda_bundle: Path, tmp_path: Path) -> None:
     """The frozen graph without weights: zeros of the same size stand for them."""
     out = unpack_full_width(tmp_path / "full")

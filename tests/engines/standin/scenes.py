@@ -19,9 +19,12 @@ import numpy as np
 
 import diffplugin
 from diffplugin.bench.full_width import DIMS
+from diffplugin.bench.gpu_acceptance.operators import operators
+from diffplugin.bench.gpu_acceptance.trial import Trial
 from diffplugin.bundle import Bundle, open_bundle
 from diffplugin.engines.choice import EngineName, Precision, choose, get_builder
 from diffplugin.engines.device import DeviceEngine
+from diffplugin.engines.onnxruntime_cuda import engine
 from diffplugin.errors import DiffPluginError
 from diffplugin.manifest import GraphEntry
 from diffplugin.runtime.execution.clock import Clock
@@ -219,8 +222,26 @@ def refused(bundle: str, device: str = "") -> Any:
     return said
 
 
+def products(folder: str, tf32: str) -> Any:
+    """Every operator by itself, with or without TF32: how many ran, and how often TF32 was asked for."""
+    engine.SETTINGS["use_tf32"] = tf32
+    log = Log()
+    trial = Trial(
+        part="operators", model="oracle", engine=ENGINE, precision="fp16", out="", width=64, height=64, steps=1,
+        rounds=1, prepared=folder,
+    )  # fmt: skip
+    with np.errstate(invalid="ignore"):  # nothing is computed here
+        made = operators(trial)
+    return {
+        "ran": len(made["checks"]),
+        "passed": sum(c["ok"] for c in made["checks"]),
+        "tf32": log.part().plain["TF32"],
+    }
+
+
 _SCENES: dict[str, Callable[..., Any]] = {
-    scene.__name__: scene for scene in (graphs, full_width, photo, settling, around, eviction, threads, memory, refused)
+    scene.__name__: scene
+    for scene in (graphs, full_width, photo, settling, around, eviction, threads, memory, refused, products)
 }
 
 if __name__ == "__main__":
