@@ -134,6 +134,17 @@ def test_pieces_run_from_the_host_and_the_plan_says_why(on_device: Restorer) -> 
     assert f"loop:    host ({plan.loop_reason})" in plan_lines(plan)
 
 
+def test_plans_count_on_the_devices_free_memory(device_bundle: Bundle) -> None:
+    """Decided before the run, whatever memory the host has: what does not fit in one piece is cut."""
+    plans = {}
+    for free in (2**32, 2**25):
+        with Restorer(device_bundle, FakeTensorRtBuilder(FakeDriver(free)), "fp32") as restorer:
+            plans[free], _ = restorer.plan(smooth_photo(96, 96), plugins=["derain"], steps=2)
+        print(f"{free}: {plans[free].loop}, {len(plans[free].tiles)} pieces, {plans[free].estimated_bytes} bytes")
+    roomy, tight = plans.values()
+    assert (roomy.loop, len(roomy.tiles)) == ("device", 1) and tight.loop == "host" and len(tight.tiles) > 1
+
+
 def test_without_an_engine_for_a_whole_step_the_host_runs_it(
     device_bundle: Bundle, driver: FakeDriver, plain: Restorer
 ) -> None:
