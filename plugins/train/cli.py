@@ -20,7 +20,7 @@ STEPS = {
     "denoiser": 9000,
     "plugin": 1000,
     "diagnosis": 1600,
-    "selector": 14_000,
+    "selector": 20_000,
 }
 SAMPLES = 10_000  # pictures that the diagnosis learns from
 # plugins that the recipe finishes on pictures: steps and rate; one that does much already forgets it at a high rate

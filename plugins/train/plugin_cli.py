@@ -124,7 +124,7 @@ def add_selector(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--restart", action="store_true", help="remove a state made from other inputs, and begin anew")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="plugins (default: all under WORK/checkpoint)")
     parser.add_argument("--heads-only", action="store_true", help="frozen text encoder, paper Eq. 6 (for SD 1.4)")
-    parser.add_argument("--steps", "--max-train-steps", type=int, metavar="N", help="default: 14000")
+    parser.add_argument("--steps", "--max-train-steps", type=int, metavar="N", help="default: 20000")
     parser.add_argument(
         "--batch",
         "--train-batch-size",
@@ -212,7 +212,7 @@ def run_selector(args: argparse.Namespace) -> None:
     names = ("train_batch_size", "learning_rate", "lr_scheduler", "negatives", "temperature", "images_per_task", "seed")
     given: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     preset = selector_options.PAPER if args.heads_only else {}
-    steps = 14_000 if args.steps is None else args.steps
+    steps = 20_000 if args.steps is None else args.steps
     options = selector_options.Options(steps=steps, heads_only=args.heads_only, **(preset | given))
     selector_training.train(
         args.work, options, base=base, clip=clip, wanted=args.tasks, start=args.start, restart=args.restart
