@@ -142,7 +142,7 @@ def test_recipe_takes_a_part_of_every_stage_and_finishes_deblurring(work: Path) 
     assert cli.main(["recipe", "--work", str(work), "--scale", "0.0002", "--tasks", "deblur"]) == 0
     states = {p.stem: torch.load(p, weights_only=True)["step"] for p in (work / "run").glob("*.pt")}
     once = ("decoder", "plugin_deblur", "plugin_deblur_picture", "diagnosis")
-    assert states == {**dict.fromkeys(once, 1), "vae": 2, "denoiser": 2, "selector": 3}, states
+    assert states == {**dict.fromkeys(once, 1), "vae": 2, "denoiser": 2, "selector": 4}, states
     assert [p.name for p in (work / "pool").iterdir()] == ["shard000"]
 
 
