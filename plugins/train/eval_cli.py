@@ -30,7 +30,7 @@ def _parser() -> Parser:
     selector.add_argument("--requests", type=positive, metavar="N", help="of each kind, at most (default: all)")
     selector.add_argument(
         "--combinations",
-        type=positive,
+        type=int,
         default=0,
         metavar="N",
         help="also N combinations of requests for several tasks; the paper's Multi-task* has 120000",
@@ -142,8 +142,6 @@ def _selector(args: argparse.Namespace) -> None:
     from diffplugin.plugins.train import evaluate, plots, selection_scores
     from diffplugin.plugins.train.paper import TABLE_5
 
-    if args.requests is not None and args.requests < 1:
-        raise RequestError(f"--requests is {args.requests}, expected 1 or more")
     if args.combinations < 0:
         raise RequestError(f"--combinations is {args.combinations}, expected 0 or more")
     if args.work is None:
