@@ -63,8 +63,8 @@ def load(
 
     Args:
         bundle: a bundle's folder; None: the embedded model.
-        engine: "auto" (the fastest usable one), "onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt" or
-            "tensorrt-rtx".
+        engine: "auto" (the fastest usable one), "onnxruntime", "onnxruntime-cuda", "openvino", "ncnn",
+            "tensorrt" or "tensorrt-rtx".
         precision: "auto" (the quality's preference, else the engine's best on this machine), "fp32", "bf16", "fp16" or
             "int8".
         threads: processor cores to use; None: all that this process may use.

@@ -4,6 +4,7 @@
     tokenizer.json
     onnx/<graph>.onnx[.data]             shared graphs
     int8/, fp16/                         the same graphs in other precisions
+    ncnn/                                those that see the photo, in ncnn's form
     plugins/<id>/{card.toml,tpb.onnx,scb.onnx}
     engines/<fingerprint>/               built ahead of time; refused on any other machine
 
@@ -229,12 +230,13 @@ def cache_folder() -> Path:
 
 
 def graph_files(path: Path) -> tuple[Path, ...]:
-    """A graph's file, and the weights beside it if it has any: ONNX's external data, or those of OpenVINO IR.
+    """A graph's file, and the weights beside it if it has any: ONNX's external data, or those of OpenVINO IR
+    and of ncnn.
 
     A graph of ``spec.WEIGHTS_OF`` uses the weights of another graph.
     """
     owner = path.with_stem(WEIGHTS_OF.get(path.stem, path.stem))
-    data = path.with_suffix(".bin") if path.suffix == ".xml" else owner.with_name(owner.name + ".data")
+    data = path.with_suffix(".bin") if path.suffix in (".xml", ".param") else owner.with_name(owner.name + ".data")
     return (path, data) if data.is_file() else (path,)
 
 

@@ -107,6 +107,7 @@ class Manifest:
         files: every file of the bundle but the manifest.
         variants: precision -> graph key -> the graph's form for that precision; ``weights_bytes`` as stored. "int8":
             OpenVINO IR; "fp16": strongly typed ONNX with float32 inputs and outputs, and the graph ``step`` besides.
+            "ncnn": its own form, of the graphs that see the photo.
     """
 
     format: int = FORMAT

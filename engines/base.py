@@ -202,7 +202,8 @@ VARIANTS = ("int8", "fp16")  # precisions that have graphs of their own
 # What a precision asks of the machine.
 NEEDS = {
     "int8": "int8 needs the engine openvino and a bundle exported with dp-export --precision int8",
-    "bf16": "bf16 needs the engine openvino and a processor with AVX512-BF16, AMX-BF16 or AVX2-VNNI-2",
+    "bf16": "bf16 needs the engine openvino and a processor with AVX512-BF16, AMX-BF16 or AVX2-VNNI-2, or a bundle "
+    "exported with dp-export --engine ncnn",
     "fp16": "fp16 needs a GPU and a bundle exported with dp-export --engine onnxruntime-cuda, tensorrt-rtx or tensorrt",
 }
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diffplugin.bundle import Bundle
     from diffplugin.engines.base import EngineBuilder
 
-EngineName = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime"]
+EngineName = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime", "ncnn"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 # Name -> module, class, its arguments, and the kinds of devices that it runs on, its own first. ``auto`` looks at them
@@ -28,10 +28,12 @@ _BUILDERS: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
     "onnxruntime-cuda": ("diffplugin.engines.onnxruntime_cuda.builder", "OnnxRuntimeCudaBuilder", (), ("cuda",)),
     "openvino": ("diffplugin.engines.openvino.builder", "OpenVinoBuilder", (), ("cpu", "gpu", "npu")),
     "onnxruntime": ("diffplugin.engines.onnxruntime", "OnnxRuntimeBuilder", (), ("cpu",)),
+    "ncnn": ("diffplugin.engines.ncnn", "NcnnBuilder", (), ("cpu",)),
 }
 ENGINES = tuple(_BUILDERS)
 _ONNXRUNTIME_CUDA = "onnxruntime-cuda"
 _BUILT_AHEAD = ("tensorrt", "tensorrt-rtx")  # run no ONNX: ``auto`` looks at them where a bundle has their engines
+_OWN_FORM = "ncnn"  # ``auto`` looks at it where a bundle has its graphs, which variant is called as it is
 FULL = "fp32"
 ENTRY_POINTS = "diffplugin.engines"  # group under which other packages bring engines
 
@@ -90,8 +92,8 @@ def choose(
     ``auto``: TensorRT if ``bundle`` has engines of it and the machine has a GPU; else ONNX Runtime on an NVIDIA GPU if
     there is one that can hold ``bundle``, in float16 if ``bundle`` has graphs for it; else the first precision of
     ``prefer`` that an engine and ``bundle`` have; else OpenVINO if it is installed and a floating-point precision other
-    than fp32 is the fastest on this machine; else fp32 with ONNX Runtime, which is as fast as OpenVINO there, starts
-    faster and needs half the memory.
+    than fp32 is the fastest on this machine; else fp32: with ncnn, which is the fastest in it, if ``bundle`` has its
+    graphs; else with ONNX Runtime, which is as fast as OpenVINO there, starts faster and needs half the memory.
 
     Raises:
         EngineUnavailable: the requested engine or precision cannot run on this machine.
@@ -106,8 +108,9 @@ def choose(
         return on_gpu[0], _first(on_gpu[0], bundle), how
     wishes = tuple(prefer) if precision == "auto" else (precision,)
     for wish in wishes:
-        # of the others, where they tie, the last one is the lightest
-        for builder in (*on_gpu, *(b for b in reversed(builders) if b not in on_gpu)):
+        # in fp32 the last one is the fastest or the lightest; in others the first one that has it is the fastest
+        others = [b for b in (reversed(builders) if wish == FULL else builders) if b not in on_gpu]
+        for builder in (*on_gpu, *others):
             if wish in builder.precisions() and not _missing(builder, bundle, wish):
                 return builder, wish, "as asked" if precision != "auto" else f"this quality prefers {wish}"
     if precision != "auto":
@@ -126,8 +129,8 @@ def choose(
     for builder in builders:
         if (first := _first(builder, bundle)) != FULL:
             return builder, first, f"{first} is the fastest here"
-    others = [f"{b.name}: no faster in {FULL}" for b in builders[:-1]]
-    return builders[-1], FULL, "; ".join(others + faults) or "the only engine here"
+    slower = [f"{b.name}: no faster in {FULL}" for b in builders[:-1]]
+    return builders[-1], FULL, "; ".join(slower + faults) or "the only engine here"
 
 
 def choose_fallback(
@@ -172,8 +175,8 @@ def _looked_at(bundle: Bundle | None, device: Device | None) -> list[str]:
     """Engines that ``auto`` considers: those of the device; for a GPU, only those that may find a GPU or built
     engines.
     """
-    built = {entry.engine for entry in bundle.manifest.engines} if bundle else set()
-    names = [name for name in ENGINES if name not in _BUILT_AHEAD or name in built]
+    built = {entry.engine for entry in bundle.manifest.engines} | set(bundle.manifest.variants) if bundle else set()
+    names = [name for name in ENGINES if name not in (*_BUILT_AHEAD, _OWN_FORM) or name in built]
     if device is not None:
         return [name for name in names if device.kind in _BUILDERS[name][-1]]
     return [name for name in names if name != _ONNXRUNTIME_CUDA or nvidia_driver()]

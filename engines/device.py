@@ -149,6 +149,14 @@ class OwnMemory(Protocol):
         """
 
 
+@runtime_checkable
+class OwnShares(Protocol):
+    """An engine builder whose engines take another amount of memory than ONNX Runtime."""
+
+    def memory_shares(self, precision: str) -> tuple[float, float, float]:
+        """Memory of (weights, the UNet at work, the autoencoder at work), relative to float32 in ONNX Runtime."""
+
+
 def allocate(driver: Driver, stack: ExitStack, size: int) -> int:
     """Address of new memory that ``stack`` frees."""
     address = driver.malloc(size)

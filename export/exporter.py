@@ -15,6 +15,8 @@ import diffplugin
 from diffplugin.bundle import Bundle, graph_files, list_files, write_manifest
 from diffplugin.engines.base import BuildOptions
 from diffplugin.engines.choice import get_builder
+from diffplugin.engines.ncnn import VARIANT as NCNN
+from diffplugin.engines.ncnn import NcnnBuilder
 from diffplugin.engines.onnxruntime_cuda.variants import VARIANTS
 from diffplugin.errors import CheckpointError, MissingDependency, NotFinite
 from diffplugin.export.checkpoints import Checkpoint, check_checkpoint
@@ -23,6 +25,7 @@ from diffplugin.export.fp16.emulate import EmulatedFp16
 from diffplugin.export.fp16.variant import export_fp16
 from diffplugin.export.gate import compare_engines
 from diffplugin.export.graphs import graph_keys, module_for
+from diffplugin.export.ncnn import export_ncnn, pnnx_missing, proof_size
 from diffplugin.export.onnx import export_graph
 from diffplugin.export.parity import PHOTO_BUDGET, TENSOR_BUDGET, check, compare_graphs, compare_photo
 from diffplugin.export.prebuild import Log, Sizes, build_engines, checked_sizes, choose_builder
@@ -236,6 +239,8 @@ def export_bundle(
     builder, wanted, reason = choose_builder(engine, precision, options)
     if wanted == "int8" and (lacking := unavailable_reason()):
         raise MissingDependency(lacking)
+    if isinstance(builder, NcnnBuilder) and (lacking := pnnx_missing()):
+        raise MissingDependency(lacking)
     log(f"engine {builder.name} {wanted} ({reason})")
     with writing(out) as folder:
         write_tokenizer(checkpoint.tokenizer, folder / "tokenizer.json", dims.context)
@@ -251,6 +256,9 @@ def export_bundle(
             manifest = replace(manifest, variants={"int8": int8})
         elif isinstance(builder, EmulatedCuda):
             manifest = replace(manifest, variants={VARIANTS[wanted]: export_cuda(checkpoint, folder, wanted, log)})
+        elif isinstance(builder, NcnnBuilder):
+            manifest = replace(manifest, variants={NCNN: export_ncnn(checkpoint, folder, log)})
+            sizes = [*sizes, proof_size(dims.factor)]
         elif wanted == "fp16":
             manifest = replace(manifest, variants={"fp16": export_fp16(checkpoint, folder, log)})
         bundle = Bundle(folder, manifest)
@@ -259,7 +267,7 @@ def export_bundle(
             manifest = replace(manifest, parity=_validate(bundle, checkpoint, proof, wanted, log))
         engines = build_engines(bundle, builder, wanted, sizes, options, log)
         manifest = replace(manifest, engines=engines)
-        if validate and engines:
+        if validate and (engines or NCNN in manifest.variants):
             gate = compare_engines(Bundle(folder, manifest), checkpoint, builder, wanted, sizes, log)
             manifest = replace(manifest, parity={**manifest.parity, "engines": gate})
         write_manifest(folder, replace(manifest, files=list_files(folder)))

@@ -23,7 +23,7 @@ from diffplugin.runtime.photos.mask import Mask, MaskSource, as_mask
 from diffplugin.runtime.photos.pixels import working_size
 from diffplugin.runtime.photos.read import Photo, PhotoLike, photo_from
 from diffplugin.runtime.planning.concurrency import memory_share, restorations_at_once
-from diffplugin.runtime.planning.memory import Footprint
+from diffplugin.runtime.planning.memory import Footprint, memory_shares
 from diffplugin.runtime.planning.pieces import MAX_WHOLE_AREAS
 from diffplugin.runtime.planning.plan import Plan, Stage, chain_footprint, make_plan, plan_stages
 from diffplugin.runtime.planning.quality import EXACT, Quality
@@ -79,11 +79,12 @@ class Restorer:
         self._schedule = NoiseSchedule.from_config(bundle.manifest.scheduler)
         self.device: DeviceLoop | None = None
         cores = thread_count(threads)
+        stages, shares = plan_stages(list(self.cards), self.cards, quality), memory_shares(builder, precision)
         self.concurrency = restorations_at_once(
             concurrency,
             builder,
             cores=cores,
-            memory=chain_footprint(bundle.manifest, plan_stages(list(self.cards), self.cards, quality), precision),
+            memory=chain_footprint(bundle.manifest, stages, shares),
             piece=round(MAX_WHOLE_AREAS * self.dims.native_latent**2),
         )
         threads = max(1, cores // self.concurrency) if self.concurrency > 1 else threads
@@ -316,7 +317,7 @@ class Restorer:
         return plan if self.device is None else self.device.planned(plan)
 
     def _footprint(self, chain: Sequence[Stage]) -> Footprint:
-        memory = chain_footprint(self.bundle.manifest, chain, self.precision)
+        memory = chain_footprint(self.bundle.manifest, chain, memory_shares(self._pool.builder, self.precision))
         # of a device the free memory is its own; the picture stays with the host
         return memory if self.device is None else replace(memory, photo_per_latent_pixel=0)
 

@@ -116,7 +116,7 @@ PART_OF = {f"diffplugin.{name}": "contracts" for name in CONTRACTS} | {
 EXTRAS = {
     "runtime.photos": {"heif", "raw"},
     "command": {"completion"},
-    "engines": {"cpu", "openvino", "cuda"},
+    "engines": {"cpu", "ncnn", "openvino", "cuda"},
     "engines.tensorrt": {"tensorrt", "tensorrt-rtx"},
     "plugins.networks": {"export"},
     "plugins.native": {"export"},
@@ -124,7 +124,7 @@ EXTRAS = {
     "runtime.serve": {"serve"},
     "runtime.scale": {"scale"},
     "bundle": {"hub"},
-    "export": {"export", "quantize"},
+    "export": {"export", "ncnn-export", "quantize"},
     "export.checkpoints": {"export"},
     "export.fp16": {"cpu", "export"},
     "export.tools": {"export"},

@@ -8,10 +8,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diffplugin.control_groups import spare_memory
+from diffplugin.engines.device import OwnShares
 from diffplugin.spec import ModelDims
 
+if TYPE_CHECKING:
+    from diffplugin.engines.base import EngineBuilder
+
+Shares = tuple[float, float, float]  # of weights, UNet and autoencoder, relative to float32 in ONNX Runtime
+_VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 # Largest working memory of one graph run, bytes per latent pixel at SD 1.4's widths in float32, attention fused.
 UNET_BYTES = 130_000
 VAE_BYTES = 300_000
@@ -64,15 +71,22 @@ def kept_bytes(dims: ModelDims, *, deep: bool, residuals: bool) -> int:
     return 4 * (deep * dims.deep_channels + residuals * 5 * dims.residual_channels)
 
 
-def footprint(
-    dims: ModelDims, weights: Mapping[str, int], *, bytes_per_value: int = 4, kept: int = 0, picture: int = 0
-) -> Footprint:
-    """Estimate for the graphs in ``weights`` (graph key -> bytes of its weights as float32); ``kept``: of
-    :func:`kept_bytes`; ``picture``: of :data:`PHOTO_BYTES`.
+def memory_shares(builder: EngineBuilder, precision: str) -> Shares:
+    """The engine's own, else those of the precision's bytes."""
+    if isinstance(builder, OwnShares):
+        return builder.memory_shares(precision)
+    return (_VALUE_BYTES.get(precision, 4) / 4,) * 3
 
-    weights = their sum x bytes_per_value / 4
-    per_latent_pixel = bytes_per_value / 4
-        x max(UNET_BYTES x C / 320, VAE_BYTES x sqrt(decoder weights / SD 1.4's) x (factor / 8)^2)
+
+def footprint(
+    dims: ModelDims, weights: Mapping[str, int], *, shares: Shares = (1, 1, 1), kept: int = 0, picture: int = 0
+) -> Footprint:
+    """Estimate for the graphs in ``weights`` (graph key -> bytes of its weights as float32); ``shares``: of
+    :func:`memory_shares`; ``kept``: of :func:`kept_bytes`; ``picture``: of :data:`PHOTO_BYTES`.
+
+    weights = their sum x shares[0]
+    per_latent_pixel = max(UNET_BYTES x C / 320 x shares[1],
+        VAE_BYTES x sqrt(decoder weights / SD 1.4's) x (factor / 8)^2 x shares[2])
 
     C is the width of the UNet's first level. Graphs run one after another, so the largest counts. The constants were
     measured with ONNX Runtime at SD 1.4's widths: the decoder at 32 x 32 and 48 x 48 latent pixels took 200 and 275 kB
@@ -81,10 +95,9 @@ def footprint(
     unet = UNET_BYTES * dims.residual_channels / _SD_CHANNELS
     vae = VAE_BYTES * math.sqrt(weights.get("vae_decoder", _SD_DECODER) / _SD_DECODER)
     vae *= (dims.factor / 8) ** 2
-    share = bytes_per_value / 4
     return Footprint(
-        weights=round(sum(weights.values()) * share),
-        per_latent_pixel=round(max(unet, vae) * share),
+        weights=round(sum(weights.values()) * shares[0]),
+        per_latent_pixel=round(max(unet * shares[1], vae * shares[2])),
         kept_per_latent_pixel=kept,
         photo_per_latent_pixel=picture * dims.factor**2,
     )

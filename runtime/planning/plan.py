@@ -15,15 +15,12 @@ from diffplugin.runtime.photos.photo import MIN_SIDE
 from diffplugin.runtime.photos.pixels import as_released, working_size
 from diffplugin.runtime.planning.area import masked_area, touched_cells, whole_area
 from diffplugin.runtime.planning.engine_sizes import EngineSizes
-from diffplugin.runtime.planning.memory import CARRY_BYTES, PHOTO_BYTES, Footprint, footprint, kept_bytes
+from diffplugin.runtime.planning.memory import CARRY_BYTES, PHOTO_BYTES, Footprint, Shares, footprint, kept_bytes
 from diffplugin.runtime.planning.pieces import choose_pieces, engine_border, engine_pieces, estimate
 from diffplugin.runtime.planning.quality import EXACT, Quality
 from diffplugin.runtime.planning.tiles import Tile
 from diffplugin.runtime.sampling.samplers import max_steps
 from diffplugin.spec import ModelDims
-
-_VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
-
 
 Carry = Literal["picture", "change", "guided"]
 
@@ -185,7 +182,7 @@ def plan_stages(
     return tuple(stages)
 
 
-def chain_footprint(manifest: Manifest, chain: Sequence[Stage], precision: str) -> Footprint:
+def chain_footprint(manifest: Manifest, chain: Sequence[Stage], shares: Shares) -> Footprint:
     """Memory that a run of this chain needs beyond the engines that are already loaded."""
     deep = any(len(stage.full_steps) < stage.steps for stage in chain)
     shared = any(len(stage.scb_steps) < stage.steps for stage in chain)
@@ -194,8 +191,7 @@ def chain_footprint(manifest: Manifest, chain: Sequence[Stage], precision: str) 
     weights = {key: manifest.graphs[key].weights_bytes for key in keys}
     kept = kept_bytes(manifest.dims, deep=deep, residuals=shared)
     picture = max((PHOTO_BYTES[stage.output] for stage in chain), default=0)
-    share = _VALUE_BYTES.get(precision, 4)
-    return footprint(manifest.dims, weights, bytes_per_value=share, kept=kept, picture=picture)
+    return footprint(manifest.dims, weights, shares=shares, kept=kept, picture=picture)
 
 
 def make_plan(

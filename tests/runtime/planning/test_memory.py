@@ -17,7 +17,7 @@ from diffplugin.runtime.planning.memory import UNET_BYTES, VAE_BYTES, available_
 def test_footprint_of_stable_diffusion() -> None:
     made = footprint(DIMS, {"unet": 3_438_000_000, "vae_decoder": 198_000_000})
     assert made.weights == 3_636_000_000 and made.per_latent_pixel == max(UNET_BYTES, VAE_BYTES)
-    half = footprint(DIMS, {"unet": 3_438_000_000, "vae_decoder": 198_000_000}, bytes_per_value=2)
+    half = footprint(DIMS, {"unet": 3_438_000_000, "vae_decoder": 198_000_000}, shares=(0.5, 0.5, 0.5))
     assert half.weights * 2 == made.weights and half.per_latent_pixel * 2 == made.per_latent_pixel
     assert made.total(10) == made.weights + 10 * made.per_latent_pixel
 
@@ -31,7 +31,7 @@ def test_what_pieces_keep_between_steps_counts_for_all_of_them() -> None:
     assert kept_bytes(DIMS, deep=False, residuals=False) == 0
     assert kept_bytes(DIMS, deep=True, residuals=False) == 640 * 4
     assert kept_bytes(DIMS, deep=False, residuals=True) == 5 * 320 * 4
-    plain, keeping = (footprint(DIMS, {"unet": 4_000}, bytes_per_value=2, kept=kept) for kept in (0, 100))
+    plain, keeping = (footprint(DIMS, {"unet": 4_000}, shares=(0.5, 0.5, 0.5), kept=kept) for kept in (0, 100))
     assert plain.total(10, 30) == plain.total(10) and keeping.total(10, 30) == plain.total(10) + 3_000
     assert keeping.total(10) == plain.total(10) + 1_000, "one piece"
 

@@ -1,0 +1,147 @@
+"""ncnn on processors: Winograd convolutions in float32, or tensors stored as bfloat16.
+
+A bundle has its graphs in ncnn's own form besides (``dp-export --engine ncnn``): those that see the photo, where the
+time is spent. What belongs to the request (CLIP, the selector, the diagnosis, the TPB) has token ids and batches, which
+that form lacks, and runs in ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffplugin.engines.base import Engine, OnnxBuilder, check_names, check_precision, engine_threads, one_line
+from diffplugin.engines.onnxruntime import OnnxRuntimeBuilder
+from diffplugin.errors import EngineError, EngineNotLoaded, EngineUnavailable
+from diffplugin.spec import Array, GraphSpec
+
+if TYPE_CHECKING:
+    from diffplugin.bundle import Bundle
+
+NAME = "ncnn"
+VARIANT = "ncnn"  # the bundle's graphs in ncnn's form; they serve every precision
+_WAITING = "OMP_WAIT_POLICY"
+
+
+class NcnnEngine(Engine):
+    """One graph for all sizes. A run has an extractor of its own, so several threads may run one engine.
+
+    Args:
+        path: the graph's ``.param``; its ``.bin`` stands beside it.
+        precision: fp32, or bf16: weights and tensors are stored so, sums are float32.
+
+    Raises:
+        EngineNotLoaded: the files cannot be loaded.
+        BundleDamaged: their tensors do not match the contract.
+    """
+
+    name = NAME
+    parallel = True
+
+    def __init__(self, spec: GraphSpec, path: Path, threads: int, precision: str = "fp32") -> None:
+        super().__init__(spec, precision)
+        self._library = _import()
+        self._net: Any = self._library.Net()
+        options = self._net.opt
+        options.num_threads = threads
+        options.openmp_blocktime = 0
+        options.use_vulkan_compute = False
+        options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False
+        options.use_bf16_packed = options.use_bf16_storage = precision == "bf16"
+        if self._net.load_param(str(path)):
+            raise EngineNotLoaded(f"{path}: ncnn {self._library.__version__} cannot read it; export the bundle again")
+        outputs = [name for name in self._net.output_names() if not name.isdecimal()]  # numbers: not used by anything
+        check_names(spec, path, self._net.input_names(), outputs)
+        if self._net.load_model(str(path.with_suffix(".bin"))):
+            raise EngineNotLoaded(f"{path.with_suffix('.bin')}: ncnn cannot load these weights; export again")
+
+    def _run(self, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
+        made = [self._row(inputs, row) for row in range(sizes.get("n", 1))]
+        return {
+            t.name: np.stack([outputs[t.name] for outputs in (made if t.axes[0] == "n" else made[:1])])
+            for t in self.spec.outputs
+        }
+
+    def _row(self, inputs: Mapping[str, Array], row: int) -> dict[str, Any]:
+        """Outputs of one row of a batch, without its axis, which ncnn lacks."""
+        extractor = self._net.create_extractor()
+        kept = []  # ncnn reads arrays where they lie
+        for tensor in self.spec.inputs:
+            kept.append(np.ascontiguousarray(inputs[tensor.name][row if tensor.axes[0] == "n" else 0]))
+            extractor.input(tensor.name, self._library.Mat(kept[-1]))
+        outputs = {}
+        for tensor in self.spec.outputs:
+            fault, outputs[tensor.name] = extractor.extract(tensor.name)
+            if fault:
+                why = "memory is short; use a smaller --tile" if fault == -100 else f"its error {fault}"
+                raise EngineError(f"{self.spec.graph}: ncnn failed ({why})")
+        return outputs
+
+    def _release(self) -> None:
+        self._net.clear()
+        self._net = None
+
+
+def _import() -> Any:
+    """The library, whose threads wait without computing: those of OpenMP spin, which on two busy cores took 19 times
+    the processor time. OpenMP reads its setting while it is loaded; the user's own is kept."""
+    if NAME in sys.modules or _WAITING in os.environ:
+        import ncnn
+
+        return ncnn
+    os.environ[_WAITING] = "passive"
+    try:
+        import ncnn
+    finally:
+        del os.environ[_WAITING]
+    return ncnn
+
+
+class NcnnBuilder(OnnxBuilder):
+    name = NAME
+    concurrent = True
+
+    def unavailable_reason(self) -> str | None:
+        try:
+            _import()
+        except ImportError as error:
+            if isinstance(error, ModuleNotFoundError) and error.name == NAME:
+                return "not installed; pip install 'diffplugin[ncnn]'"
+            return f"the package ncnn cannot be imported ({one_line(error)}); pip install 'diffplugin[ncnn]'"
+        if reason := OnnxRuntimeBuilder().unavailable_reason():
+            return f"onnxruntime, which runs the request's graphs: {reason}"
+        return None
+
+    def version(self) -> str:
+        return str(_import().__version__)
+
+    def device(self) -> str:
+        return "cpu"
+
+    def precisions(self) -> tuple[str, ...]:
+        return ("fp32", "bf16")
+
+    def memory_shares(self, precision: str) -> tuple[float, float, float]:
+        """Measured on the embedded model at 544x544. Winograd convolutions keep transformed weights, float32 also for
+        bf16, and transform whole maps."""
+        return 3.0, 1.5, 3.0
+
+    def missing_variant(self, bundle: Bundle | None, precision: str) -> str | None:
+        if bundle is None or bundle.manifest.variants.get(VARIANT):
+            return None
+        return f"{bundle.path}: has no graphs for ncnn; export it with dp-export --engine ncnn"
+
+    def load(self, bundle: Bundle, key: str, *, precision: str, threads: int | None, cache: Path | None) -> Engine:
+        check_precision(self, precision)
+        if reason := self.missing_variant(bundle, precision):
+            raise EngineUnavailable(reason)
+        if key not in bundle.manifest.variants[VARIANT]:
+            return OnnxRuntimeBuilder().load(bundle, key, precision="fp32", threads=threads, cache=cache)
+        count = engine_threads(threads)
+        with bundle.reading(key, VARIANT) as path:
+            return NcnnEngine(bundle.spec(key), path, count, precision)
