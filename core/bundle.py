@@ -237,7 +237,7 @@ def graph_files(path: Path) -> tuple[Path, ...]:
     """
     owner = path.with_stem(WEIGHTS_OF.get(path.stem, path.stem))
     data = path.with_suffix(".bin") if path.suffix in (".xml", ".param") else owner.with_name(owner.name + ".data")
-    return (path, data) if data.is_file() else (path,)
+    return (path, data) if path.suffix == ".param" or data.is_file() else (path,)
 
 
 def list_files(folder: Path) -> dict[str, FileEntry]:

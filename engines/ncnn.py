@@ -55,8 +55,10 @@ class NcnnEngine(Engine):
         options.use_bf16_packed = options.use_bf16_storage = precision == "bf16"
         if self._net.load_param(str(path)):
             raise EngineNotLoaded(f"{path}: ncnn {self._library.__version__} cannot read it; export the bundle again")
-        outputs = [name for name in self._net.output_names() if not name.isdecimal()]  # numbers: not used by anything
-        check_names(spec, path, self._net.input_names(), outputs)
+        inputs = self._net.input_names()
+        # what no layer reads counts as an output: numbered parts of a split, and inputs that are not used
+        outputs = [name for name in self._net.output_names() if not name.isdecimal() and name not in inputs]
+        check_names(spec, path, inputs, outputs)
         if self._net.load_model(str(path.with_suffix(".bin"))):
             raise EngineNotLoaded(f"{path.with_suffix('.bin')}: ncnn cannot load these weights; export again")
 

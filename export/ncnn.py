@@ -77,9 +77,14 @@ def convert(module: nn.Module, spec: GraphSpec, path: Path, *, factor: int) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:  # pnnx writes seven files beside its source
         source, weights = Path(scratch) / "graph.pt", path.with_suffix(".bin")
-        shapes = [_trace(module, spec, source, sides, factor) for sides in _EXAMPLES]
+        examples = [_example(spec, sides, factor) for sides in _EXAMPLES]
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # sides that the tracer sees as numbers: pnnx finds them out
+            traced = torch.jit.trace(module, examples[0], check_trace=False)  # type: ignore[no-untyped-call]
+        traced.save(str(source))
+        one, other = (",".join(_described(tensor) for tensor in example) for example in examples)
         half = int(all(torch.equal(p, p.half().float()) for p in module.parameters() if p.dim() > 1))
-        command = [pnnx.EXEC_PATH, source.name, f"inputshape={shapes[1]}", f"inputshape2={shapes[0]}", f"fp16={half}"]
+        command = [pnnx.EXEC_PATH, source.name, f"inputshape={one}", f"inputshape2={other}", f"fp16={half}"]
         command += ["ncnnparam=made.param", f"ncnnbin={weights.resolve()}"]
         done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
         made = Path(scratch) / "made.param"
@@ -89,15 +94,15 @@ def convert(module: nn.Module, spec: GraphSpec, path: Path, *, factor: int) -> N
         path.write_text(_named(made.read_text(encoding="utf-8"), spec), encoding="utf-8")
 
 
-def _trace(module: nn.Module, spec: GraphSpec, path: Path, sides: tuple[int, int], factor: int) -> str:
-    """Trace ``module`` into ``path``; returns its inputs as pnnx takes them: ``[1,4,11,26]f32,...``."""
+def _example(spec: GraphSpec, sides: tuple[int, int], factor: int) -> tuple[Tensor, ...]:
     h, w = sides
     inputs = example_inputs(spec, {"h": h, "w": w, "H": h * factor, "W": w * factor, "n": 1})
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # sides that the tracer sees as numbers: pnnx finds them out
-        examples = tuple(torch.from_numpy(inputs[t.name]) for t in spec.inputs)
-        torch.jit.trace(module, examples, check_trace=False).save(str(path))  # type: ignore[no-untyped-call]
-    return ",".join(f"{list(inputs[t.name].shape)}{t.dtype}".replace(" ", "") for t in spec.inputs)
+    return tuple(torch.from_numpy(inputs[t.name]) for t in spec.inputs)
+
+
+def _described(tensor: Tensor) -> str:
+    """As pnnx takes it: ``[1,4,11,26]f32``."""
+    return f"[{','.join(map(str, tensor.shape))}]f32"
 
 
 def _named(param: str, spec: GraphSpec) -> str:

@@ -114,6 +114,23 @@ def half_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def ncnn_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model with its graphs for ncnn."""
+    pytest.importorskip("torch", reason="needs the extra [export]")
+    pytest.importorskip("ncnn", reason="needs the extra [ncnn]")
+    pytest.importorskip("pnnx", reason="needs the extra [ncnn-export]")
+    from diffplugin.bundle import write_manifest
+    from diffplugin.export.checkpoints import embedded_checkpoint
+    from diffplugin.export.ncnn import export_ncnn
+
+    out = tmp_path_factory.mktemp("ncnn") / "embedded"
+    shutil.copytree(default_bundle(), out)
+    variants = {"ncnn": export_ncnn(embedded_checkpoint([])[0], out, lambda line: None)}
+    write_manifest(out, replace(open_bundle(out).manifest, variants=variants, files=list_files(out)))
+    return out
+
+
+@pytest.fixture(scope="session")
 def cuda_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model with one plugin, derain, and its graphs for ONNX Runtime's CUDA provider: all in float16, in
     float32 all but the autoencoder's."""

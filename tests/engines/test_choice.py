@@ -13,13 +13,14 @@ import pytest
 from diffplugin.bundle import Bundle
 from diffplugin.engines import choice
 from diffplugin.engines.choice import ENGINES, choose, get_builder
+from diffplugin.engines.ncnn import NcnnBuilder
 from diffplugin.engines.onnxruntime import OnnxRuntimeBuilder
 from diffplugin.engines.openvino.builder import OpenVinoBuilder
 from diffplugin.engines.tensorrt.builder import TensorRtBuilder
 from diffplugin.errors import EngineUnavailable, RequestError
 from diffplugin.manifest import EngineEntry
 
-HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "transformers", "diffusers", "PIL", "tokenizers")
+HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "ncnn", "transformers", "diffusers", "PIL", "tokenizers")
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, *, openvino: tuple[str, ...] | None, onnxruntime: bool = True) -> None:
@@ -102,6 +103,9 @@ def test_an_engine_that_is_not_here_names_the_remedy(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "openvino", None)  # what an import finds where it is not installed
     with pytest.raises(EngineUnavailable, match=r"engine openvino: .*pip install 'diffplugin\[openvino\]'"):
         choose("openvino")
+    monkeypatch.setitem(sys.modules, "ncnn", None)
+    with pytest.raises(EngineUnavailable, match=r"engine ncnn: .*pip install 'diffplugin\[ncnn\]'"):
+        choose("ncnn")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(EngineUnavailable, match=r"engine onnxruntime: .*pip install 'diffplugin\[cpu\]'"):
         choose("onnxruntime")
@@ -119,7 +123,7 @@ def test_unknown_engine() -> None:
 def test_importing_costs_no_library() -> None:
     code = (
         "import diffplugin, diffplugin.bundle, diffplugin.engines.choice, diffplugin.engines.onnxruntime\n"
-        "import diffplugin.engines.openvino.builder, sys\n"
+        "import diffplugin.engines.openvino.builder, diffplugin.engines.ncnn, sys\n"
         f"print(*[name for name in {HEAVY} if name in sys.modules])"
     )
     root = Path(__file__).resolve().parents[2]
@@ -158,6 +162,30 @@ def test_a_gpu_is_taken_where_a_bundle_has_engines_for_it(monkeypatch: pytest.Mo
     assert taken(ready) == ("onnxruntime", "fp32")
     with pytest.raises(EngineUnavailable, match=r"tensorrt-rtx: there is no GPU here"):
         taken(ready, "fp16")
+
+
+def test_ncnn_is_taken_in_fp32_where_a_bundle_has_its_graphs(monkeypatch: pytest.MonkeyPatch, tiny: Any) -> None:
+    here: list[str | None] = [None]
+    monkeypatch.setattr(NcnnBuilder, "unavailable_reason", lambda self: here[0])
+    variants = {"ncnn": {"unet": tiny.bundle.manifest.graphs["unet"]}}
+    ready = replace(tiny.bundle, manifest=replace(tiny.bundle.manifest, variants=variants))
+
+    def taken(bundle: Bundle, precision: str = "auto", device: str = "auto") -> tuple[str, str]:
+        builder, used, _ = choose("auto", precision, bundle=bundle, device=device)
+        return builder.name, used
+
+    machine(monkeypatch, openvino=("fp32",))
+    assert taken(ready) == taken(ready, "fp32") == taken(ready, device="cpu") == ("ncnn", "fp32")
+    assert taken(ready, "bf16") == ("ncnn", "bf16")
+    assert taken(tiny.bundle) == ("onnxruntime", "fp32")
+    with pytest.raises(EngineUnavailable, match=r"bf16 needs .* or a bundle exported with dp-export --engine ncnn"):
+        taken(tiny.bundle, "bf16")
+    machine(monkeypatch, openvino=("bf16", "fp32"))
+    assert taken(ready) == taken(ready, "bf16") == ("openvino", "bf16"), "bf16 is the fastest there"
+    assert taken(ready, "fp32") == ("ncnn", "fp32")
+    here[0] = "not installed"
+    machine(monkeypatch, openvino=None)
+    assert taken(ready) == ("onnxruntime", "fp32") and "ncnn: not installed" in choose(bundle=ready)[2]
 
 
 # A device by name

@@ -79,12 +79,23 @@ def test_dp_infer_looks_nothing_up_and_writes_where_it_says(tmp_path: Path, engi
     assert list((tmp_path / "home").iterdir()) == []
 
 
+def test_ncnn_looks_nothing_up_and_installs_nothing(tmp_path: Path, ncnn_bundle: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    words = (str(PHOTO), "brighten this dark photo", "--size", "64", "--engine", "ncnn", "--bundle", str(ncnn_bundle))
+    seen = watch(tmp_path, "infer", *words, "-o", str(out / "made.png"))
+    assert seen.sockets == []
+    assert _outside(seen, out, tmp_path / "cache") == []
+    assert list((tmp_path / "home").iterdir()) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "more"),
     [
         ("onnxruntime", ()),
         ("openvino", ("--size", "64")),
+        ("ncnn", ("--size", "64")),
         ("openvino", ("--precision", "int8", "--size", "64")),
         ("tensorrt-rtx", ("--gpus", "sm_89", "--size", "64")),
     ],
@@ -92,7 +103,12 @@ def test_dp_infer_looks_nothing_up_and_writes_where_it_says(tmp_path: Path, engi
 def test_dp_export_looks_nothing_up_and_writes_where_it_says(
     tmp_path: Path, engine: str, more: tuple[str, ...]
 ) -> None:
-    for package in ("torch", engine.replace("-", "_"), *(["nncf"] if "int8" in more else [])):
+    for package in (
+        "torch",
+        engine.replace("-", "_"),
+        *(["nncf"] if "int8" in more else []),
+        *(["pnnx"] if engine == "ncnn" else []),
+    ):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs the package {package}")
     words = ("--plugin", "derain", "--engine", engine, "--out", str(tmp_path / "bundles" / "one"), *more)
