@@ -65,6 +65,8 @@ _ALL = (
     _ours("f32", "this project, OpenVINO, float32", "openvino", "fp32"),
     _ours("ort f32", "this project, ONNX Runtime, float32", "onnxruntime", "fp32"),
     _ours("ort f32 concurrent", "the same, as many pictures at once as cores", "onnxruntime", "fp32", concurrency=None),
+    _ours("ncnn f32", "this project, ncnn, float32; a bundle of dp-export --engine ncnn", "ncnn", "fp32"),
+    _ours("ncnn bf16", "the same, bfloat16", "ncnn", "bf16"),
     _ours("bf16", "this project, OpenVINO, bfloat16, quality=high", "openvino", "bf16", "high"),
     _ours("int8", "this project, OpenVINO, post-training int8, quality=high", "openvino", "int8", "high"),
     _ours("balanced", "int8 and quality=balanced", "openvino", "int8", "balanced"),

@@ -22,7 +22,7 @@ _FLAGS = (
     "amx_bf16",
     "amx_int8",
 )
-_PACKAGES = ("numpy", "openvino", "onnxruntime", "torch", "nncf")
+_PACKAGES = ("numpy", "openvino", "onnxruntime", "ncnn", "torch", "nncf")
 
 
 def environment() -> dict[str, str | int | float | list[str]]:

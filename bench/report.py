@@ -125,7 +125,9 @@ def markdown(result: Result, fidelity: Mapping[str, Mapping[str, float]] | None 
 def _environment(found: Mapping[str, Any]) -> str:
     flags = ", ".join(found.get("cpu_flags", ())) or "none of interest"
     packages = ", ".join(
-        f"{p} {found[p]}" for p in ("diffplugin", "numpy", "openvino", "onnxruntime", "torch", "nncf") if p in found
+        f"{p} {found[p]}"
+        for p in ("diffplugin", "numpy", "openvino", "onnxruntime", "ncnn", "torch", "nncf")
+        if p in found
     )
     return (
         f"{found['cpu']}, {found['cores']} cores ({flags}), {found.get('memory_gib', '?')} GiB; {found['system']}; "

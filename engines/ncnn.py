@@ -72,10 +72,10 @@ class NcnnEngine(Engine):
     def _row(self, inputs: Mapping[str, Array], row: int) -> dict[str, Any]:
         """Outputs of one row of a batch, without its axis, which ncnn lacks."""
         extractor = self._net.create_extractor()
-        kept = []  # ncnn reads arrays where they lie
         for tensor in self.spec.inputs:
-            kept.append(np.ascontiguousarray(inputs[tensor.name][row if tensor.axes[0] == "n" else 0]))
-            extractor.input(tensor.name, self._library.Mat(kept[-1]))
+            array = np.ascontiguousarray(inputs[tensor.name][row if tensor.axes[0] == "n" else 0])
+            # a copy: a first layer that works in place would write to the caller's array, or end the process
+            extractor.input(tensor.name, self._library.Mat(array).clone())
         outputs = {}
         for tensor in self.spec.outputs:
             fault, outputs[tensor.name] = extractor.extract(tensor.name)

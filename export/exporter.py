@@ -27,7 +27,7 @@ from diffplugin.export.gate import compare_engines
 from diffplugin.export.graphs import graph_keys, module_for
 from diffplugin.export.ncnn import export_ncnn, pnnx_missing, proof_size
 from diffplugin.export.onnx import export_graph
-from diffplugin.export.parity import PHOTO_BUDGET, TENSOR_BUDGET, check, compare_graphs, compare_photo
+from diffplugin.export.parity import PHOTO_BUDGET, check, compare_graphs, compare_photo, tensor_budget
 from diffplugin.export.prebuild import Log, Sizes, build_engines, checked_sizes, choose_builder
 from diffplugin.export.purpose import Kept, compare_purposes
 from diffplugin.export.quantize import (
@@ -178,7 +178,7 @@ def _validate(
     return {
         "engine": builder.name,
         "precision": precision,
-        "relative_error_budget": TENSOR_BUDGET[precision],
+        "relative_error_budget": tensor_budget(builder.name, precision),
         # rounded up to one digit: the last digits change with the processor, and a bundle should not
         "relative_error": {
             c.key: {name: float(f"{error:.0e}") for name, error in c.errors.items()} for c in comparisons

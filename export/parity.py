@@ -34,9 +34,16 @@ if TYPE_CHECKING:
 # int8 is judged by the picture: its graphs were held to a budget on calibration inputs (export.quantize), and the
 # latents drawn here are harsher.
 TENSOR_BUDGET = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2, "int8": 0.35}
+# ncnn sums a norm's squares in one float32 a lane: 8e-5 after the embedded encoder at 512x512, and more beyond.
+_OWN_BUDGET = {("ncnn", "fp32"): 5e-4}
 PHOTO_BUDGET = {"fp32": 70.0, "fp16": 40.0, "bf16": 35.0, "int8": 30.0}
 TIMESTEPS = (501, 101)  # of the SCB's comparison; the UNet's is the first
 LATENT_SIDE = 24  # of the picture that is used; not a multiple of 16, and quick at full width
+
+
+def tensor_budget(engine: str, precision: str) -> float:
+    """Largest relative error of one tensor: the engine's own, else the precision's."""
+    return _OWN_BUDGET.get((engine, precision), TENSOR_BUDGET[precision])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +129,7 @@ def compare_graphs(
         found = _run_once(builder, bundle, key, precision, inputs)
         chain.learn(expected)
         errors = {name: relative_error(found[name], value) for name, value in expected.items()}
-        made = Comparison(key=key, errors=errors, budget=TENSOR_BUDGET[precision])
+        made = Comparison(key=key, errors=errors, budget=tensor_budget(builder.name, precision))
         if precision == "fp16" and not made.within:
             file = bundle.graph_file(
                 key, builder.variant(precision) if isinstance(builder, EmulatedFp16) else precision

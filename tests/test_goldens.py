@@ -7,9 +7,11 @@ scores. The pictures go through the whole restorer: files, sizes, CLIP's view, n
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
@@ -17,28 +19,39 @@ from PIL import Image
 
 import diffplugin
 from diffplugin.bench.goldens import distance
-from diffplugin.bundle import open_bundle
+from diffplugin.bundle import list_files, open_bundle, write_manifest
 from diffplugin.engines.choice import EngineName
 from diffplugin.export.measures import psnr
 from diffplugin.runtime.restorer import Restorer
 from diffplugin.spec import Array
 
+if TYPE_CHECKING:
+    from diffplugin.export.checkpoints import Checkpoint
+
 # (largest relative error of a tensor, smallest PSNR in dB)
-TOLERANCE = {"reference": (1e-5, 80.0), "onnxruntime": (1e-4, 70.0), "openvino": (1e-4, 70.0)}
+TOLERANCE = {"reference": (1e-5, 80.0), "onnxruntime": (1e-4, 70.0), "openvino": (1e-4, 70.0), "ncnn": (1e-4, 70.0)}
 SCORES = 1e-4
 slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def restorers(oracle: Path, oracle_bundle: Path) -> Iterator[Callable[[str], Restorer]]:
+def restorers(
+    oracle: Path, oracle_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Restorer]]:
     """The oracle's model by engine, each loaded once."""
     loaded: dict[str, Restorer] = {}
 
     def get(engine: str) -> Restorer:
         if engine not in loaded:
             known = cast(EngineName, engine)
-            made = _reference(oracle, oracle_bundle) if engine == "reference" else _engine(oracle_bundle, known)
-            loaded[engine] = made
+            if engine == "reference":
+                loaded[engine] = _reference(oracle, oracle_bundle)
+            elif engine == "ncnn":
+                loaded[engine] = _engine(
+                    _with_ncnn(oracle, oracle_bundle, tmp_path_factory.mktemp("ncnn") / "b"), known
+                )
+            else:
+                loaded[engine] = _engine(oracle_bundle, known)
         return loaded[engine]
 
     yield get
@@ -52,13 +65,29 @@ def _engine(bundle: Path, engine: EngineName) -> Restorer:
     return diffplugin.load(bundle, engine=engine, precision="fp32")
 
 
-def _reference(oracle: Path, bundle: Path) -> Restorer:
+def _with_ncnn(oracle: Path, bundle: Path, out: Path) -> Path:
+    """The bundle with graphs for ncnn besides."""
+    pytest.importorskip("ncnn", reason="needs the extra [ncnn]")
+    pytest.importorskip("pnnx", reason="needs the extra [ncnn-export]")
+    from diffplugin.export.ncnn import export_ncnn
+
+    shutil.copytree(bundle, out)
+    variants = {"ncnn": export_ncnn(_checkpoint(oracle), out, lambda line: None)}
+    write_manifest(out, replace(open_bundle(out).manifest, variants=variants, files=list_files(out)))
+    return out
+
+
+def _checkpoint(oracle: Path) -> Checkpoint:
     from diffplugin.export.checkpoints import find
-    from diffplugin.export.reference import ReferenceBuilder
 
     root = oracle / "checkpoint"
-    checkpoint = find(root / "stable-diffusion", root / "clip", root / "pre-trained")
-    return Restorer(open_bundle(bundle), ReferenceBuilder(checkpoint), "fp32")
+    return find(root / "stable-diffusion", root / "clip", root / "pre-trained")
+
+
+def _reference(oracle: Path, bundle: Path) -> Restorer:
+    from diffplugin.export.reference import ReferenceBuilder
+
+    return Restorer(open_bundle(bundle), ReferenceBuilder(_checkpoint(oracle)), "fp32")
 
 
 def _each(*quick_engines: str) -> list[object]:

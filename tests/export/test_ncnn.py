@@ -19,7 +19,7 @@ from diffplugin.bundle import open_bundle
 from diffplugin.engines.ncnn import NcnnEngine
 from diffplugin.errors import EngineError, MissingDependency, ParityError
 from diffplugin.export import ncnn
-from diffplugin.export.checkpoints import embedded_checkpoint
+from diffplugin.export.checkpoints import embedded_checkpoint, find
 from diffplugin.export.exporter import export_bundle
 from diffplugin.export.graphs import module_for
 from diffplugin.export.maintenance import verify
@@ -65,6 +65,22 @@ def test_weights_that_float16_cannot_hold_stay_float32(decoder: Decoder, ncnn_bu
     assert relative_error(made, expected) < 3e-5
 
 
+def test_the_released_layouts_decoder(oracle: Path, tmp_path: Path) -> None:
+    """Self-attention over all pixels, which the embedded decoder lacks, and a first layer that works in place."""
+    root = oracle / "checkpoint"
+    checkpoint = find(root / "stable-diffusion", root / "clip", root / "pre-trained", ["derain"])
+    spec, module = graph_specs(checkpoint.dims)["vae_decoder"], module_for(checkpoint, "vae_decoder")
+    ncnn.convert(module, spec, tmp_path / "graph.param", factor=checkpoint.dims.factor)
+    engine = NcnnEngine(spec, tmp_path / "graph.param", 1)
+    for h, w in ((8, 8), (9, 14)):
+        given = example_inputs(spec, {"h": h, "w": w})
+        before = given["latents"].copy()
+        with torch.inference_mode():
+            expected = module(torch.from_numpy(given["latents"])).numpy()
+        assert relative_error(engine.run(given)["image"], expected) < 3e-5
+        np.testing.assert_array_equal(given["latents"], before)
+
+
 def test_an_attention_that_adds_nothing_computes_nothing(ncnn_bundle: Path) -> None:
     """The embedded UNet's middle block has one self-attention whose output weights are zero."""
     text = (ncnn_bundle / "ncnn/unet.param").read_text()
@@ -106,7 +122,7 @@ def test_an_export_proves_its_graphs_at_three_sizes(tmp_path: Path) -> None:
     assert set(manifest.variants["ncnn"]) == {"vae_encoder", "unet", "unet_shallow", "vae_decoder", "scb/derain"}
     assert verify(made) == [] and "ncnn/unet.bin" in manifest.files
     assert manifest.parity["engine"] == "ncnn" and manifest.parity["engines"]["compared"]
-    assert manifest.parity["engines"]["largest_relative_error"] <= 1e-4
+    assert manifest.parity["engines"]["largest_relative_error"] <= manifest.parity["relative_error_budget"] == 5e-4
     assert sum(line.startswith("engine of unet ") for line in lines) == 2, lines
 
 
