@@ -4,7 +4,7 @@
     tokenizer.json
     onnx/<graph>.onnx[.data]             shared graphs
     int8/, fp16/                         the same graphs in other precisions
-    ncnn/                                those that see the photo, in ncnn's form
+    ncnn-VERSION/                        those that see the photo, in ncnn's form
     plugins/<id>/{card.toml,tpb.onnx,scb.onnx}
     engines/<fingerprint>/               built ahead of time; refused on any other machine
 

@@ -129,8 +129,9 @@ def choose(
     for builder in builders:
         if (first := _first(builder, bundle)) != FULL:
             return builder, first, f"{first} is the fastest here"
-    slower = [f"{b.name}: no faster in {FULL}" for b in builders[:-1]]
-    return builders[-1], FULL, "; ".join(slower + faults) or "the only engine here"
+    faults += [f"{b.name}: {reason}" for b in builders if (reason := _missing(b, bundle, FULL))]
+    *slower, best = [b for b in builders if not _missing(b, bundle, FULL)] or builders
+    return best, FULL, "; ".join([f"{b.name}: no faster in {FULL}" for b in slower] + faults) or "the only engine here"
 
 
 def choose_fallback(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from diffplugin.bundle import graph_files
-from diffplugin.engines.ncnn import VARIANT
+from diffplugin.engines.ncnn import folder_name
 from diffplugin.errors import EngineError
 from diffplugin.export.graphs import graph_keys, kind_of, module_for
 from diffplugin.export.onnx import example_inputs
@@ -47,7 +47,7 @@ def proof_size(factor: int) -> tuple[Range, Range]:
 
 
 def export_ncnn(checkpoint: Checkpoint, folder: Path, log: Callable[[str], None]) -> dict[str, GraphEntry]:
-    """Write ``ncnn/`` below a bundle's folder: graphs of :data:`KINDS`, one network in memory at a time.
+    """Write ``ncnn-VERSION/`` below a bundle's folder: graphs of :data:`KINDS`, one network in memory at a time.
 
     Raises:
         EngineError: pnnx cannot convert a graph.
@@ -56,7 +56,7 @@ def export_ncnn(checkpoint: Checkpoint, folder: Path, log: Callable[[str], None]
     for key in graph_keys(checkpoint):
         if (kind := kind_of(key)) in KINDS:
             log(f"ncnn {key}")
-            module, path = module_for(checkpoint, key), folder / VARIANT / f"{key}.param"
+            module, path = module_for(checkpoint, key), folder / folder_name() / f"{key}.param"
             convert(module, specs[kind], path, factor=checkpoint.dims.factor)
             weights = sum(p.numel() * 4 for p in module.parameters())
             name = path.relative_to(folder).as_posix()

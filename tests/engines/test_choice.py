@@ -167,7 +167,8 @@ def test_a_gpu_is_taken_where_a_bundle_has_engines_for_it(monkeypatch: pytest.Mo
 def test_ncnn_is_taken_in_fp32_where_a_bundle_has_its_graphs(monkeypatch: pytest.MonkeyPatch, tiny: Any) -> None:
     here: list[str | None] = [None]
     monkeypatch.setattr(NcnnBuilder, "unavailable_reason", lambda self: here[0])
-    variants = {"ncnn": {"unet": tiny.bundle.manifest.graphs["unet"]}}
+    monkeypatch.setattr(NcnnBuilder, "version", lambda self: "1.0")
+    variants = {"ncnn": {"unet": replace(tiny.bundle.manifest.graphs["unet"], file="ncnn-1.0/unet.param")}}
     ready = replace(tiny.bundle, manifest=replace(tiny.bundle.manifest, variants=variants))
 
     def taken(bundle: Bundle, precision: str = "auto", device: str = "auto") -> tuple[str, str]:

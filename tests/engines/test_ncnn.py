@@ -18,8 +18,10 @@ pytest.importorskip("ncnn", reason="needs the extra [ncnn]")
 
 import diffplugin
 from diffplugin.bundle import Bundle, default_bundle, open_bundle
-from diffplugin.engines.ncnn import NcnnBuilder, NcnnEngine
+from diffplugin.engines.choice import choose
+from diffplugin.engines.ncnn import NcnnBuilder, NcnnEngine, folder_name
 from diffplugin.engines.onnxruntime import OnnxRuntimeBuilder, OnnxRuntimeEngine
+from diffplugin.engines.openvino import OpenVinoBuilder
 from diffplugin.errors import BundleDamaged, EngineError, EngineNotLoaded, EngineUnavailable, RequestError
 from diffplugin.export.measures import psnr, relative_error
 from diffplugin.export.onnx import example_inputs
@@ -155,10 +157,23 @@ def test_a_bundle_without_its_graphs_names_the_export() -> None:
         load(open_bundle(default_bundle()), "unet")
 
 
+def test_an_older_library_than_the_bundles_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ncnn 1.0.20260526 loads graphs of 1.0.20261020 and computes them wrongly."""
+    monkeypatch.setattr(NcnnBuilder, "version", lambda self: "1.0.20260526")
+    said = r"has graphs of ncnn 1\.0\.\d+, which 1\.0\.20260526 may compute wrongly; pip install -U"
+    with pytest.raises(EngineUnavailable, match=said):
+        load(bundle, "unet")
+    builder, precision, reason = choose("auto", "fp32", bundle=bundle)
+    assert (builder.name, precision) == ("onnxruntime", "fp32")
+    monkeypatch.setattr(OpenVinoBuilder, "unavailable_reason", lambda self: "not here")
+    builder, precision, reason = choose(bundle=bundle, device="cpu")
+    assert (builder.name, precision) == ("onnxruntime", "fp32") and "may compute wrongly" in reason
+
+
 @pytest.mark.parametrize("name", ["vae_decoder.bin", "vae_decoder.param"])
 def test_a_damaged_file_is_refused(ncnn_bundle: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(ncnn_bundle, tmp_path / "bundle")
-    path = tmp_path / "bundle" / "ncnn" / name
+    path = tmp_path / "bundle" / folder_name() / name
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(BundleDamaged, match=rf"{name}: contents changed") as caught:
         load(open_bundle(tmp_path / "bundle"), "vae_decoder")
@@ -170,7 +185,7 @@ def test_a_damaged_file_is_refused(ncnn_bundle: Path, tmp_path: Path, name: str)
 
 def test_files_that_the_library_cannot_read(bundle: Bundle, ncnn_bundle: Path, tmp_path: Path) -> None:
     """As in a bundle that was written wrong: hashes fit, contents do not."""
-    spec, source = bundle.spec("unet_shallow"), ncnn_bundle / "ncnn"
+    spec, source = bundle.spec("unet_shallow"), ncnn_bundle / folder_name()
     text, weights = (source / "unet_shallow.param").read_text(), (source / "unet_shallow.bin").read_bytes()
     other = (source / "vae_decoder.param").read_text()
     cases: tuple[tuple[str, bytes, type[Exception], str], ...] = (

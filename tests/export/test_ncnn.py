@@ -16,7 +16,7 @@ import pnnx
 import torch
 
 from diffplugin.bundle import open_bundle
-from diffplugin.engines.ncnn import NcnnEngine
+from diffplugin.engines.ncnn import NcnnEngine, folder_name
 from diffplugin.errors import EngineError, MissingDependency, ParityError
 from diffplugin.export import ncnn
 from diffplugin.export.checkpoints import embedded_checkpoint, find
@@ -44,7 +44,7 @@ def test_the_same_network_gives_the_same_files(decoder: Decoder, ncnn_bundle: Pa
     ncnn.convert(module, spec, tmp_path / "vae_decoder.param", factor=factor)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["vae_decoder.bin", "vae_decoder.param"]
     for path in tmp_path.iterdir():
-        assert path.read_bytes() == (ncnn_bundle / "ncnn" / path.name).read_bytes(), path.name
+        assert path.read_bytes() == (ncnn_bundle / folder_name() / path.name).read_bytes(), path.name
     text = (tmp_path / "vae_decoder.param").read_text()
     assert "Input latents 0 1 latents" in text and str(tmp_path) not in text
 
@@ -56,7 +56,7 @@ def test_weights_that_float16_cannot_hold_stay_float32(decoder: Decoder, ncnn_bu
         for p in finer.parameters():
             p.mul_(1.0001)
     ncnn.convert(finer, spec, tmp_path / "finer.param", factor=factor)
-    sizes = [path.stat().st_size for path in (ncnn_bundle / "ncnn/vae_decoder.bin", tmp_path / "finer.bin")]
+    sizes = [path.stat().st_size for path in (ncnn_bundle / folder_name() / "vae_decoder.bin", tmp_path / "finer.bin")]
     assert 1.9 * sizes[0] < sizes[1] < 2.1 * sizes[0], sizes
     given = example_inputs(spec, {"h": 9, "w": 14})
     made = NcnnEngine(spec, tmp_path / "finer.param", 1).run(given)["image"]
@@ -83,7 +83,7 @@ def test_the_released_layouts_decoder(oracle: Path, tmp_path: Path) -> None:
 
 def test_an_attention_that_adds_nothing_computes_nothing(ncnn_bundle: Path) -> None:
     """The embedded UNet's middle block has one self-attention whose output weights are zero."""
-    text = (ncnn_bundle / "ncnn/unet.param").read_text()
+    text = (ncnn_bundle / folder_name() / "unet.param").read_text()
     blocks = module_for(embedded_checkpoint([])[0], "unet")
     attentions = [m for m in blocks.modules() if isinstance(m, Attention)]
     silent = [m for m in attentions if not any(p.any() for p in m.to_out.parameters())]
@@ -120,7 +120,7 @@ def test_an_export_proves_its_graphs_at_three_sizes(tmp_path: Path) -> None:
     made = _export(tmp_path / "bundle", lines)
     manifest = open_bundle(made).manifest
     assert set(manifest.variants["ncnn"]) == {"vae_encoder", "unet", "unet_shallow", "vae_decoder", "scb/derain"}
-    assert verify(made) == [] and "ncnn/unet.bin" in manifest.files
+    assert verify(made) == [] and f"{folder_name()}/unet.bin" in manifest.files
     assert manifest.parity["engine"] == "ncnn" and manifest.parity["engines"]["compared"]
     assert manifest.parity["engines"]["largest_relative_error"] <= manifest.parity["relative_error_budget"] == 5e-4
     assert sum(line.startswith("engine of unet ") for line in lines) == 2, lines
