@@ -75,8 +75,8 @@ def convert(module: nn.Module, spec: GraphSpec, path: Path, *, factor: int) -> N
 
     _silence_zeros(module)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:  # pnnx writes seven files beside its source
-        source, weights = Path(scratch) / "graph.pt", path.with_suffix(".bin")
+    with tempfile.TemporaryDirectory(dir=path.parent.resolve()) as scratch:  # pnnx writes files beside its source
+        source, made, weights = Path(scratch) / "graph.pt", Path(scratch) / "made.param", path.with_suffix(".bin")
         examples = [_example(spec, sides, factor) for sides in _EXAMPLES]
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # sides that the tracer sees as numbers: pnnx finds them out
@@ -84,10 +84,9 @@ def convert(module: nn.Module, spec: GraphSpec, path: Path, *, factor: int) -> N
         traced.save(str(source))
         one, other = (",".join(_described(tensor) for tensor in example) for example in examples)
         half = int(all(torch.equal(p, p.half().float()) for p in module.parameters() if p.dim() > 1))
-        command = [pnnx.EXEC_PATH, source.name, f"inputshape={one}", f"inputshape2={other}", f"fp16={half}"]
-        command += ["ncnnparam=made.param", f"ncnnbin={weights.resolve()}"]
+        command = [pnnx.EXEC_PATH, str(source), f"inputshape={one}", f"inputshape2={other}", f"fp16={half}"]
+        command += [f"ncnnparam={made}", f"ncnnbin={weights.resolve()}"]
         done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
-        made = Path(scratch) / "made.param"
         if done.returncode or not made.is_file() or not weights.is_file():
             said = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
             raise EngineError(f"{spec.graph}: pnnx cannot convert it (exit code {done.returncode}; {said[-1]})")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from diffplugin.export.checkpoints import Checkpoint
 
 # (largest relative error of a tensor, smallest PSNR in dB)
-TOLERANCE = {"reference": (1e-5, 80.0), "onnxruntime": (1e-4, 70.0), "openvino": (1e-4, 70.0), "ncnn": (1e-4, 70.0)}
+TOLERANCE = {"reference": (1e-5, 80.0), "onnxruntime": (1e-4, 70.0), "openvino": (1e-4, 70.0), "ncnn": (5e-4, 70.0)}
 SCORES = 1e-4
 slow = pytest.mark.slow
 
