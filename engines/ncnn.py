@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffplugin.engines.base import Engine, OnnxBuilder, check_names, check_precision, engine_threads, one_line
+from diffplugin.engines.base import Engine, OnnxBuilder, check_names, check_precision, one_line
 from diffplugin.engines.onnxruntime import OnnxRuntimeBuilder
+from diffplugin.engines.threads import engine_threads
 from diffplugin.errors import EngineError, EngineNotLoaded, EngineUnavailable
 from diffplugin.spec import Array, GraphSpec
 

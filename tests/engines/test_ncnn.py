@@ -21,7 +21,7 @@ from diffplugin.bundle import Bundle, default_bundle, open_bundle
 from diffplugin.engines.choice import choose
 from diffplugin.engines.ncnn import NcnnBuilder, NcnnEngine, folder_name
 from diffplugin.engines.onnxruntime import OnnxRuntimeBuilder, OnnxRuntimeEngine
-from diffplugin.engines.openvino import OpenVinoBuilder
+from diffplugin.engines.openvino.builder import OpenVinoBuilder
 from diffplugin.errors import BundleDamaged, EngineError, EngineNotLoaded, EngineUnavailable, RequestError
 from diffplugin.export.measures import psnr, relative_error
 from diffplugin.export.onnx import example_inputs
