@@ -58,8 +58,9 @@ def watch(tmp_path: Path, name: str, *words: str, **environment: str) -> Seen:
 
 def _written(calls: list[str], folder: Path) -> set[Path]:
     writing = [call for call in calls if _WRITES.search(call) and not call.startswith(("---", "+++"))]
-    names = [name for call in writing for name in re.findall(r'"([^"]+)"', call)]
-    return {folder / name for name in names if not name.startswith(_DEVICES)}
+    # a name may be relative to an open folder, which strace writes before it: unlinkat(3</tmp/x>, "graph.pt", 0)
+    found = [pair for call in writing for pair in re.findall(r'(?:<([^<>]+)>, )?"([^"]+)"', call)]
+    return {folder / base / name for base, name in found if not name.startswith(_DEVICES)}
 
 
 def _outside(seen: Seen, *allowed: Path) -> list[Path]:
