@@ -274,7 +274,7 @@ def test_an_acceptance_run_from_a_prepared_folder(standin: dict[str, str], tmp_p
     done = subprocess.run(
         [*command, "--out", str(out), "--rounds", "1"], env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1 and "not accepted" in done.stdout, done.stderr[-3000:]
+    assert done.returncode == 1 and "Not accepted" in done.stdout, done.stderr[-3000:]
     parts = json.loads((out / "acceptance.json").read_text())["parts"]
     assert len(parts) == 14 and not [part for part in parts if part["model"] != "card" and "error" in part], parts
     replays = [part for part in parts if part["part"] == "replay"]
