@@ -92,8 +92,8 @@ def choose(
     ``auto``: TensorRT if ``bundle`` has engines of it and the machine has a GPU; else ONNX Runtime on an NVIDIA GPU if
     there is one that can hold ``bundle``, in float16 if ``bundle`` has graphs for it; else the first precision of
     ``prefer`` that an engine and ``bundle`` have; else OpenVINO if it is installed and a floating-point precision other
-    than fp32 is the fastest on this machine; else fp32: with ncnn, which is the fastest in it, if ``bundle`` has its
-    graphs; else with ONNX Runtime, which is as fast as OpenVINO there, starts faster and needs half the memory.
+    than fp32 is the fastest on this machine; else fp32: with ncnn if ``bundle`` was exported for it; else with ONNX
+    Runtime, which is as fast as OpenVINO there, starts faster and needs half the memory.
 
     Raises:
         EngineUnavailable: the requested engine or precision cannot run on this machine.
@@ -108,7 +108,7 @@ def choose(
         return on_gpu[0], _first(on_gpu[0], bundle), how
     wishes = tuple(prefer) if precision == "auto" else (precision,)
     for wish in wishes:
-        # in fp32 the last one is the fastest or the lightest; in others the first one that has it is the fastest
+        # in fp32 the last one is what the bundle was exported for, or the lightest; else the first one is the fastest
         others = [b for b in (reversed(builders) if wish == FULL else builders) if b not in on_gpu]
         for builder in (*on_gpu, *others):
             if wish in builder.precisions() and not _missing(builder, bundle, wish):

@@ -152,10 +152,10 @@ class NcnnBuilder(OnnxBuilder):
         graphs = bundle.manifest.variants.get(VARIANT)
         if not graphs:
             return f"{bundle.path}: has no graphs for ncnn; export it with dp-export --engine ncnn"
-        made = {graph.file.partition("/")[0].removeprefix(f"{NAME}-") for graph in graphs.values()}
-        if _numbers(self.version()) < max(map(_numbers, made)):
+        made = max((graph.file.partition("/")[0].removeprefix(f"{NAME}-") for graph in graphs.values()), key=_numbers)
+        if _numbers(self.version()) < _numbers(made):
             return (
-                f"{bundle.path}: has graphs of ncnn {max(made)}, which {self.version()} may compute wrongly; "
+                f"{bundle.path}: has graphs of ncnn {made}, which {self.version()} may compute wrongly; "
                 "pip install -U 'diffplugin[ncnn]', or export it here with dp-export --engine ncnn"
             )
         return None

@@ -28,7 +28,8 @@ MAX_BYTES = 2**16  # of a card; the shipped ones have less than 1 kB
 LAST = 1000  # order of a card that names none: after the shipped ones
 NULL = "null"  # the selector's name for "no plugin"; no plugin may take it
 _LARGEST = {"first_t": TRAIN_STEPS - 1} | dict.fromkeys(("renoise_from_t", "steps_first", "steps_chained"), TRAIN_STEPS)
-_LARGEST |= dict.fromkeys(("coring", "coring_peak"), 255)
+_CORING = ("coring", "coring_peak")
+_LARGEST |= dict.fromkeys(_CORING, 255)
 _SIZES = ("work_size", "piece_size")
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _TYPES: dict[str, type] = {
@@ -37,8 +38,7 @@ _TYPES: dict[str, type] = {
     **dict.fromkeys(
         ("order", "work_size", "piece_size", "first_t", "renoise_from_t", "steps_first", "steps_chained"), int
     ),
-    "coring": int,
-    "coring_peak": int,
+    **dict.fromkeys(_CORING, int),
     "colour": bool,
     "guided": bool,
 }
@@ -159,7 +159,7 @@ def _faults(values: Mapping[str, Any]) -> list[str]:
         faults.append(f'renoise_from_t has no meaning with start = "{values["start"]}": leave it out')
     if values.get("start") == "noise" and values.get("first_t", TRAIN_STEPS - 1) != TRAIN_STEPS - 1:
         faults.append(f'first_t is {values["first_t"]}, but start = "noise" starts at {TRAIN_STEPS - 1}: leave it out')
-    for name in ("coring", "coring_peak"):
+    for name in _CORING:
         if values.get(name) and values.get("output") != "residual":
             faults.append(f'{name} has a meaning with output = "residual" alone: leave it out')
     return faults
@@ -167,7 +167,7 @@ def _faults(values: Mapping[str, Any]) -> list[str]:
 
 def _value_faults(name: str, value: Any) -> list[str]:
     choices = {"start": get_args(Start), "output": get_args(Output)}.get(name)
-    least = 0 if name in ("renoise_from_t", "coring", "coring_peak") else 1
+    least = 0 if name in ("renoise_from_t", *_CORING) else 1
     if name == "id" and (not _ID.fullmatch(value) or value == NULL):
         return [f"id is {value!r}, expected lower-case letters, digits, - and _ (and not {NULL!r})"]
     if choices and value not in choices:
@@ -185,7 +185,7 @@ def card_to_toml(card: PluginCard) -> str:
     """``card`` as TOML text that :func:`parse_card` reads back as the same card."""
     lines = []
     for name, value in asdict(card).items():
-        unset = name in ("coring", "coring_peak", *_SIZES) and not value
+        unset = name in (*_CORING, *_SIZES) and not value
         if unset or value is False or (name == "renoise_from_t" and card.start != "noised_input"):
             continue
         text = f"[{', '.join(map(_toml, value))}]" if isinstance(value, tuple) else _toml(value)

@@ -42,7 +42,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("contracts", "plugins", "engines"),
         *("runtime.options", "runtime.photos", "runtime.sampling"),
     },
-    "runtime.execution": {"contracts", "bundle", "engines", "runtime.planning", "runtime.sampling"},
+    "runtime.execution": {
+        *("contracts", "bundle", "engines", "runtime.photos", "runtime.planning", "runtime.sampling"),
+    },
     "runtime.request": {"contracts", "plugins", "runtime.execution", "runtime.photos"},
     "runtime": {
         *("contracts", "bundle", "plugins", "engines", "runtime.options", "runtime.photos", "runtime.planning"),
@@ -54,14 +56,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("runtime.options", "runtime.photos", "runtime.planning", "runtime.request"),
     },
     "runtime.triton": {
-        "contracts",
-        "bundle",
-        "engines",
-        "package",
-        "runtime.options",
-        "runtime",
-        "runtime.photos",
-        "runtime.planning",
+        *("contracts", "bundle", "engines", "package"),
+        *("runtime", "runtime.options", "runtime.photos", "runtime.planning"),
     },
     "command": {"contracts", "package"},
     "runtime.serve": {"contracts", "bundle", "plugins", "engines", "package", "command", "runtime", "runtime.*"},
@@ -99,15 +95,8 @@ PART_OF = {f"diffplugin.{name}": "contracts" for name in CONTRACTS} | {
     **{
         f"diffplugin.export.{name}": "export.tools"
         for name in (
-            "embedded",
-            "measures",
-            "onnx",
-            "reading",
-            "simplify",
-            "step",
-            "tokenizer",
-            "writing",
-            "written_out",
+            *("embedded", "measures", "onnx", "reading", "simplify"),
+            *("step", "tokenizer", "writing", "written_out"),
         )
     },
 }

@@ -14,9 +14,10 @@ from torch import nn
 from diffplugin.export.measures import psnr
 from diffplugin.plugins.networks.vae import Autoencoder
 from diffplugin.plugins.train.common import Pixels, centre, to_tensor
+from diffplugin.plugins.train.coring import cored
 from diffplugin.plugins.train.degradations import degrade
 from diffplugin.plugins.train.loop import Report
-from diffplugin.plugins.train.plugin import Denoiser, cored
+from diffplugin.plugins.train.plugin import Denoiser
 from diffplugin.plugins.train.pool import clip_pixels, shrink
 from diffplugin.runtime.sampling.loop import sample
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from diffplugin.runtime.photos.box_mean import box_mean
 from diffplugin.spec import Array
 
 CELL = 4  # pixels of a side over which a change is averaged before the largest one nearby is looked for
@@ -51,7 +52,7 @@ def _peaks(changed: Array) -> Array:
     :func:`window`, over cells, the largest of the cells in reach, averaged over as many."""
     tops = range(0, changed.shape[2], _ROWS)
     cells = np.concatenate([_cells(changed[:, :, y : y + _ROWS]) for y in tops], axis=2)
-    means = _box(cells, window((cells.shape[2], cells.shape[3])))
+    means = box_mean(cells, window((cells.shape[2], cells.shape[3])) // 2)
     local = []
     for y in tops:
         band = changed[:, :, y : y + _ROWS]
@@ -59,9 +60,10 @@ def _peaks(changed: Array) -> Array:
         local.append(_cells(np.abs(away).mean(axis=1, keepdims=True)))
     cells = np.concatenate(local, axis=2)
     for axis in (2, 3):
-        padded = _padded(cells, axis, REACH)
+        padding = [(REACH, REACH) if axis == padded else (0, 0) for padded in range(cells.ndim)]
+        padded = np.pad(cells, padding, mode="edge")
         cells = np.lib.stride_tricks.sliding_window_view(padded, 2 * REACH + 1, axis=axis).max(axis=-1)
-    return _box(cells, 2 * REACH + 1)
+    return box_mean(cells, REACH)
 
 
 def _cells(values: Array) -> Array:
@@ -71,23 +73,6 @@ def _cells(values: Array) -> Array:
     padding = ((0, 0), (0, 0), (0, rows * CELL - height), (0, columns * CELL - width))
     padded = np.pad(values, padding, mode="edge")
     return np.asarray(padded.reshape(count, channels, rows, CELL, columns, CELL).mean(axis=(3, 5)), dtype=np.float32)
-
-
-def _padded(cells: Array, axis: int, count: int) -> Array:
-    padding = [(0, 0)] * cells.ndim
-    padding[axis] = (count, count)
-    return np.pad(cells, padding, mode="edge")
-
-
-def _box(cells: Array, side: int) -> Array:
-    """Means over ``side`` x ``side`` cells (odd); edges repeat."""
-    for axis in (2, 3):
-        sums = np.cumsum(_padded(cells, axis, side // 2), axis=axis, dtype=np.float64)
-        sums = np.insert(sums, 0, 0, axis=axis)
-        last, length = sums.shape[axis] - side, sums.shape[axis]
-        cells = sums.take(np.arange(side, length), axis) - sums.take(np.arange(last), axis)
-        cells = np.asarray(cells / side, dtype=np.float32)
-    return cells
 
 
 def _enlarged(cells: Array, top: int, height: int, width: int) -> Array:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Floats = NDArray[np.float32]
+from diffplugin.runtime.photos.box_mean import Floats, box_mean
+
 _Level = TypeVar("_Level", np.uint8, np.uint16)
 
 BAND = 256  # rows of the photo at once
@@ -55,23 +56,11 @@ def _slope(guide: Floats, change: Floats) -> Floats:
     """How much the change grows with the guide around each pixel: cov(guide, change) / (var(guide) + eps), averaged
     over the windows that hold the pixel. All [h, w]."""
     radius = max(2, min(guide.shape) // _WINDOW)
-    mean, mean_change = _box_mean(guide, radius), _box_mean(change, radius)
-    variance = _box_mean(guide * guide, radius) - mean * mean
-    covariance = _box_mean(guide * change, radius) - mean * mean_change
+    mean, mean_change = box_mean(guide, radius), box_mean(change, radius)
+    variance = box_mean(guide * guide, radius) - mean * mean
+    covariance = box_mean(guide * change, radius) - mean * mean_change
     slope = (covariance / (np.maximum(variance, 0) + np.float32(_EPS))).astype(np.float32)
-    return _box_mean(slope, radius)
-
-
-def _box_mean(values: Floats, radius: int) -> Floats:
-    """Mean over (2 radius + 1)^2 neighbours, [h, w], reflected at the edges."""
-    side = 2 * radius + 1
-    for axis in (0, 1):
-        pads = [(0, 0), (0, 0)]
-        pads[axis] = (radius + 1, radius)
-        sums = np.cumsum(np.pad(values, pads, mode="symmetric"), axis, dtype=np.float64)
-        high, low = (np.take(sums, range(start, start + values.shape[axis]), axis) for start in (side, 0))
-        values = ((high - low) / side).astype(np.float32)
-    return values
+    return box_mean(slope, radius)
 
 
 def _wide(values: Floats, width: int) -> Floats:

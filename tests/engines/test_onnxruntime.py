@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from diffplugin.engines.base import BuildOptions
 from diffplugin.engines.onnxruntime import OnnxRuntimeBuilder, OnnxRuntimeEngine
 from diffplugin.errors import BundleDamaged, EngineError, EngineUnavailable, RequestError, ShapeMismatch
 from diffplugin.shapes import Range
+from tests.engines.checks import check_any_memory_layout, check_threads_share
 
 Make = Callable[..., Any]
 Worst = Callable[[Any, Any], float]
@@ -56,22 +56,14 @@ def test_casts_of_half_weights_are_gone_after_loading(make: Make, tmp_path: Path
     assert "MultiHeadAttention" in kinds, f"attention is not fused: {kinds}"
 
 
-def test_arrays_that_are_not_contiguous_or_read_only(tiny: Any, worst: Worst) -> None:
-    inputs = tiny.inputs(6, 4)
-    expected = tiny.expected(inputs)
-    inputs["latents"] = np.asfortranarray(inputs["latents"])
-    inputs["tokens"].flags.writeable = False
-    assert worst(load(tiny).run(inputs)["eps"], expected) < 1e-5
+def test_arrays_that_are_not_contiguous_or_read_only(tiny: Any) -> None:
+    check_any_memory_layout(load(tiny), tiny.inputs(6, 4), "eps")
 
 
 def test_several_threads_share_one_engine(tiny: Any) -> None:
     engine = load(tiny)
     cases = [tiny.inputs(4 + i % 3, 8, seed=i) for i in range(24)]
-    alone = [engine.run(case)["eps"] for case in cases]
-    with ThreadPoolExecutor(6) as pool:
-        together = list(pool.map(lambda case: engine.run(case)["eps"], cases))
-    for i, (a, b) in enumerate(zip(alone, together, strict=True)):
-        np.testing.assert_array_equal(a, b, err_msg=f"case {i}")
+    check_threads_share(engine, cases)
 
 
 def test_wrong_inputs_are_named_at_once(tiny: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from diffplugin.bundle import Bundle, list_files
 from diffplugin.engines.openvino import library
 from diffplugin.engines.openvino.builder import OpenVinoBuilder
 from diffplugin.errors import BundleDamaged, EngineError, ShapeMismatch
+from tests.engines.checks import check_any_memory_layout, check_threads_share
 from tests.engines.openvino.conftest import load
 
 Make = Callable[..., Any]
@@ -56,22 +56,14 @@ def test_nothing_is_copied_between_engine_and_loop(tiny: Any) -> None:
         assert np.shares_memory(request.get_tensor(name).data, array), f"{name} was copied into the engine"
 
 
-def test_arrays_that_are_not_contiguous_or_read_only(tiny: Any, worst: Worst) -> None:
-    inputs = tiny.inputs(6, 4)
-    expected = tiny.expected(inputs)
-    inputs["latents"] = np.asfortranarray(inputs["latents"])
-    inputs["tokens"].flags.writeable = False
-    assert worst(load(tiny).run(inputs)["eps"], expected) < 1e-5
+def test_arrays_that_are_not_contiguous_or_read_only(tiny: Any) -> None:
+    check_any_memory_layout(load(tiny), tiny.inputs(6, 4), "eps")
 
 
 def test_several_threads_and_shapes_share_one_engine(tiny: Any) -> None:
     engine = load(tiny)
     cases = [tiny.inputs(4 + i % 3, 8, seed=i) for i in range(24)]
-    alone = [engine.run(case)["eps"] for case in cases]
-    with ThreadPoolExecutor(6) as pool:
-        together = list(pool.map(lambda case: engine.run(case)["eps"], cases))
-    for i, (a, b) in enumerate(zip(alone, together, strict=True)):
-        np.testing.assert_array_equal(a, b, err_msg=f"case {i}")
+    check_threads_share(engine, cases)
 
 
 def test_few_shapes_are_kept_and_one_of_a_large_graph(make: Make) -> None:

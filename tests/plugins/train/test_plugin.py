@@ -10,7 +10,6 @@ import torch
 
 from diffplugin.export.checkpoints import Checkpoint
 from diffplugin.plugins.train import autoencoder, loop, pairs, plugin, pool
-from diffplugin.runtime.execution.residual import residual_output
 from tests.plugins.train.toys import TOY, VAE
 
 STAGES = (plugin.Stage(until=6, pictures=1, crops=2, side=8), plugin.Stage(until=12, pictures=1, crops=1, side=16))
@@ -152,15 +151,6 @@ def test_picture_loss_sees_what_the_runtime_shows() -> None:
             shown = given.given if residual else vae.decode(vae.encode(given.given))
             found, wanted = objective(0, np.random.default_rng(0)), plugin.picture_loss(shown, given.truth)
             assert torch.allclose(found, wanted, atol=1e-2), (residual, found, wanted)
-
-
-def test_picture_training_cores_as_the_runtime_does() -> None:
-    rng = np.random.default_rng(0)
-    image, restored, known = (rng.uniform(-0.4, 0.4, (2, 3, 150, 62)).astype(np.float32) for _ in range(3))
-    for levels in ((0, 0), (9, 0), (0, 40), (6, 50)):
-        wanted = residual_output(image, restored, known, *levels)
-        change = plugin.cored(torch.from_numpy(restored - known), *levels)
-        assert np.allclose((torch.from_numpy(image) + change).clamp(-1, 1).numpy(), wanted, atol=2e-6), levels
 
 
 def test_picture_training_leaves_nothing_on_the_processor() -> None:
