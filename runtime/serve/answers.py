@@ -88,7 +88,7 @@ def plan_document(plan: Plan, selection: Selection, seconds: float | None, need_
         "selection": selection.to_json(),
         "plan": short_plan(plan),
         "memory_bytes": need_bytes,
-        "seconds": None if seconds is None else round(seconds, 2),
+        "seconds": None if seconds is None else float(f"{seconds:.3g}"),
     }
 
 
