@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from diffplugin.errors import RequestError
@@ -30,9 +30,9 @@ def load_photos(folder: Path, split: str) -> list[Pixels]:
 
 
 def read_pixels(path: Path) -> Pixels:
-    """A photo as uint8 [H, W, 3]."""
+    """A photo, upright, as uint8 [H, W, 3]."""
     with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def random_view(photo: Pixels, side: int, rng: np.random.Generator, smallest: float = 0.5) -> Pixels:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from diffplugin.errors import ImageError, RequestError
 from diffplugin.files import write_text
@@ -121,7 +121,7 @@ def _pictures(root: Path, package: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _photograph(content: bytes) -> Image.Image | None:
-    """The picture as RGB with its short side at most 512, or None where it is no opaque photograph."""
+    """The picture upright, as RGB with its short side at most 512, or None where it is no opaque photograph."""
     if content[:3] != b"\xff\xd8\xff" and content[8:12] != b"WEBP":
         return None
     try:
@@ -132,7 +132,7 @@ def _photograph(content: bytes) -> Image.Image | None:
     if "A" in file.mode or min(file.size) < 200:
         return None
     scale = SHORT_SIDE / min(file.size)
-    picture = file.convert("RGB")
+    picture = ImageOps.exif_transpose(file).convert("RGB")
     if scale < 1:
         size = round(picture.width * scale), round(picture.height * scale)
         picture = picture.resize(size, Image.Resampling.LANCZOS)

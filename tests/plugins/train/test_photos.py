@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from diffplugin.errors import CheckpointError, ImageError, RequestError
-from diffplugin.plugins.train import photos
+from diffplugin.plugins.train import common, photos
 from diffplugin.plugins.train.qt_resources import read_rcc
 
 
@@ -103,6 +103,19 @@ def test_a_folder_with_an_index_joins_the_packages(tmp_path: Path, monkeypatch: 
         assert opened.size == (640, 300)
     lines = (tmp_path / "work/LICENCES.txt").read_text().splitlines()
     assert lines[0] == "train mine_a.png | CC0 1.0 | Ann, A. | mine: example.org/a"
+
+
+def test_a_photo_lying_on_its_side_is_turned_upright(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photos, "PACKAGES", {})
+    place = _added(tmp_path / "mine", "a.jpg,640,CC0 1.0,Ann,example.org/a,train\n", "a.jpg")
+    with Image.open(place / "a.jpg") as lying:
+        exif = lying.getexif()
+        exif[0x0112] = 6  # a quarter turn
+        lying.save(place / "a.jpg", exif=exif)
+    assert common.read_pixels(place / "a.jpg").shape == (640, 300, 3)
+    photos.fetch(tmp_path / "work", [place])
+    with Image.open(tmp_path / "work/photos/mine_a.png") as opened:
+        assert opened.size == (300, 640)
 
 
 @pytest.mark.parametrize(
