@@ -7,6 +7,7 @@ memory. So the names are checked first, by reading only the messages of onnx.pro
 from __future__ import annotations
 
 import mmap
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,7 +42,12 @@ def locations(path: Path) -> set[str]:
         except ValueError:
             raise ValueError("the file is empty") from None
     with mapped, memoryview(mapped) as content:
-        return set(_walk(content, "Model", 0, len(content), 0))
+        if mapped.find(_LOCATION) >= 0:
+            return set(_walk(content, "Model", 0, len(content), 0))
+        for field, start, stop in _fields(content, 0, len(content)):  # no tensor names a file
+            if field in _CHILDREN["Model"] and stop >= 0:
+                deque(_fields(content, start, stop), maxlen=0)
+        return set()
 
 
 def _walk(data: _Buffer, message: str, at: int, end: int, depth: int) -> Iterator[str]:

@@ -17,6 +17,7 @@ _MAX_ENTRIES = 4096
 _SETTLED = 2.0  # seconds after which a further change of a file is certain to change its time stamps
 Key = list[int]
 _known: dict[str, tuple[Key, str]] = {}
+_stores: dict[Path, tuple[Key, dict[str, object]]] = {}
 
 
 class NotRegular(OSError):
@@ -75,17 +76,29 @@ def cached_sha256(path: Path, cache: Path) -> str:
     if (known := _known.get(name)) is not None and known[0] == key:
         return known[1]
     store = cache / _FILE
-    kept = _read(store)
-    entry = kept.pop(name, None)
+    kept = _kept(store)
+    entry = kept.get(name)
     if isinstance(entry, list) and len(entry) == 2 and entry[0] == key and isinstance(entry[1], str):
         digest = entry[1]
     else:
         digest = sha256(path)
         if identity(path) != key or time.time() - max(key[3:]) / 1e9 < _SETTLED:
             return digest  # it may change once more within the resolution of its times
+        kept.pop(name, None)
         _keep(store, kept | {name: [key, digest]})
     _known[name] = (key, digest)
     return digest
+
+
+def _kept(store: Path) -> dict[str, object]:
+    """The hashes of ``store``, read again only after it has changed."""
+    try:
+        key = identity(store)
+    except OSError:
+        return {}
+    if (read := _stores.get(store)) is None or read[0] != key:
+        read = _stores[store] = (key, _read(store))
+    return dict(read[1])
 
 
 def _read(store: Path) -> dict[str, object]:

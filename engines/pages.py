@@ -6,13 +6,16 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _DONTNEED = 4  # MADV_DONTNEED
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _MOST_KEPT = 32 * 2**20  # bytes: the highest threshold that glibc takes
+_kept = False  # by a command
+# of memory that libraries keep for themselves: each returns to the system what nobody uses now
+keepers: list[Callable[[], None]] = []
 
 
 def release_pages(path: Path) -> int:
@@ -43,14 +46,25 @@ def keep_freed_memory() -> None:
     every map of a picture to the system and has it cleared again, page by page, a fifth of a restoration's time. For
     commands, which own their process. Works only with glibc.
     """
+    global _kept
+    _kept = True
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, _MOST_KEPT)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def give_back_memory() -> None:
-    """Return to the system freed memory that the C library keeps for later. Works only with glibc."""
+def give_back_memory(*, at_end: bool = False) -> None:
+    """Return to the system freed memory that libraries (:data:`keepers`) and the C library keep for later; of the
+    latter only glibc can.
+
+    Args:
+        at_end: of this use; a command ends then, so that it has nothing to do.
+    """
+    if at_end and _kept:
+        return
+    for give_back in keepers:
+        give_back()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -98,4 +98,4 @@ class EnginePool:
         for engine in engines.values():
             engine.close()
         engines.clear()
-        give_back_memory()
+        give_back_memory(at_end=True)

@@ -184,3 +184,34 @@ def test_large_weights_stay_in_their_file(tmp_path: Path) -> None:
     grown = int(done.stdout)
     shutil.rmtree(tmp_path)
     assert grown < 0.5 * size, f"{grown} kB more for weights of {size:.0f} kB"
+
+
+_SHARED = """
+import resource, sys
+import numpy as np
+import diffplugin
+from diffplugin.default_bundle import default_bundle
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() >> 20
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt * resource.getpagesize() >> 20
+
+photo = np.random.default_rng(0).integers(0, 255, (320, 320, 3), dtype=np.uint8)
+with diffplugin.load(default_bundle(), engine="onnxruntime", precision="fp32", threads=1) as restorer:
+    restorer.restore(photo, plugins=["deblur"])
+    before = faults()
+    restorer.restore(photo, plugins=["deblur"])
+    print(faults() - before, resident())
+print(resident())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+def test_small_graphs_share_memory_and_give_it_back() -> None:
+    """The second photo is given cleared pages for a tenth of what its graphs work on, about 700 MiB."""
+    command = [sys.executable, "-P", "-c", _SHARED]
+    again, kept, left = map(int, subprocess.run(command, capture_output=True, check=True).stdout.split())
+    assert again < 100, f"{again} MiB of cleared pages for the second photo"
+    assert left < kept - 60, f"{left} MiB of {kept} MiB are still there after the engines were closed"
