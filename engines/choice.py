@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffplugin.engines.base import NEEDS, check_precision, missing_variant, one_line
 from diffplugin.engines.device import DeviceBuilder, OwnGraphs, OwnMemory
 from diffplugin.engines.devices import Device
 from diffplugin.engines.onnxruntime_install import nvidia_driver
-from diffplugin.errors import EngineUnavailable
+from diffplugin.errors import DiffPluginError, EngineUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from diffplugin.bundle import Bundle
     from diffplugin.engines.base import EngineBuilder
+
+_log = logging.getLogger("diffplugin")
 
 EngineName = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime", "ncnn"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
@@ -92,8 +95,8 @@ def choose(
     ``auto``: TensorRT if ``bundle`` has engines of it and the machine has a GPU; else ONNX Runtime on an NVIDIA GPU if
     there is one that can hold ``bundle``, in float16 if ``bundle`` has graphs for it; else the first precision of
     ``prefer`` that an engine and ``bundle`` have; else OpenVINO if it is installed and a floating-point precision other
-    than fp32 is the fastest on this machine; else fp32: with ncnn if ``bundle`` was exported for it; else with ONNX
-    Runtime, which is as fast as OpenVINO there, starts faster and needs half the memory.
+    than fp32 is the fastest on this machine; else fp32: with ncnn if ``bundle`` was exported for it and it is faster
+    here; else with ONNX Runtime, which is as fast as OpenVINO there, starts faster and needs half the memory.
 
     Raises:
         EngineUnavailable: the requested engine or precision cannot run on this machine.
@@ -108,8 +111,8 @@ def choose(
         return on_gpu[0], _first(on_gpu[0], bundle), how
     wishes = tuple(prefer) if precision == "auto" else (precision,)
     for wish in wishes:
-        # in fp32 the last one is what the bundle was exported for, or the lightest; else the first one is the fastest
-        others = [b for b in (reversed(builders) if wish == FULL else builders) if b not in on_gpu]
+        # in fp32 the last one is the fastest or the lightest; else the first one is the fastest
+        others = [b for b in (reversed(_best_last(builders, bundle)) if wish == FULL else builders) if b not in on_gpu]
         for builder in (*on_gpu, *others):
             if wish in builder.precisions() and not _missing(builder, bundle, wish):
                 return builder, wish, "as asked" if precision != "auto" else f"this quality prefers {wish}"
@@ -130,8 +133,22 @@ def choose(
         if (first := _first(builder, bundle)) != FULL:
             return builder, first, f"{first} is the fastest here"
     faults += [f"{b.name}: {reason}" for b in builders if (reason := _missing(b, bundle, FULL))]
-    *slower, best = [b for b in builders if not _missing(b, bundle, FULL)] or builders
+    *slower, best = [b for b in _best_last(builders, bundle) if not _missing(b, bundle, FULL)] or builders
     return best, FULL, "; ".join([f"{b.name}: no faster in {FULL}" for b in slower] + faults) or "the only engine here"
+
+
+def _best_last(builders: list[EngineBuilder], bundle: Bundle | None) -> list[EngineBuilder]:
+    """The builders with the one to take in fp32 at the end, where ncnn stands in the table: it changes places with ONNX
+    Runtime where that is faster."""
+    *others, last = builders
+    if not others or bundle is None or last.name != _OWN_FORM or _missing(last, bundle, FULL):
+        return builders
+    try:
+        faster: bool = last.faster_than(others[-1], bundle)  # type: ignore[attr-defined]
+    except DiffPluginError as error:  # told when it is loaded
+        _log.debug("not measured: %s", error)
+        faster = True
+    return builders if faster else [*others[:-1], last, others[-1]]
 
 
 def choose_fallback(

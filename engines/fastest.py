@@ -1,4 +1,4 @@
-"""The fastest floating-point precision, measured once per machine, not derived from a processor's flags.
+"""The fastest floating-point precision or engine, measured once per machine, not derived from a processor's flags.
 
 Native bf16 halves the time of a UNet step on one processor and takes 1.5 times that of float32 on another (an Intel
 one with AVX512-BF16 and without AMX, bench/results/full-512): both report the same capability.
@@ -20,27 +20,25 @@ _FILE = "fastest.json"
 _REPEATS = 5
 
 
-def fastest_first(
-    name: str, precisions: Sequence[str], runner: Callable[[str], Callable[[], object]]
-) -> tuple[str, ...]:
-    """``precisions`` in order of their speed on this machine, remembered in the cache folder.
+def fastest_first(name: str, choices: Sequence[str], runner: Callable[[str], Callable[[], object]]) -> tuple[str, ...]:
+    """``choices`` (precisions, or engines) in order of their speed on this machine, remembered in the cache folder.
 
     Args:
         name: engine, version and device to which the order belongs.
-        runner: precision -> a function that runs one representative operator.
+        runner: choice -> a function that runs something representative: an operator, or a graph.
     """
     file = cache_folder() / _FILE
     known = _read(file)
-    if sorted(known.get(name, ())) == sorted(precisions):
+    if sorted(known.get(name, ())) == sorted(choices):
         return tuple(known[name])
-    runs = {precision: runner(precision) for precision in precisions}
-    best = dict.fromkeys(precisions, float("inf"))
+    runs = {choice: runner(choice) for choice in choices}
+    best = dict.fromkeys(choices, float("inf"))
     for _ in range(_REPEATS):  # in turn, the least of each: other work on the machine only adds
-        for precision, run in runs.items():
+        for choice, run in runs.items():
             began = time.perf_counter()
             run()
-            best[precision] = min(best[precision], time.perf_counter() - began)
-    order = sorted(precisions, key=best.__getitem__)
+            best[choice] = min(best[choice], time.perf_counter() - began)
+    order = sorted(choices, key=best.__getitem__)
     _write(file, known | {name: order})
     return tuple(order)
 
@@ -54,7 +52,7 @@ def _read(file: Path) -> dict[str, list[str]]:
 
 
 def _write(file: Path, known: Mapping[str, Sequence[str]]) -> None:
-    """Write in one step; if the cache cannot be written, the next start takes a third of a second longer."""
+    """Write in one step; if the cache cannot be written, the next start takes the time of the measurement again."""
     try:
         write_text(file, json.dumps(known, indent=1, sort_keys=True))
     except OSError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 _DONTNEED = 4  # MADV_DONTNEED
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _MOST_KEPT = 32 * 2**20  # bytes: the highest threshold that glibc takes
-_kept = False  # by a command
+_kept = threading.Event()  # by a command
 # of memory that libraries keep for themselves: each returns to the system what nobody uses now
 keepers: list[Callable[[], None]] = []
 
@@ -46,8 +46,7 @@ def keep_freed_memory() -> None:
     every map of a picture to the system and has it cleared again, page by page, a fifth of a restoration's time. For
     commands, which own their process. Works only with glibc.
     """
-    global _kept
-    _kept = True
+    _kept.set()
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, _MOST_KEPT)
@@ -61,7 +60,7 @@ def give_back_memory(*, at_end: bool = False) -> None:
     Args:
         at_end: of this use; a command ends then, so that it has nothing to do.
     """
-    if at_end and _kept:
+    if at_end and _kept.is_set():
         return
     for give_back in keepers:
         give_back()

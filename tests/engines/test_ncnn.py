@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -165,6 +166,24 @@ def test_an_older_library_than_the_bundles_is_refused(bundle: Bundle, monkeypatc
     monkeypatch.setattr(OpenVinoBuilder, "unavailable_reason", lambda self: "not here")
     builder, precision, reason = choose(bundle=bundle, device="cpu")
     assert (builder.name, precision) == ("onnxruntime", "fp32") and "may compute wrongly" in reason
+
+
+def test_auto_takes_in_fp32_what_was_measured_to_be_faster(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIFFPLUGIN_CACHE", str(tmp_path))
+    monkeypatch.setattr(OpenVinoBuilder, "unavailable_reason", lambda self: "not here")
+    measured = choose("auto", "fp32", bundle=bundle)[0].name
+    (kept,) = json.loads((tmp_path / "fastest.json").read_text()).values()
+    assert sorted(kept) == ["ncnn", "onnxruntime"] and kept[0] == measured
+    for faster in (True, False):
+        monkeypatch.setattr(NcnnBuilder, "faster_than", lambda self, other, bundle, faster=faster: faster)
+        taken = "ncnn" if faster else "onnxruntime"
+        assert choose("auto", "fp32", bundle=bundle)[0].name == taken
+        builder, precision, reason = choose(bundle=bundle, device="cpu")
+        other = "onnxruntime" if faster else "ncnn"
+        assert (builder.name, precision) == (taken, "fp32") and f"{other}: no faster in fp32" in reason
+        assert choose("auto", "bf16", bundle=bundle)[0].name == choose("ncnn", bundle=bundle)[0].name == "ncnn"
 
 
 @pytest.mark.parametrize("name", ["vae_decoder.bin", "vae_decoder.param"])
