@@ -5,6 +5,7 @@ They import the command's modules late, so that Ctrl-C and a missing package giv
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +15,9 @@ from diffplugin.signals import exit_at_once, exit_with
 def start(name: str, argv: Sequence[str] | None = None) -> int:
     """Run a command by name; returns its exit code."""
     exit_at_once(name)
+    if name in ("dp-infer", "dp-serve"):
+        # NumPy's OpenBLAS starts threads that spin for a tenth of a second; these commands multiply no matrices with it
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from diffplugin.streams import open_standard_files
 
     open_standard_files()

@@ -229,6 +229,20 @@ ARGUMENTS = {
 }
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_dp_infer_starts_no_threads_of_openblas() -> None:
+    script = """
+import os, threading
+from diffplugin.entry import start
+start("dp-infer", ["--version"])
+import numpy
+print(len(os.listdir("/proc/self/task")) - threading.active_count())
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OPENBLAS_", "OMP_"))}
+    ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout.split()[-1] == "0", ran.stdout
+
+
 def test_python_m_diffplugin_says_what_there_is() -> None:
     done = subprocess.run([sys.executable, "-m", "diffplugin"], capture_output=True, text=True, check=True)
     assert all(one.name in done.stdout and one.summary in done.stdout for one in COMMANDS)
