@@ -53,7 +53,7 @@ setup(
         "diffplugin": ["py.typed", "embedded/**/*"],
         "diffplugin.plugins": ["cards/*.toml", "general_wishes.toml", "diagnosis/*"],
         "diffplugin.runtime.serve": ["page/**/*"],
-        "diffplugin.plugins.train": ["requests/*.csv", "requests/*.toml"],
+        "diffplugin.plugins.train": ["requests/*.csv", "requests/*.toml", "requests/*.txt"],
     },
     long_description=readme(),
     long_description_content_type="text/markdown",

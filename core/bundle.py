@@ -2,6 +2,7 @@
 
     manifest.json                        the contents and their sources (diffplugin.manifest)
     tokenizer.json
+    words.txt                            the words of the selector, if misspelt ones are to be read by them
     onnx/<graph>.onnx[.data]             shared graphs
     int8/, fp16/                         the same graphs in other precisions
     ncnn-VERSION/                        those that see the photo, in ncnn's form

@@ -102,6 +102,7 @@ class Manifest:
         selector_threshold: score above which a plugin is chosen (theta of arXiv:2403.00644, Eq. 5; the paper's is 0).
         diagnosis: tasks that the bundle can see to be needed, in the order of the graph's outputs; empty: no graph.
         tokenizer: file of the tokenizer.
+        words: file of the words that the selector learned, by which misspelt ones are read; empty: none.
         licences: notes on the weights.
         parity: errors measured at export.
         files: every file of the bundle but the manifest.
@@ -124,6 +125,7 @@ class Manifest:
     selector_threshold: float = 0.0
     diagnosis: tuple[Diagnosed, ...] = ()
     tokenizer: str = "tokenizer.json"
+    words: str = ""
     licences: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
@@ -232,6 +234,7 @@ def _unsafe(manifest: Manifest) -> list[str]:
     """Names that lead out of the bundle: bundles are untrusted."""
     names = {f"graphs.{key}.file": graph.file for key, graph in manifest.all_graphs().items()}
     names |= {f"files.{name}": name for name in manifest.files} | {"tokenizer": manifest.tokenizer}
+    names |= {"words": manifest.words} if manifest.words else {}
     names |= {f"engines.{e.fingerprint}": name for e in manifest.engines for name in e.files}
     names |= {f"plugins.{plugin}": plugin for plugin in manifest.plugins}
     return [f"{where}: {name!r} leads out of the bundle" for where, name in names.items() if not _inside(name)]

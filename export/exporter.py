@@ -20,6 +20,7 @@ from diffplugin.engines.ncnn import NcnnBuilder
 from diffplugin.engines.onnxruntime_cuda.variants import VARIANTS
 from diffplugin.errors import CheckpointError, MissingDependency, NotFinite
 from diffplugin.export.checkpoints import Checkpoint, check_checkpoint
+from diffplugin.export.checkpoints.checkpoint import WORDS_FILE
 from diffplugin.export.cuda import EmulatedCuda, export_cuda
 from diffplugin.export.fp16.emulate import EmulatedFp16
 from diffplugin.export.fp16.variant import export_fp16
@@ -46,6 +47,7 @@ from diffplugin.plugins.cards import PluginCard, card_to_toml, registry
 from diffplugin.plugins.compounds import FILE as COMPOUNDS
 from diffplugin.plugins.compounds import compound_table
 from diffplugin.runtime.photos.read import read_photo
+from diffplugin.runtime.request.spelling import read_speller
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
 from diffplugin.runtime.sampling.time_features import time_settings
 from diffplugin.spec import Array, graph_specs
@@ -136,6 +138,7 @@ def _manifest(
         plugins=tuple(cards),
         selector="selector" in graphs,
         selector_threshold=checkpoint.selector_threshold(),
+        words=WORDS_FILE if checkpoint.words() else "",
         diagnosis=checkpoint.diagnosed(),
         licences={plugin: card.licence for plugin, card in cards.items() if card.licence},
     )
@@ -250,6 +253,9 @@ def export_bundle(
             path.write_text(card_to_toml(card), encoding="utf-8")
         if cards is not None:
             _copy_compounds(cards, folder / "plugins")
+        if (words := checkpoint.words()) is not None:
+            read_speller(words)
+            shutil.copyfile(words, folder / WORDS_FILE)
         manifest = _manifest(checkpoint, name, chosen, _export_graphs(checkpoint, folder, log))
         if wanted == "int8":
             int8 = _quantize(Bundle(folder, manifest), builder, calibration, log)

@@ -101,6 +101,7 @@ def _incomplete(manifest: Manifest) -> Iterator[str]:
     files = {f"graph {key}": graph.file for key, graph in manifest.all_graphs().items()}
     files |= {f"plugin {plugin}": f"plugins/{plugin}/card.toml" for plugin in manifest.plugins}
     files |= {"tokenizer": manifest.tokenizer} if manifest.selector else {}
+    files |= {"words": manifest.words} if manifest.words else {}
     yield from (f"{what}: {file} is not among the files" for what, file in files.items() if file not in manifest.files)
     for key, graph in manifest.graphs.items():
         entry = manifest.files.get(graph.file)

@@ -30,7 +30,7 @@ from diffplugin.runtime.sampling.time_features import time_settings
 from diffplugin.spec import ModelDims
 
 SELECTOR_FOLDER, SELECTOR_FILE = "plugin_selector", "PromptTunner.pt"  # the release's own spelling
-THRESHOLD_FILE = "selector.json"  # ours, beside the heads
+THRESHOLD_FILE, WORDS_FILE = "selector.json", "words.txt"  # ours, beside the heads
 BASE_PARTS = ("unet", "vae", "text_encoder")
 # diffusers renamed the attention of the autoencoder; SD 1.4's own files have the old names
 _OLD_VAE = tuple(
@@ -307,6 +307,11 @@ class Checkpoint:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise CheckpointError(f"{note}: threshold is {value!r}, expected a number")
         return float(value)
+
+    def words(self) -> Path | None:
+        """File of the words that the selector learned (``runtime.request.spelling``); the release has none."""
+        file = self.selector and self.selector.with_name(WORDS_FILE)
+        return file if file is not None and exists(file) else None
 
     def diagnosed(self) -> tuple[Diagnosed, ...]:
         """The tasks of the diagnosis with their thresholds, in the order of its outputs; none without a diagnosis."""

@@ -9,8 +9,10 @@ authors who had not seen it, so that scores tell whether wording generalises.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib import resources
 
 import numpy as np
 
@@ -38,13 +40,15 @@ from diffplugin.plugins.train.wording import (
     Wording,
     written,
 )
+from diffplugin.runtime.request.spelling import LATIN
 
 Words = Mapping[str, Wording]
 TASKS = tuple(WORDS)
 KINDS = ("single", "multi", "mixed", "none")
-# sets of requests to be scored on beside ``held_out.csv``: plain ones anew, misspelt ones, wishes for the opposite, and
-# the languages
-HELD_SETS = ("new", "misspelt", "opposite", *(code for code in LANGUAGES if code != "en"))
+# sets of requests to be scored on beside ``held_out.csv``: plain ones anew, misspelt ones, wishes for the opposite, the
+# languages, and a few of all these, written last
+BLIND = ("blind_plain", "blind_misspelt", "blind_opposite", "blind_languages")
+HELD_SETS = ("new", "misspelt", "opposite", *(code for code in LANGUAGES if code != "en"), *BLIND)
 # how much of the corpus speaks so
 _LANGUAGES = {"": 0.34, "en": 0.29, **{code: 0.06 for code in LANGUAGES if code != "en"}, "fr": 0.07}
 MISSPELT = 0.5
@@ -145,9 +149,9 @@ def _typed(request: Request, rng: np.random.Generator) -> Request:
     return request if text.lower() in _HELD else Request(text, request.tasks)
 
 
-def corpus(count: int, seed: int, *, words: Words = WORDS) -> list[Request]:
+def corpus(count: int, seed: int, *, words: Words = WORDS, misspelt: float = MISSPELT) -> list[Request]:
     """``count`` requests, fewer where the words do not give as many: 28 % single-task, 26 % of two to four tasks,
-    18 % mixed, 28 % of none; half of them with typing errors.
+    18 % mixed, 28 % of none; ``misspelt`` of them with typing errors.
 
     What is irrelevant to the shipped tasks may be just what a task of the user's own does: requests with its words are
     left out where they do not ask for it. Words for some of the shipped tasks alone are spoken in English alone.
@@ -164,13 +168,23 @@ def corpus(count: int, seed: int, *, words: Words = WORDS) -> list[Request]:
         request = _spoken(kind, code, rng) if code else sample(kind, rng, words)
         if request.text.lower() in _HELD:
             continue
-        if rng.random() < MISSPELT:
+        if rng.random() < misspelt:
             request = _typed(request, rng)
         if set(own) & set(request.tasks) or theirs.isdisjoint(_long_words(request.text)):
             found.append(request)
         if len(found) == count:
             break
     return found
+
+
+def known_words(count: int, words: Words = WORDS) -> tuple[list[str], list[str]]:
+    """(words that ``count`` requests without typing errors use thrice or more, the most frequent first; rarer ones, and
+    English words that a repair would take for one of them: ``requests/right_words.txt``)."""
+    requests = corpus(count, 3, words=words, misspelt=0)
+    found = Counter(word for request in requests for word in LATIN.findall(request.text.lower()))
+    ranked = [word for word, number in found.most_common() if number > 2]
+    file = resources.files("diffplugin.plugins.train") / "requests/right_words.txt"
+    return ranked, sorted((set(found) | set(file.read_text("utf-8").split())) - set(ranked))
 
 
 def _long_words(text: str) -> set[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,12 @@ def write_selector(folder: Path, heads: Tensors, threshold: float = 0.0) -> None
     place = folder / "pre-trained/plugin_selector"
     write_tensors(place / "PromptTunner.pt", heads)
     write_json(place / "selector.json", {"threshold": round(threshold, 4)})
+
+
+def write_words(folder: Path, ranked: Iterable[str], right: Iterable[str]) -> None:
+    """``pre-trained/plugin_selector/words.txt``: see ``runtime.request.spelling.read_speller``."""
+    text = "\n".join((*ranked, "", *right)) + "\n"
+    place(folder / "pre-trained/plugin_selector/words.txt", lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def write_tokenizer(folder: Path, vocab: Mapping[str, int], merges: list[str]) -> None:

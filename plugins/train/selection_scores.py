@@ -32,6 +32,7 @@ TITLES = {
     "misspelt": "misspelt",
     "opposite": "opposite or negated",
     **{code: name for code, name in LANGUAGES.items() if code in corpus.HELD_SETS},
+    **{name: name.replace("_", ": ") for name in corpus.BLIND},
 }
 _GROUP = 8  # combinations that are asked for of one picture: encoding it takes longest
 NAMES = ("ZTA", "CP", "OP", "OR", "CF1", "OF1", "mAP")

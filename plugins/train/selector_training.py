@@ -22,13 +22,14 @@ from diffplugin.plugins.train import common, corpus, data, layout, pool, record,
 from diffplugin.plugins.train.metrics import selection
 from diffplugin.plugins.train.selector_options import Options
 from diffplugin.plugins.train.wording import WORDS
+from diffplugin.runtime.request.spelling import Speller
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _BATCH = 16  # pictures that the encoders see at once
 _ENCODED = 1024  # texts at once: an encoding is large
-TOKENIZER_REQUESTS = 30_000
+TOKENIZER_REQUESTS, WORDS_REQUESTS = 30_000, 60_000
 COARSER = (1.0, 1.0, 0.4, 0.1)  # parts of the merges that requests are read with while training
 VALIDATION_REQUESTS = 2000
 
@@ -132,7 +133,9 @@ def train(
         config = before.config("text_encoder") if before else selector.text_config(made[0], config["hidden_size"])
         model = _selector_of(before) if before else selector.fresh(config)
         whole = fewer_merges(*made)
-        encode, learn_encode = encoder(whole), encoder(whole, *(fewer_merges(*made, part) for part in COARSER))
+        known = corpus.known_words(WORDS_REQUESTS, words)
+        encode = repairing(encoder(whole), Speller.of(*known))
+        learn_encode = encoder(whole, *(fewer_merges(*made, part) for part in COARSER))
     selector.remove_head(model.heads, options.removed)
     held = max(len(rows) // 5, 1)
     learn = rows[held:] if len(rows) > held else rows
@@ -144,6 +147,7 @@ def train(
     if made is not None:
         layout.write_tokenizer(tree, *made)
         layout.write_text(tree, config, model.text.state_dict())
+        layout.write_words(tree, *known)
     layout.write_selector(tree, model.heads.state_dict(), threshold)
     print(f"threshold {threshold:.3f}, chosen on {VALIDATION_REQUESTS} requests of the training's own kinds")
     scores = selector.accuracy(model, rows[:held], encode, shipped, words=words, threshold=threshold)
@@ -209,6 +213,12 @@ def tokenizer_of(folder: Path) -> Tokenizer:
     from diffplugin.export.tokenizer import build_tokenizer
 
     return build_tokenizer(folder)
+
+
+def repairing(encode: selector.Encode, speller: Speller) -> selector.Encode:
+    """``encode`` of requests whose typing errors are repaired, as at run time. To learn from, they are not: then the
+    encoder also reads errors that no repair finds."""
+    return lambda texts: encode([speller.repaired(text, selector.CONTEXT) for text in texts])
 
 
 def fewer_merges(vocab: Mapping[str, int], merges: Sequence[str], part: float = 1.0) -> Tokenizer:

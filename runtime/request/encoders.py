@@ -12,6 +12,7 @@ from diffplugin.runtime.execution.clock import Clock
 from diffplugin.runtime.execution.engine_pool import EnginePool
 from diffplugin.runtime.photos.pixels import clip_pixels
 from diffplugin.runtime.photos.read import Photo
+from diffplugin.runtime.request.spelling import Speller, read_speller
 from diffplugin.runtime.request.tokenizer import fits_context, load_tokenizer, token_ids
 from diffplugin.spec import Array
 
@@ -27,6 +28,7 @@ class Encoders:
         self._manifest = pool.bundle.manifest
         self._tokenizer: tokenizers.Tokenizer | None = None
         self._null_text: Array | None = None
+        self._speller: Speller | None = None
 
     def tokens(self, photo: Photo, plugins: Iterable[str], clock: Clock) -> dict[str, Array]:
         """Prompt tokens [1,256,D] of each plugin for the *original* picture, whatever its working size."""
@@ -47,7 +49,7 @@ class Encoders:
         if not self._manifest.selector:
             known = ", ".join(plugins)
             raise RequestError(f"this bundle has no selector to read a request with: name a plugin ({known})")
-        text = self._text(prompt, clock)
+        text = self._text(self._read(prompt), clock)
         if self._null_text is None:  # two threads may both compute it: the same numbers
             self._null_text = self._text(" ", clock)
         stacked = np.concatenate([tokens[plugin] for plugin in plugins])
@@ -56,7 +58,15 @@ class Encoders:
 
     def fits_context(self, prompt: str) -> bool:
         """Whether the whole request fits into the text encoder."""
-        return fits_context(self._words(), prompt)
+        return fits_context(self._words(), self._read(prompt))
+
+    def _read(self, prompt: str) -> str:
+        """The request with its typing errors repaired, where the bundle lists its words."""
+        if not self._manifest.words:
+            return prompt
+        if self._speller is None:
+            self._speller = read_speller(self._pool.bundle.file(self._manifest.words))
+        return self._speller.repaired(prompt, self._manifest.dims.context)
 
     def _words(self) -> tokenizers.Tokenizer:
         if self._tokenizer is None:

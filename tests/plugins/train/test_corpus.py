@@ -70,3 +70,10 @@ def test_a_task_of_the_users_own_speaks_through_its_card() -> None:
     held = [r.text.lower() for r in corpus.held_out("single", 1000, 0, words) if r.tasks == ("colourise",)]
     assert len(learned) > 40 and set(held) == {"bring the colours back"}, held
     assert not any("bring the colours back" in text for text in learned)
+
+
+def test_known_words_are_right_words_and_english_ones_beside_them() -> None:
+    ranked, right = corpus.known_words(2000)
+    assert {"rain", "snow", "remove", "the"} <= set(ranked) and ranked.index("the") < ranked.index("snow")
+    assert "brain" in right and not set(ranked) & set(right)
+    assert not {"teh", "remvoe", "snwo"} & {*ranked, *right}
