@@ -41,6 +41,7 @@ _TYPES: dict[str, type] = {
     **dict.fromkeys(_CORING, int),
     "colour": bool,
     "guided": bool,
+    "fine": bool,
 }
 
 
@@ -75,6 +76,8 @@ class PluginCard:
             (``runtime.photos.carry``); 0: always the photo itself.
         piece_size: longest side in pixels of the pieces of such a copy; 0: as of any photo.
         guided: the change follows the photo's levels, as brightening does: a guided filter carries it.
+        fine: its faults may be too fine for a smaller copy (rain, grain): samples of the photo itself show where, and
+            those pieces are restored at full size besides (``runtime.fine``).
         colour: it brings colour into grey pictures. The result of a grey file is written in grey otherwise.
         licence: note on the weights.
         order: place in the registry and so in a chain.
@@ -95,6 +98,7 @@ class PluginCard:
     work_size: int = 0
     piece_size: int = 0
     guided: bool = False
+    fine: bool = False
     colour: bool = False
     licence: str = ""
     order: int = LAST

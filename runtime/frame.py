@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from diffplugin.runtime.execution.clock import Clock
+from diffplugin.runtime.fine import AtFull, Levels, refined
 from diffplugin.runtime.photos.carry import carry_change
 from diffplugin.runtime.photos.mask import Mask, compose
 from diffplugin.runtime.photos.photo import Photo
@@ -41,6 +42,7 @@ def restore_frame(
     strength: Strength,
     colour: bool,
     clock: Clock,
+    at_full: AtFull | None = None,
 ) -> tuple[Photo, float]:
     """(the restored frame, its strength as a number).
 
@@ -48,6 +50,7 @@ def restore_frame(
         size: the rule of the working size, as ``plan`` was made with it.
         mask: the rest stays identical; None: there is none.
         colour: a plugin of the chain may give a grey photo colours.
+        at_full: the chain over pixels as they are, for a plan with ``fine`` pieces.
     """
     with clock("prepare"):
         resized = plan.carry != "picture"
@@ -56,7 +59,13 @@ def restore_frame(
         part = inside.cut(working.transpose(2, 0, 1)).transpose(1, 2, 0)
     part = _restore_part(part, inside, plan, run_stage)
     with clock("finish"):
-        restored = with_rgb(photo, _output(photo, plan, working, part, inside, mask), colour=colour)
+        output = _output(photo, plan, working, part, inside, mask)
+        if plan.fine and at_full is not None:
+            factor = plan.area.width // plan.latent_size[0]
+            pieces = [tile.scaled(factor) for tile in plan.fine]
+            ratio = min(plan.input_size) / min(plan.working_size)
+            output = refined(photo.levels, output, pieces, plan.border, ratio, at_full)
+        restored = with_rgb(photo, output, colour=colour)
         if strength == 1:
             return restored, 1.0
         before: Any = resize(photo.levels, plan.output_size)
@@ -77,6 +86,14 @@ def _restore_part(part: Any, inside: Tile, plan: Plan, run_stage: RunStage) -> A
         image = run_stage(stage, image)  # in place of the one before: both are large
         part = levels(inside.moved(-plan.area.top, -plan.area.left).cut(image))
     return part
+
+
+def restored_pixels(pixels: Levels, chain: Sequence[Stage], run_stage: RunStage) -> Levels:
+    """The chain over uint8 or uint16 [h, w, 3] as they are, whose sides are multiples of the autoencoder's factor."""
+    levels = from_tensor if pixels.dtype == np.uint8 else from_tensor_deep
+    for stage in chain:
+        pixels = levels(run_stage(stage, to_tensor(pixels)))
+    return pixels
 
 
 def _output(photo: Photo, plan: Plan, working: Any, part: Any, inside: Tile, mask: Mask | None) -> Any:

@@ -13,6 +13,10 @@ class RunCounter:
     def __init__(self, total: int, progress: Progress | None) -> None:
         self._done, self._total, self._progress = 0, total, progress
 
+    def expect(self, runs: int) -> None:
+        """So many runs come on top of the total."""
+        self._total += runs
+
     def begin(self, plugin: str) -> None:
         """A plugin's stage begins."""
         if self._progress is not None:

@@ -17,7 +17,8 @@ from diffplugin.runtime.execution.device_loop import DeviceLoop, device_loop
 from diffplugin.runtime.execution.engine_pool import EnginePool
 from diffplugin.runtime.execution.run import Observer, Run
 from diffplugin.runtime.execution.stage import restore_stage
-from diffplugin.runtime.frame import RunStage, restore_frame, start_noise
+from diffplugin.runtime.fine import AtFull, Levels
+from diffplugin.runtime.frame import RunStage, restore_frame, restored_pixels, start_noise
 from diffplugin.runtime.options import OptionFields, RestoreOptions, complete_options
 from diffplugin.runtime.photos.mask import Mask, MaskSource, as_mask
 from diffplugin.runtime.photos.pixels import working_size
@@ -183,6 +184,7 @@ class Restorer:
                 strength=strength,
                 colour=any(self.cards[stage.plugin].colour for stage in its_plan.chain),
                 clock=clock,
+                at_full=self._at_full(run, its_plan, seen, counter),
             )
             frames.append(made)
             strengths.append(used)
@@ -314,7 +316,7 @@ class Restorer:
             engine_sizes=() if self.device is None else self.device.engine_sizes,
             mask=mask,
         )
-        return plan if self.device is None else self.device.planned(plan)
+        return plan if self.device is None else self.device.planned(replace(plan, fine=()))
 
     def _footprint(self, chain: Sequence[Stage]) -> Footprint:
         memory = chain_footprint(self.bundle.manifest, chain, memory_shares(self._pool.builder, self.precision))
@@ -332,6 +334,16 @@ class Restorer:
             return self._restore_stage(run, stage, image, plan.sampler, tokens, device)
 
         return run_stage
+
+    def _at_full(self, run: Run, plan: Plan, tokens: Mapping[str, Array], counter: RunCounter) -> AtFull:
+        def at_full(pixels: Levels) -> Levels:
+            height, width = (side // self.dims.factor for side in pixels.shape[:2])
+            noise = normal(plan.seed, (1, self.dims.latent_channels, height, width))
+            piece = replace(run, tiles=(Tile(0, 0, height, width),), grid=None, noise=noise)
+            counter.expect(sum(stage.steps for stage in plan.chain))
+            return restored_pixels(pixels, plan.chain, self._stage_runner(piece, plan, tokens, counter))
+
+        return at_full
 
     def _restore_stage(
         self,

@@ -82,8 +82,8 @@ _START: dict[str, dict[str, Any]] = {
 }
 # The scale at which each task lives, measured (docs/speed.md).
 _SCALE: dict[str, dict[str, Any]] = {
-    "derain": {"work_size": 1024, "guided": True},
-    **{task: {"work_size": 1024} for task in ("desnow", "demoire", "face")},
+    "derain": {"work_size": 1024, "guided": True, "fine": True},
+    **{task: {"work_size": 1024, "fine": True} for task in ("desnow", "demoire", "face")},
     "deblur": {"work_size": 768},
     "dehaze": {"work_size": 512, "piece_size": 384, "guided": True},
     **{task: {"work_size": 512, "guided": True} for task in ("lowlight", "highlight")},

@@ -34,7 +34,7 @@ class Stage:
         output, coring, coring_peak: "decoded" or "residual", and which changes count (``plugins.cards.PluginCard``).
         full_steps: steps that run the whole UNet, the first among them; the others run only its outermost blocks.
         scb_steps: steps whose residuals are computed, the first and the last among them.
-        work_size, piece_size, guided: of its card.
+        work_size, piece_size, guided, fine: of its card.
         scb_batch: timesteps that the SCB takes at once; more than 1 only on a device.
     """
 
@@ -52,6 +52,7 @@ class Stage:
     work_size: int = 0
     piece_size: int = 0
     guided: bool = False
+    fine: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,8 @@ class Plan:
             "change": what changed is enlarged and added to the photo; "guided": so by a guided filter.
         tiles: pieces of the area in latent pixels, in the order in which they run; one: the whole area.
         grid: all its pieces, if the mask touches only some of them; else empty.
+        fine: pieces of the photo itself with its border, in latent pixels, of which samples are restored; those that
+            need it are restored at full size besides (``runtime.fine``). Empty: none, so the copy is all that runs.
         tiling: why it runs whole or in pieces, for people.
         chain: plugins in order; empty: the picture stays untouched.
         sampler, seed, engine, precision: as used ("auto" resolved).
@@ -90,6 +93,7 @@ class Plan:
     area: Tile
     border: int = 0
     carry: Carry = "picture"
+    fine: tuple[Tile, ...] = ()
     tiling: str
     chain: tuple[Stage, ...]
     sampler: str
@@ -105,11 +109,14 @@ class Plan:
     @property
     def estimated_bytes(self) -> int:
         """Estimated peak memory."""
-        return estimate(self.memory, self.tiles)
+        pieces = replace(self.memory, photo_per_latent_pixel=0)  # one at a time; the photo is among what is carried
+        fine = max((pieces.total(tile.height * tile.width) for tile in self.fine), default=0)
+        return max(estimate(self.memory, self.tiles), fine)
 
     @property
     def unet_runs(self) -> int:
-        """How often the UNet will run, whole or its outermost blocks: steps x tiles, over the chain."""
+        """How often the UNet will run, whole or its outermost blocks: steps x tiles, over the chain; ``fine`` pieces
+        come on top."""
         return sum(stage.steps for stage in self.chain) * len(self.tiles)
 
     @property
@@ -177,6 +184,7 @@ def plan_stages(
                 work_size=card.work_size,
                 piece_size=card.piece_size,
                 guided=card.guided,
+                fine=card.fine,
             )
         )
     return tuple(stages)
@@ -253,6 +261,9 @@ def make_plan(
         area=area,
         border=border,
         carry=carry,
+        fine=_fine_pieces(input_size, carry, chain, options, quality, dims, memory, available, border)
+        if mask is None and not engine_sizes
+        else (),
         grid=grid if len(grid) > len(tiles) else (),
         latent_size=latent,
         output_size=input_size if options.output_size == "input" else working,
@@ -282,3 +293,23 @@ def _working(
         return working_size(*size, options.size), "picture"
     width, height = (max(MIN_SIDE, round(side * short / min(size))) for side in size)
     return (width, height), "guided" if all(stage.guided for stage in chain) else "change"
+
+
+def _fine_pieces(
+    size: tuple[int, int],
+    carry: Carry,
+    chain: Sequence[Stage],
+    options: RestoreOptions,
+    quality: Quality,
+    dims: ModelDims,
+    memory: Footprint,
+    available: int | None,
+    border: int,
+) -> tuple[Tile, ...]:
+    """Pieces of the photo at full size, for faults that a copy of it may lose; none if the caller chose the copy."""
+    if carry == "picture" or not quality.fine or options.work_size != "auto" or not all(stage.fine for stage in chain):
+        return ()
+    whole = whole_area(size, border, dims.factor)
+    one = replace(memory, photo_per_latent_pixel=0)  # they run one after the other
+    tile = "auto" if options.tile == "off" else options.tile
+    return choose_pieces((whole.width, whole.height), dims, one, available, tile)[0]

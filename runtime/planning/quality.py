@@ -21,6 +21,7 @@ class Quality:
         scb_every: the SCB runs once in this many steps and at the last one; between its runs the residuals are
             interpolated; 1: at every step.
         scaled: large photos are restored at the scale of the fault, as their plugins' cards give it (``work_size``).
+        fine: pieces of such photos with faults too fine for that are restored at full size besides (``fine`` of cards).
         precisions: preferred if the precision is "auto" and the bundle and the engine have them.
     """
 
@@ -30,6 +31,7 @@ class Quality:
     deep_every: int = 1
     scb_every: int = 1
     scaled: bool = False
+    fine: bool = False
     precisions: tuple[str, ...] = ()
 
     def full_steps(self, steps: int) -> tuple[int, ...]:
@@ -57,9 +59,10 @@ QUALITIES = {
         Quality(
             name="balanced",
             description="at most 10 steps unless --steps says more; deep features and SCB at every 2nd step; large "
-            "photos at the scale of the fault",
+            "photos at the scale of the fault, and at full size where faults are fine",
             steps=10,
             scaled=True,
+            fine=True,
             deep_every=2,
             scb_every=2,
             precisions=("int8",),

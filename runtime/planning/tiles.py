@@ -79,7 +79,7 @@ def blend_weights(tiles: Sequence[Tile], h: int, w: int, grid: Sequence[Tile] | 
     expected = {Tile(top, left, height, width) for top, height in rows for left, width in columns}
     if set(every) != expected or len(every) != len(expected) or not set(tiles) <= expected:
         raise ShapeMismatch(f"tiles: {len(tiles)} tiles are no grid of {len(rows)} rows and {len(columns)} columns")
-    vertical, horizontal = _axis_weights(rows, h, "rows"), _axis_weights(columns, w, "columns")
+    vertical, horizontal = axis_weights(rows, h, "rows"), axis_weights(columns, w, "columns")
     weights = [
         np.outer(vertical[tile.top, tile.height], horizontal[tile.left, tile.width]).astype(np.float32)
         for tile in tiles
@@ -96,7 +96,7 @@ def _normalized(tiles: Sequence[Tile], weights: Sequence[Tensor], h: int, w: int
     return [weight / tile.cut(total) for tile, weight in zip(tiles, weights, strict=True)]
 
 
-def _axis_weights(spans: list[tuple[int, int]], length: int, what: str) -> dict[tuple[int, int], NDArray[np.float64]]:
+def axis_weights(spans: list[Span], length: int, what: str) -> dict[Span, NDArray[np.float64]]:
     """Weights of each span along one axis, float64, summing to 1."""
     ends = [start + size for start, size in spans]
     gaps = any(start > end for (start, _), end in zip(spans[1:], ends, strict=False))

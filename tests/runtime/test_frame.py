@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffplugin.runtime.planning.quality import QUALITIES
 from diffplugin.runtime.restorer import Restorer
 from diffplugin.runtime.sampling.start_noise import normal
 from diffplugin.spec import Array
@@ -57,6 +58,20 @@ def test_a_smaller_copy_runs_and_the_photo_keeps_its_detail(restorer: Restorer, 
     part = restorer.restore(photo, plugins=["derain"], steps=1, work_size=96, mask=grey)
     assert np.array_equal(part.array[grey == 0], photo[grey == 0]) and (part.array[150, 150] != photo[150, 150]).any()
     assert restorer.restore(photo, plugins=["derain"], steps=1, work_size=300).plan.carry == "picture"
+
+
+def test_faults_that_the_copy_loses_run_at_full_size(fake_bundle: Bundle, model: FakeModel) -> None:
+    photo = np.random.default_rng(0).integers(60, 200, (300, 400, 3)).astype(np.uint8)
+    seen: list[tuple[int, int]] = []
+    with Restorer(fake_bundle, model, "fp32", quality=QUALITIES["balanced"]) as restorer:
+        restorer.cards = {name: replace(card, work_size=96, fine=True) for name, card in restorer.cards.items()}
+        made = restorer.restore(photo, plugins=["derain"], progress=lambda done, total, _: seen.append((done, total)))
+        whole = restorer.restore(photo, plugins=["derain"], work_size="full")
+        copy = restorer.restore(photo, plugins=["derain"], work_size=96)
+    assert made.plan.fine == whole.plan.tiles and len(made.plan.fine) == 6 and not copy.plan.fine
+    off, before = (np.abs(x.array.astype(int) - whole.array).mean() for x in (made, copy))
+    assert off < before / 4, f"{off:.1f} levels from the photo at full size, the copy {before:.1f}"
+    assert seen[-1][0] == seen[-1][1] > made.plan.unet_runs, "progress ends at its total"
 
 
 def test_pieces_give_what_the_whole_gives(restorer: Restorer, model: FakeModel) -> None:

@@ -14,6 +14,7 @@ from diffplugin.bench.full_width import DIMS
 from diffplugin.errors import RequestError
 from diffplugin.plugins.cards import shipped_cards
 from diffplugin.runtime.options import RestoreOptions
+from diffplugin.runtime.photos.mask import Mask, region_mask
 from diffplugin.runtime.planning.memory import Footprint
 from diffplugin.runtime.planning.pieces import work
 from diffplugin.runtime.planning.plan import Plan, make_plan, plan_stages
@@ -166,6 +167,7 @@ def test_json() -> None:
     assert made["unet_runs"] == 4 * 20
     stage = {"plugin": "deblur", "steps": 20, "start": "noised_input", "first_t": 999, "renoise_from_t": 960}
     stage |= {"output": "decoded", "coring": 0, "coring_peak": 0, "work_size": 0, "piece_size": 0, "guided": False}
+    stage |= {"fine": False}
     every = list(range(20))
     assert made["chain"] == [stage | {"full_steps": every, "scb_steps": every, "scb_batch": 1}]
     assert made["quality"] == "exact" and made["loop"] == "host"
@@ -177,7 +179,7 @@ def test_json() -> None:
     assert [less[f"{what}_runs"] for what in ("unet", "full_unet", "shallow_unet", "scb")] == [40, 20, 20, 16]
 
 
-SCALED = replace(LESS, name="scaled", scaled=True)
+SCALED = replace(LESS, name="scaled", scaled=True, fine=True)
 
 
 def _at_scale(width: int, height: int, *work: tuple[int, bool], **options: Any) -> Plan:
@@ -188,6 +190,24 @@ def _at_scale(width: int, height: int, *work: tuple[int, bool], **options: Any) 
         (width, height), chain, RestoreOptions(plugins=["deblur"], **options),
         dims=DIMS, memory=LIGHT, available=None, engine="fake", precision="fp32", quality=SCALED,
     )  # fmt: skip
+
+
+def test_pieces_at_full_size_where_faults_may_be_fine() -> None:
+    cards = {name: replace(card, work_size=512, fine=name == "derain") for name, card in shipped_cards().items()}
+
+    def planned(plugins: list[str], mask: Mask | None = None, **options: Any) -> Plan:
+        return make_plan(
+            (4000, 3000), plan_stages(plugins, cards, SCALED), RestoreOptions(plugins=plugins, **options), dims=DIMS,
+            memory=LIGHT, available=None, engine="fake", precision="fp32", quality=SCALED, mask=mask,
+        )  # fmt: skip
+
+    plan = planned(["derain"])
+    exact = planned(["derain"], work_size="full")
+    assert plan.working_size == (683, 512) and plan.fine == exact.tiles and not exact.fine
+    assert planned(["derain"], tile="off").fine == exact.tiles, "the photo is never one piece"
+    for none in (planned(["deblur"]), planned(["derain", "deblur"]), planned(["derain"], work_size=600)):
+        assert not none.fine
+    assert not planned(["derain"], region_mask((0, 0, 800, 800), (4000, 3000))).fine
 
 
 def test_large_photos_run_at_the_scale_of_the_fault() -> None:
