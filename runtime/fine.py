@@ -19,7 +19,6 @@ Levels = NDArray[Any]  # uint8 or uint16 [h, w, 3]
 AtFull = Callable[[Levels], Levels]  # restores pixels as they are; sides in multiples of the autoencoder's factor
 
 SAMPLE = 64  # pixels of a side of a sample
-SHEET = 10  # samples in a row and in a column of a sheet
 _EDGE = 8  # pixels of a sample on every side that are not judged: beside them is another sample
 # Detail that a change at full size must have, root mean square, for the copy to have missed it: levels of 255, and of
 # the change that the copy gave. Chosen on two photos of 8 megapixels with faults of two sizes (docs/speed.md).
@@ -42,7 +41,7 @@ def refined(
     inside = [piece.moved(-border, -border).clipped(height, width) for piece in pieces]
     places = [sample_places(piece) for piece in inside]
     flat = [place for four in places for place in four]
-    made = _samples_at_full([_cut(photo, place) for place in flat], border, at_full)
+    made = _samples_at_full([_cut(photo, place) for place in flat], pieces[0], border, at_full)
     scale = 255 / np.iinfo(photo.dtype).max
     detail, change = [], []
     for place, after in zip(flat, made, strict=True):
@@ -70,20 +69,20 @@ def sample_places(piece: Tile) -> tuple[Tile, ...]:
     )
 
 
-def _samples_at_full(samples: Sequence[Levels], border: int, at_full: AtFull) -> list[Levels]:
-    """Samples restored at full size, many at once: side by side in sheets, with a border."""
+def _samples_at_full(samples: Sequence[Levels], piece: Tile, border: int, at_full: AtFull) -> list[Levels]:
+    """Samples restored at full size, many at once: side by side in sheets, with a border. Sheets have the shape of a
+    piece, because some engines keep memory for each shape."""
+    rows, columns = (max(1, (side - 2 * border) // SAMPLE) for side in (piece.height, piece.width))
+    height, width = max(piece.height, rows * SAMPLE + border), max(piece.width, columns * SAMPLE + border)
     made = []
-    for first in range(0, len(samples), SHEET**2):
-        some = samples[first : first + SHEET**2]
-        columns = min(SHEET, len(some))
-        rows = -(-len(some) // columns)
+    for first in range(0, len(samples), rows * columns):
+        some = samples[first : first + rows * columns]
         sheet = np.zeros((rows * SAMPLE, columns * SAMPLE, 3), some[0].dtype)
         places = [Tile(i // columns * SAMPLE, i % columns * SAMPLE, SAMPLE, SAMPLE) for i in range(rows * columns)]
         for i, place in enumerate(places):
-            sample = some[min(i, len(some) - 1)]  # the last one fills the last row
+            sample = some[min(i, len(some) - 1)]  # the last one fills the last sheet
             _cut(sheet, place)[...] = reflected(sample, 0, 0, SAMPLE, SAMPLE)
-        height, width = sheet.shape[:2]
-        after = at_full(reflected(sheet, -border, -border, height + 2 * border, width + 2 * border))
+        after = at_full(reflected(sheet, -border, -border, height, width))
         made += [
             _cut(after, place.moved(border, border))[: sample.shape[0], : sample.shape[1]]
             for place, sample in zip(places, some, strict=False)

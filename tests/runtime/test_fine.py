@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from diffplugin.runtime.fine import SAMPLE, SHEET, refined, sample_places
+from diffplugin.runtime.fine import refined, sample_places
 from diffplugin.runtime.planning.tiles import Tile, grid, spans
 
 Levels = NDArray[Any]
@@ -49,8 +49,8 @@ def test_only_pieces_with_fine_faults_run(dtype: type[Any]) -> None:
     faults = Tile(0, 0, 220, 220)
     photo, run = _photo(dtype, faults, 1), AtFull()
     made = refined(photo, photo, _pieces(), BORDER, 3, run)
-    pieces = [shape for shape in run.shapes if shape == (SIDE, SIDE, 3)]
-    assert len(pieces) == 1 and len(run.shapes) == 2, run.shapes
+    sheets = -(-4 * len(_pieces()) // 4**2)  # of four samples in a row and in a column
+    assert run.shapes == [(SIDE, SIDE, 3)] * (sheets + 1), "sheets, and one piece, all of one shape"
     assert made.dtype == dtype and (made[20:200, 20:200] != photo[20:200, 20:200]).mean() > 0.3
     assert np.array_equal(made[SIDE:], photo[SIDE:]) and np.array_equal(made[:, SIDE:], photo[:, SIDE:])
 
@@ -61,7 +61,7 @@ def test_what_the_copy_found_is_left_to_it() -> None:
     assert refined(photo, carried, _pieces(), BORDER, 3, run) is carried
     clean = _photo(np.uint8, Tile(0, 0, 0, 0), 1)
     assert refined(clean, clean, _pieces(), BORDER, 3, run) is clean
-    assert all(shape != (SIDE, SIDE, 3) for shape in run.shapes)
+    assert len(run.shapes) == 2 * -(-4 * len(_pieces()) // 4**2), "nothing but sheets"
 
 
 def test_all_pieces_together_are_the_photo_at_full_size() -> None:
@@ -84,12 +84,12 @@ def test_a_piece_that_runs_fades_out() -> None:
     assert inside > 20 and edge < 2, f"{inside:.1f} levels inside, {edge:.1f} at the edge"
 
 
-def test_many_samples_make_several_sheets() -> None:
-    photo, run = np.full((1200, 1600, 3), 90, np.uint8), AtFull()
-    pieces = grid(*(spans(length + 2 * BORDER, 192, OVERLAP) for length in (1200, 1600)))
-    refined(photo, photo, pieces, BORDER, 2, run)
-    assert len(run.shapes) == -(-4 * len(pieces) // SHEET**2) > 1
-    assert max(run.shapes) == (SHEET * SAMPLE + 2 * BORDER,) * 2 + (3,)
+def test_pieces_smaller_than_a_sheet() -> None:
+    run = AtFull()
+    photo = np.full((96, 200, 3), 90, np.uint8)
+    pieces = grid(spans(96 + 2 * BORDER, 128, OVERLAP), spans(200 + 2 * BORDER, 88, OVERLAP))
+    assert refined(photo, photo, pieces, BORDER, 2, run) is photo
+    assert set(run.shapes) == {(128, 88, 3)}
 
 
 def test_samples_lie_within_small_pieces() -> None:
