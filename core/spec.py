@@ -106,7 +106,8 @@ def graph_specs(dims: ModelDims) -> dict[str, GraphSpec]:
     at a nearby step (step caching, arXiv:2312.00858). With the feature of the same step both give the same result.
 
     ``diagnosis`` is optional: from views of a photo to each task's logit (how probable it is that the photo needs it)
-    and strength (how much of that degradation it has, 0 to 1).
+    and strength (how much of that degradation it has, 0 to 1). So are ``tiny_encoder`` and ``tiny_decoder``, which
+    stand for the autoencoder at a fraction of its work.
 
     ``step`` is a whole step of the sampler's loop around the UNet, so that an engine needs one launch per step. Its
     ``weights`` are, in this order: start (latents, cond, noise), denoise (x, eps), correct (last, x, x0, x0_1, x0_2),
@@ -170,6 +171,8 @@ def graph_specs(dims: ModelDims) -> dict[str, GraphSpec]:
             tuple(_tensor(name, "f32", 1, c, "h", "w") for name in ("next_latents", "next_last", "next_x0")),
         ),
         GraphSpec("vae_decoder", (latents,), (image,), dims.factor),
+        GraphSpec("tiny_encoder", (image,), (cond,), dims.factor),
+        GraphSpec("tiny_decoder", (latents,), (image,), dims.factor),
     )
     return {spec.graph: spec for spec in specs}
 

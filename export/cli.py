@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from diffplugin.command import Parser, add_common_options, answer, execute, path, positive, print_error, say
@@ -65,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         type=path,
         metavar="DIR",
         help="pictures to calibrate int8 on, best ones that need the plugins (default: synthetic ones)",
+    )
+    made.add_argument(
+        "--tiny-vae", type=path, metavar="DIR", help="also a tiny autoencoder for --quality fast (dp-train tiny-vae)"
     )
     made.add_argument("--no-validate", action="store_true", help="skip the comparison with the PyTorch reference")
     made.add_argument(
@@ -172,6 +176,7 @@ def _export(args: argparse.Namespace) -> int:
         )
     else:
         checkpoint, cards, name = embedded_checkpoint(args.plugin)
+    checkpoint = replace(checkpoint, tiny_vae=args.tiny_vae)
     started = time.monotonic()
     path = export_bundle(
         checkpoint,

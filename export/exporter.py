@@ -39,6 +39,7 @@ from diffplugin.export.quantize import (
     unavailable_reason,
 )
 from diffplugin.export.reference import ReferenceBuilder
+from diffplugin.export.tiny import compare_tiny
 from diffplugin.export.tokenizer import write_tokenizer
 from diffplugin.export.writing import writing
 from diffplugin.integrity import sha256
@@ -178,6 +179,12 @@ def _validate(
     log(f"whole picture      {picture[0]:.1f} dB against the reference (at least {picture[1]:g})")
     check(comparisons, picture)
     purposes = _purposes(bundle, builder, precision, log)
+    tiny = compare_tiny(bundle, builder, precision) if checkpoint.tiny_vae is not None else {}
+    if tiny:
+        log(
+            f"tiny autoencoder   {tiny['tiny_db']:.1f} dB (the base's: {tiny['vae_db']:.1f}); a change, as a residual: "
+            f"{tiny['tiny_change_db']:.1f} dB ({tiny['vae_change_db']:.1f})"
+        )
     return {
         "engine": builder.name,
         "precision": precision,
@@ -189,6 +196,7 @@ def _validate(
         "picture_psnr_budget_db": picture[1],
         "picture_psnr_db": round(picture[0]),
         "kept_db": {kept.plugin: [round(kept.clean_db), round(kept.degraded_db)] for kept in purposes},
+        **({"tiny_autoencoder": tiny} if tiny else {}),
     }
 
 

@@ -115,14 +115,16 @@ _SHARED: dict[str, Callable[[Checkpoint], nn.Module]] = {
     "unet": lambda checkpoint: _UNet(checkpoint.unet()),
     "unet_shallow": lambda checkpoint: _ShallowUNet(checkpoint.unet()),
     "vae_decoder": lambda checkpoint: _Decoder(checkpoint.autoencoder()),
+    "tiny_encoder": lambda checkpoint: checkpoint.tiny_autoencoder().encoder,
+    "tiny_decoder": lambda checkpoint: checkpoint.tiny_autoencoder().decoder,
 }
 _DERIVED: dict[str, Callable[[Checkpoint], nn.Module]] = {"step": lambda checkpoint: _Step(checkpoint.unet())}
 
 
 def graph_keys(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Graphs of a bundle, in the order of export: ``unet``, …, ``tpb/<id>``, ``scb/<id>``."""
-    absent = {kind for kind in ("selector", "diagnosis") if getattr(checkpoint, kind) is None}
-    shared = [kind for kind in _SHARED if kind not in absent]
+    parts = {"selector": "selector", "diagnosis": "diagnosis", "tiny_encoder": "tiny_vae", "tiny_decoder": "tiny_vae"}
+    shared = [kind for kind in _SHARED if kind not in parts or getattr(checkpoint, parts[kind]) is not None]
     return (*shared, *(f"{branch}/{plugin}" for plugin in checkpoint.plugins for branch in ("tpb", "scb")))
 
 

@@ -95,6 +95,12 @@ class Restorer:
         self.device = device_loop(self._pool)
 
     @property
+    def _tiny(self) -> bool:
+        """Whether plans have the tiny autoencoder; a captured stage has the base's own."""
+        there = "tiny_decoder" in self.bundle.manifest.graphs
+        return self.quality.tiny_autoencoder and self.device is None and there
+
+    @property
     def engine(self) -> str:
         return self._pool.builder.name
 
@@ -301,7 +307,9 @@ class Restorer:
     def _plan(
         self, size: tuple[int, int], options: RestoreOptions, chosen: Sequence[str], mask: Mask | None = None
     ) -> Plan:
-        chain = plan_stages(chosen, self.cards, self.quality, steps=options.steps, sampler=options.sampler)
+        chain = plan_stages(
+            chosen, self.cards, self.quality, steps=options.steps, sampler=options.sampler, tiny=self._tiny
+        )
         memory = self._footprint(chain)
         plan = make_plan(
             size,

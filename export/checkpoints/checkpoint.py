@@ -23,6 +23,7 @@ from diffplugin.manifest import Diagnosed
 from diffplugin.plugins.networks.clip import TextEncoder, VisionEncoder
 from diffplugin.plugins.networks.diagnosis import Diagnosis
 from diffplugin.plugins.networks.taskplugin import SelectorHeads, SpatialComplementBranch, TaskPromptBranch
+from diffplugin.plugins.networks.tiny_vae import TinyAutoencoder
 from diffplugin.plugins.networks.unet import UNet
 from diffplugin.plugins.networks.vae import Autoencoder
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
@@ -49,7 +50,7 @@ class Checkpoint:
     """The locations of the parts of one model. Networks are read on request, so that only one need be in memory.
 
     A part is ``unet``, ``vae``, ``text_encoder``, ``clip_vision``, ``tpb/<id>``, ``scb/<id>``, ``selector`` or
-    ``diagnosis``.
+    ``diagnosis`` or ``tiny_vae``.
 
     Attributes:
         base: diffusers folder of Stable Diffusion 1.x, or a single file in the original layout.
@@ -57,6 +58,7 @@ class Checkpoint:
         plugins: Task-Plugin folders by id, each with ``tpb.pt`` and ``scb/``.
         selector: ``PromptTunner.pt``, or None.
         diagnosis: folder of the network that sees what a photo needs (``config.json``, ``model.safetensors``), or None.
+        tiny_vae: folder of a tiny autoencoder for the base's latents (diffusers ``AutoencoderTiny``), or None.
     """
 
     base: Path
@@ -64,6 +66,7 @@ class Checkpoint:
     plugins: Mapping[str, Path]
     selector: Path | None
     diagnosis: Path | None = None
+    tiny_vae: Path | None = None
 
     @property
     def single(self) -> bool:
@@ -83,7 +86,7 @@ class Checkpoint:
     def parts(self) -> tuple[str, ...]:
         """All parts, in the order of export."""
         plugins = (f"{branch}/{plugin}" for plugin in self.plugins for branch in ("tpb", "scb"))
-        optional = (part for part in ("selector", "diagnosis") if getattr(self, part) is not None)
+        optional = (part for part in ("selector", "diagnosis", "tiny_vae") if getattr(self, part) is not None)
         return (*BASE_PARTS, "clip_vision", *plugins, *optional)
 
     def source(self, part: str) -> WeightFiles:
@@ -103,6 +106,8 @@ class Checkpoint:
             return find_weights(self._diagnosis)
         if kind == "tpb":
             return WeightFiles((self.plugins[plugin] / "tpb.pt",))
+        if kind == "tiny_vae":
+            return find_weights(self._tiny)
         return find_weights(self.clip if kind == "clip_vision" else self.plugins[plugin] / "scb")
 
     def tensors(self, part: str) -> Tensors:
@@ -125,6 +130,12 @@ class Checkpoint:
         return found
 
     @property
+    def _tiny(self) -> Path:
+        if self.tiny_vae is None:
+            raise CheckpointError("no tiny autoencoder was named")
+        return self.tiny_vae
+
+    @property
     def averaged(self) -> bool:
         """Whether the base is a file with two sets of the UNet's weights, of which the averages are used."""
         return self.single and single_file.has_average(self._single)
@@ -142,6 +153,8 @@ class Checkpoint:
             return combined if exists(combined) and not exists(apart) else apart
         if kind == "diagnosis":
             return self._diagnosis / "config.json"
+        if kind == "tiny_vae":
+            return self._tiny / "config.json"
         if kind in ("clip_vision", "scb"):
             return (self.clip if kind == "clip_vision" else self.plugins[plugin] / "scb") / "config.json"
         if self.single:
@@ -223,6 +236,10 @@ class Checkpoint:
         unet, text = self.config("unet"), self.config("text_encoder")
         yield "unet in_channels", unet["in_channels"], "vae latent_channels", dims.latent_channels
         yield "text_encoder hidden_size", text["hidden_size"], "unet cross_attention_dim", dims.token_width
+        if self.tiny_vae is not None:
+            tiny = self.config("tiny_vae")
+            yield "tiny_vae latent_channels", tiny["latent_channels"], "vae latent_channels", dims.latent_channels
+            yield "tiny_vae factor", 2 ** (len(tiny["decoder_block_out_channels"]) - 1), "vae factor", dims.factor
         for plugin in self.plugins:
             scb = self.scb_config(plugin)
             yield f"{plugin} scb in_channels", scb["in_channels"], "vae latent_channels", dims.latent_channels
@@ -249,6 +266,7 @@ class Checkpoint:
             make: dict[str, type[nn.Module]] = {
                 "unet": UNet,
                 "vae": Autoencoder,
+                "tiny_vae": TinyAutoencoder,
                 "text_encoder": TextEncoder,
                 "clip_vision": VisionEncoder,
                 "scb": SpatialComplementBranch,
@@ -281,6 +299,9 @@ class Checkpoint:
 
     def autoencoder(self) -> Autoencoder:
         return self.load("vae")  # type: ignore[no-any-return]
+
+    def tiny_autoencoder(self) -> TinyAutoencoder:
+        return self.load("tiny_vae")  # type: ignore[no-any-return]
 
     def text_encoder(self) -> TextEncoder:
         return self.load("text_encoder")  # type: ignore[no-any-return]

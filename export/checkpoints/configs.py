@@ -6,6 +6,7 @@ versions that wrote the published files to today's (a test compares them with th
 
 - ``unet``: diffusers, ``UNet2DConditionModel.__init__``
 - ``vae``: diffusers, ``AutoencoderKL.__init__``
+- ``tiny_vae``: diffusers, ``AutoencoderTiny.__init__``
 - ``text_encoder``, ``clip_vision``: transformers, ``CLIPTextConfig`` and ``CLIPVisionConfig``
 - ``preprocessor``: transformers, ``CLIPImageProcessor``
 - ``scb``: Diff-Plugin's ``SCBNet.__init__``, which has the defaults of diffusers' ``ControlNetModel``
@@ -25,6 +26,7 @@ from diffplugin.export.checkpoints.settings import (
     MAX_WIDTH,
     Setting,
     blocks,
+    counts,
     fixed,
     flag,
     flags,
@@ -115,6 +117,21 @@ _VAE = {
     "use_post_quant_conv": fixed(True),
     "mid_block_add_attention": Setting(True, flag),
 }
+_TINY_VAE = {
+    "in_channels": fixed(3),
+    "out_channels": fixed(3),
+    "latent_channels": Setting(4, whole(1, 64)),
+    "encoder_block_out_channels": Setting([64] * 4, widths),
+    "decoder_block_out_channels": Setting([64] * 4, widths),
+    "num_encoder_blocks": Setting([1, 3, 3, 3], counts),
+    "num_decoder_blocks": Setting([3, 3, 3, 1], counts),
+    "act_fn": fixed("relu"),
+    "upsample_fn": fixed("nearest"),
+    "upsampling_scaling_factor": fixed(2),
+    "latent_magnitude": Setting(3, number(0, 1e6)),
+    "scaling_factor": fixed(1.0),
+    "shift_factor": fixed(0.0),
+}
 _CLIP = {
     "num_hidden_layers": Setting(12, whole(1, MAX_LAYERS)),
     "hidden_act": Setting("quick_gelu", one_of("quick_gelu", "gelu")),
@@ -164,6 +181,7 @@ _DIAGNOSIS = {
 TABLES = {
     "unet": _UNET,
     "vae": _VAE,
+    "tiny_vae": _TINY_VAE,
     "text_encoder": _TEXT,
     "clip_vision": _VISION,
     "scb": _SCB,
@@ -174,6 +192,7 @@ TABLES = {
 _CLASSES = {
     "unet": ("_class_name", ("UNet2DConditionModel",)),
     "vae": ("_class_name", ("AutoencoderKL",)),
+    "tiny_vae": ("_class_name", ("AutoencoderTiny",)),
     "text_encoder": ("model_type", ("clip_text_model", "clip")),
     "clip_vision": ("model_type", ("clip_vision_model", "clip")),
 }
@@ -257,6 +276,19 @@ def _vae(config: Config) -> list[str]:
     return list(dict.fromkeys(faults))
 
 
+def _tiny_vae(config: Config) -> list[str]:
+    count = len(config["decoder_block_out_channels"])
+    faults = [
+        f"{key} has {len(config[key])} entries, decoder_block_out_channels has {count}"
+        for key in ("encoder_block_out_channels", "num_encoder_blocks", "num_decoder_blocks")
+        if len(config[key]) != count
+    ]
+    for key in ("encoder_block_out_channels", "decoder_block_out_channels"):
+        if len(set(config[key])) > 1:
+            faults.append(f"{key} is {shown(config[key])}, expected one width at all levels")
+    return faults
+
+
 def _clip(config: Config) -> list[str]:
     return _divides("num_attention_heads", config["num_attention_heads"], config["hidden_size"])
 
@@ -287,6 +319,7 @@ _WITHIN: dict[str, Callable[[Config], list[str]]] = {
     "unet": _unet,
     "scb": _scb,
     "vae": _vae,
+    "tiny_vae": _tiny_vae,
     "text_encoder": _clip,
     "clip_vision": _vision,
     "diagnosis": _diagnosis,

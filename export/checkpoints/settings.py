@@ -74,6 +74,11 @@ def widths(value: Any) -> list[int]:
     return [whole(1, MAX_WIDTH)(v) for v in listed(value)]
 
 
+def counts(value: Any) -> list[int]:
+    """Blocks of each level."""
+    return [whole(0, MAX_LAYERS)(v) for v in listed(value)]
+
+
 def heads(value: Any) -> Any:
     """A number of heads, or a list of them, one for each level."""
     return widths(value) if isinstance(value, list) else whole(1, MAX_WIDTH)(value)

@@ -21,6 +21,7 @@ STEPS = {
     "plugin": 1000,
     "diagnosis": 1600,
     "selector": 20_000,
+    "tiny-vae": 8000,
 }
 SAMPLES = 10_000  # pictures that the diagnosis learns from
 # plugins that the recipe finishes on pictures: steps and rate; one that does much already forgets it at a high rate
@@ -60,6 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     diagnosis = commands.add_parser("diagnosis", parents=[common], help="the network that sees what a photo needs")
     diagnosis.add_argument("--samples", type=positive, metavar="N", help="pictures to learn from (default: 10000)")
     add_photo_folders(diagnosis, "photographs with an index.csv, as for photos, here at their full size")
+    tiny = commands.add_parser("tiny-vae", parents=[common], help="a tiny autoencoder, distilled from a base's own")
+    tiny.add_argument("--base", metavar="DIR|HUB-ID", help="diffusers folder (default: WORK/checkpoint/base)")
+    tiny.add_argument("--out", type=path, metavar="DIR", help="folder to write (default: WORK/tiny_vae)")
+    tiny.add_argument("--width", type=positive, default=64, metavar="N", help="channels (default: 64, as TAESD)")
+    tiny.add_argument("--blocks", type=positive, default=3, metavar="N", help="blocks a level (default: 3, as TAESD)")
+    tiny.add_argument("--restart", action="store_true", help="remove a state made from other inputs, and begin anew")
 
     milestone = commands.add_parser("milestone", parents=[common], help="the base so far, as a folder for --start")
     milestone.add_argument("--out", type=path, required=True, metavar="DIR", help="checkpoint folder to write")
@@ -106,6 +113,25 @@ def _diagnosis(args: argparse.Namespace) -> None:
     diagnosis.train(args.work, steps=steps, samples=samples, folders=args.add, precision=args.mixed_precision)
 
 
+def _tiny_vae(args: argparse.Namespace) -> None:
+    from diffplugin.export.checkpoints.hub import base_path
+    from diffplugin.plugins.train import tiny_vae
+
+    base = args.work / "checkpoint/base" if args.base is None else base_path(args.base, offline=False, log=print)
+    out = args.out or args.work / "tiny_vae"
+    tiny_vae.train(
+        args.work,
+        base,
+        out,
+        steps=args.steps or STEPS["tiny-vae"],
+        width=args.width,
+        blocks=args.blocks,
+        precision=args.mixed_precision,
+        restart=args.restart,
+    )
+    print(f"{out}: dp-export --tiny-vae takes it into a bundle, for --quality fast")
+
+
 def _milestone(args: argparse.Namespace) -> None:
     from diffplugin.plugins.train import recipe
 
@@ -149,6 +175,7 @@ _COMMANDS = {
     "plugin": plugin_cli.run_plugin,
     "selector": plugin_cli.run_selector,
     "diagnosis": _diagnosis,
+    "tiny-vae": _tiny_vae,
     "milestone": _milestone,
     "recipe": _recipe,
 }

@@ -102,7 +102,8 @@ def _work(plan: Plan) -> str:
         runs // len(plan.tiles) for runs in (plan.unet_runs, plan.full_unet_runs, plan.shallow_unet_runs, plan.scb_runs)
     )
     pieces = f", each for {len(plan.tiles)} pieces" if len(plan.tiles) > 1 else ""
-    return f"{steps} steps: UNet whole at {whole}, outer blocks at {outer}, SCB at {scb}{pieces} ({plan.quality})"
+    tiny = ", tiny autoencoder" if any(stage.tiny for stage in plan.chain) else ""
+    return f"{steps} steps: UNet whole at {whole}, outer blocks at {outer}, SCB at {scb}{pieces}{tiny} ({plan.quality})"
 
 
 _START = {"noised_input": "the noised input", "input": "the input", "noise": "noise"}

@@ -63,7 +63,7 @@ def restore_stage(
 def _from_host(run: Run, stage: Stage, image: Array, table: StepTable, time: Array, tokens: Array) -> Array:
     """:func:`restore_stage` graph by graph."""
     plugin = stage.plugin
-    cond = encode(run, image)
+    cond = encode(run, image, tiny=stage.tiny)
     run.seen(plugin, "tokens", tokens)
     run.seen(plugin, "cond", cond)
 
@@ -83,22 +83,24 @@ def _from_host(run: Run, stage: Stage, image: Array, table: StepTable, time: Arr
             on_step=on_step,
         )
     run.seen(plugin, "z0", latents)
-    restored = decode(run, latents)
-    return _changed(stage, image, restored, decode(run, cond)) if stage.output == "residual" else restored
+    restored = decode(run, latents, tiny=stage.tiny)
+    if stage.output != "residual":
+        return restored
+    return _changed(stage, image, restored, decode(run, cond, tiny=stage.tiny))
 
 
 def _changed(stage: Stage, image: Array, restored: Array, reconstructed: Array) -> Array:
     return residual_output(image, restored, reconstructed, stage.coring, stage.coring_peak)
 
 
-def encode(run: Run, image: Array) -> Array:
+def encode(run: Run, image: Array, *, tiny: bool = False) -> Array:
     """Scaled latent [1,4,h,w] of a picture [1,3,H,W] in [-1, 1], piece by piece."""
-    return _piecewise(run, "vae_encoder", image, run.factor, 1)
+    return _piecewise(run, "tiny_encoder" if tiny else "vae_encoder", image, run.factor, 1)
 
 
-def decode(run: Run, latents: Array) -> Array:
+def decode(run: Run, latents: Array, *, tiny: bool = False) -> Array:
     """Picture [1,3,H,W] of scaled latents [1,4,h,w], piece by piece."""
-    return _piecewise(run, "vae_decoder", latents, 1, run.factor)
+    return _piecewise(run, "tiny_decoder" if tiny else "vae_decoder", latents, 1, run.factor)
 
 
 def _piecewise(run: Run, key: str, array: Array, scale_in: int, scale_out: int) -> Array:

@@ -93,7 +93,8 @@ def footprint(
     each, the UNet at 64 x 64 about 130 kB.
     """
     unet = UNET_BYTES * dims.residual_channels / _SD_CHANNELS
-    vae = VAE_BYTES * math.sqrt(weights.get("vae_decoder", _SD_DECODER) / _SD_DECODER)
+    decoder = weights.get("vae_decoder", weights.get("tiny_decoder", _SD_DECODER))
+    vae = VAE_BYTES * math.sqrt(decoder / _SD_DECODER)
     vae *= (dims.factor / 8) ** 2
     return Footprint(
         weights=round(sum(weights.values()) * shares[0]),

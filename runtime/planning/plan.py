@@ -36,6 +36,7 @@ class Stage:
         scb_steps: steps whose residuals are computed, the first and the last among them.
         work_size, piece_size, guided, fine: of its card.
         scb_batch: timesteps that the SCB takes at once; more than 1 only on a device.
+        tiny: the tiny autoencoder encodes and decodes; the output is then a residual, which hides most of its error.
     """
 
     plugin: str
@@ -53,6 +54,7 @@ class Stage:
     piece_size: int = 0
     guided: bool = False
     fine: bool = False
+    tiny: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +149,7 @@ def plan_stages(
     *,
     steps: int | None = None,
     sampler: str = "unipc",
+    tiny: bool = False,
 ) -> tuple[Stage, ...]:
     """The stages of a chain, as released: all steps for the first plugin, few for later ones.
 
@@ -155,6 +158,7 @@ def plan_stages(
         quality: decides which steps run everything.
         steps: of the first plugin; those that follow take ``min(steps, card.steps_chained)``. None: the cards', and
             no more than ``quality.steps``.
+        tiny: with the tiny autoencoder.
 
     Raises:
         RequestError: the sampler cannot take so many steps from where a plugin starts.
@@ -176,9 +180,10 @@ def plan_stages(
                 start=card.start,
                 first_t=card.first_t,
                 renoise_from_t=card.renoise_from_t,
-                output=card.output,
+                output="residual" if tiny else card.output,
                 coring=card.coring,
                 coring_peak=card.coring_peak,
+                tiny=tiny,
                 full_steps=quality.full_steps(count),
                 scb_steps=quality.scb_steps(count),
                 work_size=card.work_size,
@@ -194,7 +199,9 @@ def chain_footprint(manifest: Manifest, chain: Sequence[Stage], shares: Shares) 
     """Memory that a run of this chain needs beyond the engines that are already loaded."""
     deep = any(len(stage.full_steps) < stage.steps for stage in chain)
     shared = any(len(stage.scb_steps) < stage.steps for stage in chain)
-    keys = ["clip_vision", "vae_encoder", "unet", *(["unet_shallow"] if deep else []), "vae_decoder"]
+    autoencoder = "tiny" if any(stage.tiny for stage in chain) else "vae"
+    keys = ["clip_vision", "unet", *(["unet_shallow"] if deep else [])]
+    keys += [f"{autoencoder}_encoder", f"{autoencoder}_decoder"]
     keys += [f"{kind}/{stage.plugin}" for stage in chain for kind in ("tpb", "scb")]
     weights = {key: manifest.graphs[key].weights_bytes for key in keys}
     kept = kept_bytes(manifest.dims, deep=deep, residuals=shared)

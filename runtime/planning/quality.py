@@ -22,6 +22,7 @@ class Quality:
             interpolated; 1: at every step.
         scaled: large photos are restored at the scale of the fault, as their plugins' cards give it (``work_size``).
         fine: pieces of such photos with faults too fine for that are restored at full size besides (``fine`` of cards).
+        tiny_autoencoder: use the bundle's tiny autoencoder, if it has one.
         precisions: preferred if the precision is "auto" and the bundle and the engine have them.
     """
 
@@ -32,6 +33,7 @@ class Quality:
     scb_every: int = 1
     scaled: bool = False
     fine: bool = False
+    tiny_autoencoder: bool = False
     precisions: tuple[str, ...] = ()
 
     def full_steps(self, steps: int) -> tuple[int, ...]:
@@ -70,11 +72,12 @@ QUALITIES = {
         Quality(
             name="fast",
             description="at most 6 steps unless --steps says more; deep features and SCB at every 3rd step; large "
-            "photos at the scale of the fault",
+            "photos at the scale of the fault; the tiny autoencoder if the bundle has one",
             steps=6,
             scaled=True,
             deep_every=3,
             scb_every=3,
+            tiny_autoencoder=True,
             precisions=("int8",),
         ),
     )

@@ -79,7 +79,12 @@ def _library_defaults(kind: str) -> dict[str, Any]:
         made = pytest.importorskip(name, reason="needs transformers 5").CLIPImageProcessorPil
         return {key: getattr(made, key) for key in TABLES[kind] if hasattr(made, key)}
     diffusers = pytest.importorskip("diffusers")
-    classes = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "scb": "ControlNetModel"}
+    classes = {
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "tiny_vae": "AutoencoderTiny",
+        "scb": "ControlNetModel",
+    }
     parameters = inspect.signature(getattr(diffusers, classes[kind]).__init__).parameters
     return {name: parameter.default for name, parameter in parameters.items()}
 

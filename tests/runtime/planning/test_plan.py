@@ -167,7 +167,7 @@ def test_json() -> None:
     assert made["unet_runs"] == 4 * 20
     stage = {"plugin": "deblur", "steps": 20, "start": "noised_input", "first_t": 999, "renoise_from_t": 960}
     stage |= {"output": "decoded", "coring": 0, "coring_peak": 0, "work_size": 0, "piece_size": 0, "guided": False}
-    stage |= {"fine": False}
+    stage |= {"fine": False, "tiny": False}
     every = list(range(20))
     assert made["chain"] == [stage | {"full_steps": every, "scb_steps": every, "scb_batch": 1}]
     assert made["quality"] == "exact" and made["loop"] == "host"
@@ -177,6 +177,12 @@ def test_json() -> None:
     less = json.loads(json.dumps(_plan(1024, 1024, quality=LESS).to_json()))
     assert less["quality"] == "less" and less["chain"][0]["scb_steps"] == [0, 4, 8, 9]
     assert [less[f"{what}_runs"] for what in ("unet", "full_unet", "shallow_unet", "scb")] == [40, 20, 20, 16]
+
+
+def test_the_tiny_autoencoder_gives_residuals() -> None:
+    (own,), (tiny,) = (plan_stages(["deblur"], shipped_cards(), LESS, tiny=tiny) for tiny in (False, True))
+    assert (own.output, own.tiny, tiny.output, tiny.tiny) == ("decoded", False, "residual", True)
+    assert replace(tiny, output="decoded", tiny=False) == own
 
 
 SCALED = replace(LESS, name="scaled", scaled=True, fine=True)
