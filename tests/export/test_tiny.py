@@ -78,7 +78,7 @@ def test_fast_takes_it_and_its_error_is_told(
             (stage,) = plan.chain
             assert stage.tiny == (own == "tiny") and stage.output == ("residual" if stage.tiny else "decoded")
             made = restorer.restore(
-                photo, plugins=["deblur"], steps=2, observe=lambda p, name, i, a: seen.update({name: a})
+                photo, plugins=["deblur"], steps=2, size=48, observe=lambda p, name, i, a: seen.update({name: a})
             )
             assert f"{own}_decoder" in made.timings and f"{other}_decoder" not in made.timings
     network = TinyAutoencoder(json.loads((checkpoint / "tiny_vae/config.json").read_text()))
@@ -90,7 +90,7 @@ def test_fast_takes_it_and_its_error_is_told(
         cond = network.encode(image)
         decoded = [network.decode(latents).numpy() for latents in (torch.from_numpy(seen["z0"]), cond)]
     assert np.allclose(seen["cond"], cond.numpy(), atol=1e-5)
-    expected = ((residual_output(image.numpy(), *decoded) + 1) * 127.5).round()[0].transpose(1, 2, 0)
+    expected = ((residual_output(image.numpy(), *decoded, 0, 0) + 1) * 127.5).round()[0].transpose(1, 2, 0)
     assert np.abs(made.array.astype(float) - expected).max() <= 1
 
 
