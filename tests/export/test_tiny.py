@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ import diffplugin
 from diffplugin.bundle import open_bundle
 from diffplugin.export import cli
 from diffplugin.plugins.networks.tiny_vae import TinyAutoencoder
-from diffplugin.runtime.execution.stage import residual_output
+from diffplugin.runtime.execution.residual import residual_output
 from tests.export.checkpoints.tiny import write_tiny
 
 
@@ -72,7 +72,8 @@ def test_fast_takes_it_and_its_error_is_told(
     assert "tiny_vae" in manifest.source
     photo = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
     seen: dict[str, Any] = {}
-    for quality, own, other in (("exact", "vae", "tiny"), ("fast", "tiny", "vae")):
+    ways: tuple[tuple[Literal["exact", "fast"], str, str], ...] = (("exact", "vae", "tiny"), ("fast", "tiny", "vae"))
+    for quality, own, other in ways:
         with diffplugin.load(tmp_path / "bundle", engine="onnxruntime", precision="fp32", quality=quality) as restorer:
             plan, _ = restorer.plan(photo, plugins=["deblur"], steps=2)
             (stage,) = plan.chain
@@ -88,9 +89,9 @@ def test_fast_takes_it_and_its_error_is_told(
     image = torch.from_numpy(photo.astype(np.float32).transpose(2, 0, 1)[None] / 127.5 - 1)
     with torch.no_grad():
         cond = network.encode(image)
-        decoded = [network.decode(latents).numpy() for latents in (torch.from_numpy(seen["z0"]), cond)]
+        restored, reconstructed = (network.decode(z).numpy() for z in (torch.from_numpy(seen["z0"]), cond))
     assert np.allclose(seen["cond"], cond.numpy(), atol=1e-5)
-    expected = ((residual_output(image.numpy(), *decoded, 0, 0) + 1) * 127.5).round()[0].transpose(1, 2, 0)
+    expected = ((residual_output(image.numpy(), restored, reconstructed, 0) + 1) * 127.5).round()[0].transpose(1, 2, 0)
     assert np.abs(made.array.astype(float) - expected).max() <= 1
 
 
