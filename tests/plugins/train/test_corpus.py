@@ -66,7 +66,7 @@ def test_a_task_of_the_users_own_speaks_through_its_card() -> None:
     made = corpus.corpus(2000, 0, words=words)
     learned = {r.text.lower() for r in made if "colourise" in r.tasks}
     assert not [r for r in made if "colour" in r.text.lower().split() and "colourise" not in r.tasks], "irrelevant"
-    assert any("colour" in r.text.lower().split() for r in corpus.corpus(6000, 0) if not r.tasks)
+    assert any("colour" in r.text.lower().split() for r in corpus.corpus(14_000, 0) if not r.tasks)
     held = [r.text.lower() for r in corpus.held_out("single", 1000, 0, words) if r.tasks == ("colourise",)]
     assert len(learned) > 40 and set(held) == {"bring the colours back"}, held
     assert not any("bring the colours back" in text for text in learned)
