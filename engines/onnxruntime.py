@@ -144,8 +144,11 @@ class _Arena:
         options.intra_op_num_threads = 1
         options.add_session_config_entry("session.use_env_allocators", "1")
         run.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        session = ort.InferenceSession(_IDENTITY, options, providers=[CPU])
-        session.run(None, {"x": np.zeros(1, np.float32)}, run)
+        try:
+            session = ort.InferenceSession(_IDENTITY, options, providers=[CPU])
+            session.run(None, {"x": np.zeros(1, np.float32)}, run)
+        except Exception as error:  # there may be too little memory even for that; whoever closes goes on
+            _log.debug("ONNX Runtime keeps its memory: %s", one_line(error))
 
 
 _ARENA_UP_TO = 48 * 2**20  # bytes of weights: all of the embedded model, of Stable Diffusion a plugin's TPB

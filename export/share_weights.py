@@ -22,6 +22,7 @@ from diffplugin.export.embedded import embedded_checkpoint_folder
 _FILES = {
     "base/unet/diffusion_pytorch_model": ("onnx/unet.onnx",),
     "base/vae/diffusion_pytorch_model": ("onnx/vae_encoder.onnx", "onnx/vae_decoder.onnx"),
+    "base/text_encoder/model": ("onnx/clip_text.onnx",),
     "clip/model": ("onnx/clip_vision.onnx",),
 }
 

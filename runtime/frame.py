@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from diffplugin.runtime.execution.clock import Clock
-from diffplugin.runtime.fine import AtFull, Levels, refined
+from diffplugin.runtime.fine import AtFull, refined
 from diffplugin.runtime.photos.carry import carry_change
 from diffplugin.runtime.photos.mask import Mask, compose
 from diffplugin.runtime.photos.photo import Photo
@@ -86,14 +86,6 @@ def _restore_part(part: Any, inside: Tile, plan: Plan, run_stage: RunStage) -> A
         image = run_stage(stage, image)  # in place of the one before: both are large
         part = levels(inside.moved(-plan.area.top, -plan.area.left).cut(image))
     return part
-
-
-def restored_pixels(pixels: Levels, chain: Sequence[Stage], run_stage: RunStage) -> Levels:
-    """The chain over uint8 or uint16 [h, w, 3] as they are, whose sides are multiples of the autoencoder's factor."""
-    levels = from_tensor if pixels.dtype == np.uint8 else from_tensor_deep
-    for stage in chain:
-        pixels = levels(run_stage(stage, to_tensor(pixels)))
-    return pixels
 
 
 def _output(photo: Photo, plan: Plan, working: Any, part: Any, inside: Tile, mask: Mask | None) -> Any:

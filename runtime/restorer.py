@@ -16,9 +16,7 @@ from diffplugin.runtime.execution.clock import Clock
 from diffplugin.runtime.execution.device_loop import DeviceLoop, device_loop
 from diffplugin.runtime.execution.engine_pool import EnginePool
 from diffplugin.runtime.execution.run import Observer, Run
-from diffplugin.runtime.execution.stage import restore_stage
-from diffplugin.runtime.fine import AtFull, Levels
-from diffplugin.runtime.frame import RunStage, restore_frame, restored_pixels, start_noise
+from diffplugin.runtime.frame import restore_frame, start_noise
 from diffplugin.runtime.options import OptionFields, RestoreOptions, complete_options
 from diffplugin.runtime.photos.mask import Mask, MaskSource, as_mask
 from diffplugin.runtime.photos.pixels import working_size
@@ -36,9 +34,8 @@ from diffplugin.runtime.request.selection import Selection, select_found, select
 from diffplugin.runtime.request.selector import Selector
 from diffplugin.runtime.restoration import Restoration
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
-from diffplugin.runtime.sampling.samplers import step_table
 from diffplugin.runtime.sampling.start_noise import normal
-from diffplugin.runtime.sampling.time_features import time_features
+from diffplugin.runtime.stages import Stages
 from diffplugin.spec import Array
 
 if TYPE_CHECKING:
@@ -93,12 +90,9 @@ class Restorer:
         self._encoders = Encoders(self._pool)
         self._selector = Selector(self._pool, self._encoders)
         self.device = device_loop(self._pool)
-
-    @property
-    def _tiny(self) -> bool:
-        """Whether plans have the tiny autoencoder; a captured stage has the base's own."""
-        there = "tiny_decoder" in self.bundle.manifest.graphs
-        return self.quality.tiny_autoencoder and self.device is None and there
+        # a captured stage has the base's own autoencoder
+        there = "tiny_decoder" in bundle.manifest.graphs
+        self._tiny = quality.tiny_autoencoder and there and self.device is None
 
     @property
     def engine(self) -> str:
@@ -181,16 +175,17 @@ class Restorer:
             seen = tokens if frame is photo else self._encoders.tokens(frame, selection.chosen, clock)
             run = self._run(clock, its_plan.tiles, start_noise(its_plan, self.dims), its_plan.grid)
             run = replace(run, tick=counter.tick, cancelled=cancelled, observe=observe)
+            stages = self._stages(run, its_plan, seen, counter)
             made, used = restore_frame(
                 frame,
                 its_plan,
-                self._stage_runner(run, its_plan, seen, counter),
+                stages,
                 size=complete.size,
                 mask=mask,
                 strength=strength,
                 colour=any(self.cards[stage.plugin].colour for stage in its_plan.chain),
                 clock=clock,
-                at_full=self._at_full(run, its_plan, seen, counter),
+                at_full=stages.at_full,
             )
             frames.append(made)
             strengths.append(used)
@@ -274,16 +269,14 @@ class Restorer:
             diagnose(self._pool, photo, clock)
         piece = Tile(0, 0, plan.tiles[0].height, plan.tiles[0].width)
         noise = normal(0, (1, self.dims.latent_channels, piece.height, piece.width))
-        run = self._run(clock, (piece,), noise)
-        device = self.device if plan.loop == "device" else None
+        stages = self._stages(self._run(clock, (piece,), noise), plan, tokens, RunCounter(0, None))
         image = np.zeros((1, 3, piece.height * self.dims.factor, piece.width * self.dims.factor), np.float32)
-        self._restore_stage(run, plan.chain[0], image, plan.sampler, tokens, device)
+        stages(plan.chain[0], image)
         for plugin in chosen:
             self._pool.get(f"scb/{plugin}")
-        if device is not None:  # a graph is captured for a plugin, too
-            for plugin in chosen[1 : device.kept]:
-                stage = self._plan(size, RestoreOptions(plugins=(plugin,)), (plugin,)).chain[0]
-                self._restore_stage(run, stage, image, plan.sampler, tokens, device)
+        if self.device is not None and plan.loop == "device":  # a graph is captured for a plugin, too
+            for plugin in chosen[1 : self.device.kept]:
+                stages(self._plan(size, RestoreOptions(plugins=(plugin,)), (plugin,)).chain[0], image)
         return plan
 
     def _decide(
@@ -334,34 +327,13 @@ class Restorer:
     def _run(self, clock: Clock, tiles: tuple[Tile, ...], noise: Array, grid: tuple[Tile, ...] = ()) -> Run:
         return Run(pool=self._pool, clock=clock, tiles=tiles, factor=self.dims.factor, noise=noise, grid=grid or None)
 
-    def _stage_runner(self, run: Run, plan: Plan, tokens: Mapping[str, Array], counter: RunCounter) -> RunStage:
-        device = self.device if plan.loop == "device" and run.observe is None else None
-
-        def run_stage(stage: Stage, image: Array) -> Array:
-            counter.begin(stage.plugin)
-            return self._restore_stage(run, stage, image, plan.sampler, tokens, device)
-
-        return run_stage
-
-    def _at_full(self, run: Run, plan: Plan, tokens: Mapping[str, Array], counter: RunCounter) -> AtFull:
-        def at_full(pixels: Levels) -> Levels:
-            height, width = (side // self.dims.factor for side in pixels.shape[:2])
-            noise = normal(plan.seed, (1, self.dims.latent_channels, height, width))
-            piece = replace(run, tiles=(Tile(0, 0, height, width),), grid=None, noise=noise)
-            counter.expect(sum(stage.steps for stage in plan.chain))
-            return restored_pixels(pixels, plan.chain, self._stage_runner(piece, plan, tokens, counter))
-
-        return at_full
-
-    def _restore_stage(
-        self,
-        run: Run,
-        stage: Stage,
-        image: Array,
-        sampler: str,
-        tokens: Mapping[str, Array],
-        device: DeviceLoop | None,
-    ) -> Array:
-        table = step_table(sampler, self._schedule, stage.steps, stage.first_t)
-        time = time_features(table.t, self.bundle.manifest)
-        return restore_stage(run, stage, image, table=table, time=time, tokens=tokens[stage.plugin], device=device)
+    def _stages(self, run: Run, plan: Plan, tokens: Mapping[str, Array], counter: RunCounter) -> Stages:
+        return Stages(
+            run=run,
+            plan=plan,
+            tokens=tokens,
+            manifest=self.bundle.manifest,
+            schedule=self._schedule,
+            device=self.device,
+            counter=counter,
+        )

@@ -38,13 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime.photos": {"contracts"},
     "runtime.sampling": {"contracts", "plugins"},
     "runtime.options": {"contracts", "plugins", "runtime.photos", "runtime.sampling"},
-    "runtime.planning": {
-        *("contracts", "plugins", "engines"),
-        *("runtime.options", "runtime.photos", "runtime.sampling"),
-    },
-    "runtime.execution": {
-        *("contracts", "bundle", "engines", "runtime.photos", "runtime.planning", "runtime.sampling"),
-    },
+    "runtime.planning": {"contracts", "plugins", "engines", "runtime.options", "runtime.photos", "runtime.sampling"},
+    "runtime.execution": {"contracts", "bundle", "engines", "runtime.photos", "runtime.planning", "runtime.sampling"},
     "runtime.request": {"contracts", "plugins", "runtime.execution", "runtime.photos"},
     "runtime": {
         *("contracts", "bundle", "plugins", "engines", "runtime.options", "runtime.photos", "runtime.planning"),
@@ -95,8 +90,7 @@ PART_OF = {f"diffplugin.{name}": "contracts" for name in CONTRACTS} | {
     **{
         f"diffplugin.export.{name}": "export.tools"
         for name in (
-            *("embedded", "measures", "onnx", "reading", "simplify"),
-            *("step", "tokenizer", "writing", "written_out"),
+            *("embedded", "measures", "onnx", "reading", "simplify", "step", "tokenizer", "writing", "written_out"),
         )
     },
 }

@@ -33,6 +33,7 @@ from diffplugin.spec import ModelDims
 SELECTOR_FOLDER, SELECTOR_FILE = "plugin_selector", "PromptTunner.pt"  # the release's own spelling
 THRESHOLD_FILE, WORDS_FILE = "selector.json", "words.txt"  # ours, beside the heads
 BASE_PARTS = ("unet", "vae", "text_encoder")
+_FOLDERS = ("diagnosis", "tiny_vae")  # parts that may be absent, each in a folder of its own
 # diffusers renamed the attention of the autoencoder; SD 1.4's own files have the old names
 _OLD_VAE = tuple(
     (rf"(\.attentions\.\d+)\.{old}\.", rf"\1.{new}.")
@@ -49,7 +50,7 @@ _UNUSED = {
 class Checkpoint:
     """The locations of the parts of one model. Networks are read on request, so that only one need be in memory.
 
-    A part is ``unet``, ``vae``, ``text_encoder``, ``clip_vision``, ``tpb/<id>``, ``scb/<id>``, ``selector`` or
+    A part is ``unet``, ``vae``, ``text_encoder``, ``clip_vision``, ``tpb/<id>``, ``scb/<id>``, ``selector``,
     ``diagnosis`` or ``tiny_vae``.
 
     Attributes:
@@ -86,7 +87,7 @@ class Checkpoint:
     def parts(self) -> tuple[str, ...]:
         """All parts, in the order of export."""
         plugins = (f"{branch}/{plugin}" for plugin in self.plugins for branch in ("tpb", "scb"))
-        optional = (part for part in ("selector", "diagnosis", "tiny_vae") if getattr(self, part) is not None)
+        optional = (part for part in ("selector", *_FOLDERS) if getattr(self, part) is not None)
         return (*BASE_PARTS, "clip_vision", *plugins, *optional)
 
     def source(self, part: str) -> WeightFiles:
@@ -102,12 +103,10 @@ class Checkpoint:
             if self.selector is None:
                 raise CheckpointError(f"no {SELECTOR_FOLDER}/{SELECTOR_FILE} beside the plugins")
             return WeightFiles((self.selector,))
-        if kind == "diagnosis":
-            return find_weights(self._diagnosis)
+        if kind in _FOLDERS:
+            return find_weights(self._folder(kind))
         if kind == "tpb":
             return WeightFiles((self.plugins[plugin] / "tpb.pt",))
-        if kind == "tiny_vae":
-            return find_weights(self._tiny)
         return find_weights(self.clip if kind == "clip_vision" else self.plugins[plugin] / "scb")
 
     def tensors(self, part: str) -> Tensors:
@@ -130,12 +129,6 @@ class Checkpoint:
         return found
 
     @property
-    def _tiny(self) -> Path:
-        if self.tiny_vae is None:
-            raise CheckpointError("no tiny autoencoder was named")
-        return self.tiny_vae
-
-    @property
     def averaged(self) -> bool:
         """Whether the base is a file with two sets of the UNet's weights, of which the averages are used."""
         return self.single and single_file.has_average(self._single)
@@ -151,10 +144,8 @@ class Checkpoint:
             combined = self.clip / "processor_config.json"  # transformers 5 may write this alone
             apart = self.clip / "preprocessor_config.json"
             return combined if exists(combined) and not exists(apart) else apart
-        if kind == "diagnosis":
-            return self._diagnosis / "config.json"
-        if kind == "tiny_vae":
-            return self._tiny / "config.json"
+        if kind in _FOLDERS:
+            return self._folder(kind) / "config.json"
         if kind in ("clip_vision", "scb"):
             return (self.clip if kind == "clip_vision" else self.plugins[plugin] / "scb") / "config.json"
         if self.single:
@@ -344,11 +335,11 @@ class Checkpoint:
             for task, threshold in zip(config["tasks"], config["thresholds"], strict=True)
         )
 
-    @property
-    def _diagnosis(self) -> Path:
-        if self.diagnosis is None:
-            raise CheckpointError("this checkpoint has no diagnosis")
-        return self.diagnosis
+    def _folder(self, part: str) -> Path:
+        place: Path | None = getattr(self, part)
+        if place is None:
+            raise CheckpointError(f"this checkpoint has no {part}")
+        return place
 
     def selector_heads(self) -> SelectorHeads:
         return self.load("selector")  # type: ignore[no-any-return]

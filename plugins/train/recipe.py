@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from diffplugin.export.checkpoints import Checkpoint
+from diffplugin.export.checkpoints.weights import choose_weights
+from diffplugin.export.reading import names_in
 from diffplugin.plugins.train import (
     autoencoder,
     base,
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 GENERIC = "generic"  # the Task-Plugin over all tasks, trained with the base: where each task's training starts
 
 MIX = pairs.Mix(harder=SMALL.harder_share, clean=SMALL.clean_share)
-TEXT_WEIGHTS = Path("base/text_encoder/model.safetensors")
 TOKENS = {selector.BEGIN: 0, selector.END: 1}
 
 
@@ -174,9 +175,14 @@ def write_base(out: Path, model: plugin.Denoiser) -> None:
     """A denoiser, its vision encoder and the generic plugin as files in the released layouts."""
     layout.write_denoiser(out, base.CONFIGS, unet=model.unet.state_dict(), vision=model.vision.state_dict())
     layout.write_branches(out / GENERIC, base.SCB, tpb=model.tpb.state_dict(), scb=model.scb.state_dict())
-    if not (out / TEXT_WEIGHTS).exists():
+    if not _has_text(out):
         # the widths are checked against the text encoder's config too, before there is one
         layout.write_json(out / "base/text_encoder/config.json", selector.text_config(TOKENS, base.TOKEN_WIDTH))
+
+
+def _has_text(folder: Path) -> bool:
+    place = folder / "base/text_encoder"
+    return place.is_dir() and choose_weights(names_in(place)) is not None
 
 
 def write_text(work: Work) -> None:
@@ -188,7 +194,7 @@ def write_text(work: Work) -> None:
     if not (folder / "vocab.json").exists():
         texts = [r.text for r in corpus.corpus(2000, 0)]
         layout.write_tokenizer(work.checkpoint, *selector.train_tokenizer(texts))
-    elif (work.checkpoint / TEXT_WEIGHTS).exists():
+    elif _has_text(work.checkpoint):
         return
     config = selector.text_config(build_tokenizer(folder).get_vocab(), base.TOKEN_WIDTH)
     layout.write_text(work.checkpoint, config, selector.fresh(config).text.state_dict())

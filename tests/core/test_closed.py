@@ -98,6 +98,30 @@ def test_a_file_is_hashed_once_and_again_when_it_changes(
     assert len(hashed) == 4
 
 
+def test_the_hashes_of_a_whole_bundle_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[Path] = []
+    read = integrity._read
+
+    def counted(store: Path) -> dict[str, object]:
+        reads.append(store)
+        return read(store)
+
+    monkeypatch.setattr(integrity, "_read", counted)
+    monkeypatch.setattr(integrity, "_SETTLED", 0.0)
+    cache, paths = tmp_path / "cache", [tmp_path / f"{number}" for number in range(5)]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    time.sleep(0.02)
+    for path in paths:
+        cached_sha256(path, cache)
+    integrity._known.clear()  # as in the next process
+    integrity._stores.clear()
+    reads.clear()
+    for path in paths:
+        assert cached_sha256(path, cache) == sha256(path)
+    assert len(reads) == 1
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"x": 3}', "[" * 100_000])
 def test_a_damaged_memory_of_hashes_costs_time_alone(tmp_path: Path, cache: Path, content: str) -> None:
     cache.mkdir()

@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra [export]")
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import diffplugin
 from diffplugin.bundle import open_bundle
@@ -83,8 +83,6 @@ def test_fast_takes_it_and_its_error_is_told(
             )
             assert f"{own}_decoder" in made.timings and f"{other}_decoder" not in made.timings
     network = TinyAutoencoder(json.loads((checkpoint / "tiny_vae/config.json").read_text()))
-    from safetensors.torch import load_file
-
     network.load_state_dict(load_file(checkpoint / "tiny_vae/diffusion_pytorch_model.safetensors"))
     image = torch.from_numpy(photo.astype(np.float32).transpose(2, 0, 1)[None] / 127.5 - 1)
     with torch.no_grad():
