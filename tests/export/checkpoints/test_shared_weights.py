@@ -39,7 +39,8 @@ def test_the_embedded_checkpoint_holds_nothing_twice() -> None:
     """After an export: python -m diffplugin.export.share_weights."""
     checkpoint = embedded_checkpoint_folder()
     shared = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob(f"*{SUFFIX}")}
-    assert shared == {f"{name}{SUFFIX}" for name in (UNET, "base/vae/diffusion_pytorch_model", "clip/model")}
+    names = (UNET, "base/vae/diffusion_pytorch_model", "base/text_encoder/model", "clip/model")
+    assert shared == {f"{name}{SUFFIX}" for name in names}
     assert not (checkpoint / f"{UNET}.safetensors").exists()
     own, whole = load_file(checkpoint / f"{UNET}{SUFFIX}"), read_tensors(checkpoint / f"{UNET}{SUFFIX}")
     assert sum(a.nbytes for a in own.values()) < 0.05 * sum(t.nbytes for t in whole.values())
