@@ -176,6 +176,7 @@ _DIAGNOSIS = {
     "thresholds": Setting([0.5] * DIAGNOSES, of_each(DIAGNOSES, number(0, 1))),
     "widths": Setting([16, 32, 64, 128], widths),
     "blocks": Setting([1, 1, 2], of_each(MAX_LEVELS, whole(0, 16), least=0)),
+    "statistics": Setting(0, whole(0, MAX_WIDTH)),
     "hidden": Setting(128, whole(1, MAX_WIDTH)),
 }
 TABLES = {
@@ -308,6 +309,8 @@ def _diagnosis(config: Config) -> list[str]:
     )
     if len(config["blocks"]) != levels:
         faults.append(f"blocks has {len(config['blocks'])} entries, widths has {levels} after the first")
+    if config["statistics"] and levels < 2:
+        faults.append(f"statistics is {config['statistics']}, which needs 2 levels, widths has {levels}")
     return faults
 
 

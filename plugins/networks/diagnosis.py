@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+STATISTICS = 18  # channels of local_statistics
+
 
 class Block(nn.Module):
     """A bottleneck with a residual (arXiv:1512.03385, section 4.1), without norm; at first the identity."""
@@ -26,12 +28,13 @@ class Block(nn.Module):
 class Diagnosis(nn.Module):
     """Views [9, 3, 128, 128] of a photo (``runtime.request.views``) -> logits [1, tasks], strengths [1, tasks] in 0..1.
 
-    One encoder sees all views. The features of the whole, and the largest and the mean of the pieces of each size, go
-    through two linear layers. Several photos at once: [b x 9, ...] -> [b, tasks]; fewer pieces of each size: pooled
-    alike.
+    One encoder sees all views, and beside its own filters :func:`local_statistics`. The features of the whole, and the
+    largest and the mean of the pieces of each size, go through two linear layers. Several photos at once:
+    [b x 9, ...] -> [b, tasks]; fewer pieces of each size: pooled alike.
 
     Args:
-        config: ``widths`` of stem and levels, ``blocks`` of each level, ``hidden`` width, ``tasks``.
+        config: ``widths`` of stem and levels, ``blocks`` of each level, ``statistics``: width between the local
+            statistics and the second level (0: without them), ``hidden`` width, ``tasks``.
         norm: batch normalisation after every reduction (arXiv:1502.03167), for training; :meth:`folded` removes it.
     """
 
@@ -45,6 +48,7 @@ class Diagnosis(nn.Module):
         self.blocks = nn.ModuleList(
             nn.Sequential(*(Block(w) for _ in range(n))) for w, n in zip(widths[1:], config["blocks"], strict=True)
         )
+        self.statistics = _statistics(config["statistics"], widths[2]) if config["statistics"] else None
         self.hidden = nn.Linear(5 * self.features, config["hidden"])
         self.logits = nn.Linear(config["hidden"], tasks)
         self.strengths = nn.Linear(config["hidden"], tasks)
@@ -52,8 +56,10 @@ class Diagnosis(nn.Module):
     def encode(self, views: Tensor) -> Tensor:
         """Views -> [n, features]: mean and largest over the view."""
         x = functional.relu(self.stem(views))
-        for down, blocks in zip(self.downs, self.blocks, strict=True):
+        for level, (down, blocks) in enumerate(zip(self.downs, self.blocks, strict=True)):
             x = blocks(functional.relu(down(x)))
+            if level == 1 and self.statistics is not None:  # squares of 8 pixels
+                x = x + self.statistics(local_statistics(views))
         return torch.cat((x.mean(dim=(2, 3)), x.amax(dim=(2, 3))), dim=1)
 
     def forward(self, views: Tensor, pieces: int = 4) -> tuple[Tensor, Tensor]:
@@ -80,6 +86,30 @@ class Diagnosis(nn.Module):
                 plain[f"{name}.weight"] = conv.weight * scale[:, None, None, None]
                 plain[f"{name}.bias"] = (conv.bias - norm.running_mean) * scale + norm.bias
         return plain
+
+
+def local_statistics(views: Tensor) -> Tensor:
+    """Views [n, 3, 128, 128] -> [n, 18, 16, 16]: of every square of 8 pixels, what tells blur and glare.
+
+    The logarithm of the mean absolute difference of neighbours, in four directions at three scales: blur takes from
+    the finest, motion from one direction. Then the mean of each colour, and how far it is clipped.
+    """
+    found, grey = [], views.mean(dim=1, keepdim=True).contiguous()
+    for side in (8, 4, 2):
+        a, b, c, d = grey[..., :-1, :-1], grey[..., :-1, 1:], grey[..., 1:, :-1], grey[..., 1:, 1:]
+        steps = [functional.avg_pool2d((x - y).abs(), side - 1, side) for x, y in ((a, b), (a, c), (a, d), (b, c))]
+        found.append((torch.cat(steps, dim=1) + 1e-3).log() / 1.5 + 2.7)  # about 0, with a deviation of about 1
+        grey = functional.avg_pool2d(grey, 2)
+    found += [functional.avg_pool2d(views, 8), functional.avg_pool2d(10 * functional.relu(views - 0.9), 8)]
+    return torch.cat(found, dim=1)
+
+
+def _statistics(width: int, after: int) -> nn.Module:
+    """From the channels of :func:`local_statistics` to those of a level; at first nothing is added."""
+    last = nn.Conv2d(width, after, 1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+    return nn.Sequential(nn.Conv2d(STATISTICS, width, 1), nn.ReLU(), last)
 
 
 class _Normed(nn.Module):

@@ -61,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     diagnosis = commands.add_parser("diagnosis", parents=[common], help="the network that sees what a photo needs")
     diagnosis.add_argument("--samples", type=positive, metavar="N", help="pictures to learn from (default: 10000)")
     add_photo_folders(diagnosis, "photographs with an index.csv, as for photos, here at their full size")
+    diagnosis.add_argument(
+        "--restart", action="store_true", help="remove a state made from other inputs, and begin anew"
+    )
     tiny = commands.add_parser("tiny-vae", parents=[common], help="a tiny autoencoder, distilled from a base's own")
     tiny.add_argument("--base", metavar="DIR|HUB-ID", help="diffusers folder (default: WORK/checkpoint/base)")
     tiny.add_argument("--out", type=path, metavar="DIR", help="folder to write (default: WORK/tiny_vae)")
@@ -110,7 +113,14 @@ def _diagnosis(args: argparse.Namespace) -> None:
     from diffplugin.plugins.train import diagnosis
 
     steps, samples = args.steps or STEPS["diagnosis"], SAMPLES if args.samples is None else args.samples
-    diagnosis.train(args.work, steps=steps, samples=samples, folders=args.add, precision=args.mixed_precision)
+    diagnosis.train(
+        args.work,
+        steps=steps,
+        samples=samples,
+        folders=args.add,
+        precision=args.mixed_precision,
+        restart=args.restart,
+    )
 
 
 def _tiny_vae(args: argparse.Namespace) -> None:

@@ -17,13 +17,19 @@ from torch.nn import functional
 
 from diffplugin.errors import RequestError
 from diffplugin.plugins.networks.diagnosis import Diagnosis
-from diffplugin.plugins.train import layout, loop, photos
+from diffplugin.plugins.train import layout, loop, photos, record
 from diffplugin.plugins.train.common import read_pixels
 from diffplugin.plugins.train.diagnosis_samples import TASKS, draw
 from diffplugin.plugins.train.diagnosis_thresholds import calibrate, choose_thresholds
 from diffplugin.plugins.train.loop import Precision
 
-CONFIG: dict[str, Any] = {"tasks": list(TASKS), "widths": [16, 32, 64, 128], "blocks": [1, 1, 2], "hidden": 128}
+CONFIG: dict[str, Any] = {
+    "tasks": list(TASKS),
+    "widths": [16, 32, 64, 128],
+    "blocks": [1, 1, 2],
+    "statistics": 48,
+    "hidden": 128,
+}
 HELD_OUT = 0.12  # samples of held-out photographs, of one that is learned from
 BATCH = 40
 _SHARD = 500  # samples of a file
@@ -52,6 +58,7 @@ def train(
     samples: int,
     folders: Sequence[Path] = (),
     precision: Precision = "bf16",
+    restart: bool = False,
     log: Log = print,
 ) -> dict[str, float]:
     """Train or resume; writes ``work/checkpoint/pre-trained/diagnosis``.
@@ -59,27 +66,35 @@ def train(
     Args:
         samples: pictures made to learn from; kept in ``work/diagnosis`` (0.4 MB each).
         folders: photographs with an index (``photos.read_index``) that are also seen at their full size.
+        restart: a state made from other photographs, samples or another network is removed.
 
     Returns:
         Shares of held-out samples whose tasks were all found, and no others: clean, with one degradation, with two.
 
     Raises:
-        RequestError: no photographs, or a number out of its range.
+        RequestError: no photographs, a number out of its range, or a state of another training.
     """
     if samples < 1:
         raise RequestError(f"--samples is {samples}, expected 1 or more")
     learn, held = _files(work, folders)
-    place = work / "diagnosis"
+    place, state = work / "diagnosis", work / "run/diagnosis.pt"
+    record.claim(state, _inputs(learn, samples), restart=restart)
     shards = make(learn, place / "train", samples, seed=0, log=log)
     kept = make(held, place / "held", max(round(samples * HELD_OUT), 1), seed=1, log=log)
     torch.manual_seed(0)
     objective = Objective(shards)
     plan = loop.TrainingArguments(steps=steps, peak=3e-3, warmup=80, ema=0.995, weight_decay=0.02, precision=precision)
-    loop.fit(objective, plan, work / "run/diagnosis.pt", name="diagnosis")
+    loop.fit(objective, plan, state, name="diagnosis")
     _settle_norms(objective)
     model = Diagnosis(CONFIG).eval()
     model.load_state_dict(objective.model.folded())
     return finish(model, kept, work / "checkpoint/pre-trained/diagnosis", log)
+
+
+def _inputs(learn: Sequence[Path], samples: int) -> dict[str, Any]:
+    """What a state must have been made from to be gone on with."""
+    photographs = {"number": len(learn), "names and sizes": record.text_key(json.dumps(_photographs(learn)))}
+    return {"network": CONFIG, "samples": samples, "photographs": photographs}
 
 
 def finish(model: Diagnosis, kept: Sequence[Shard], out: Path, log: Log = print) -> dict[str, float]:
@@ -160,7 +175,7 @@ def answers(model: Diagnosis, shards: Sequence[Shard]) -> tuple[NDArray[np.float
 
 def make(files: Sequence[Path], folder: Path, count: int, *, seed: int, log: Log = print) -> list[Shard]:
     """Samples of these photographs in files of 500, made where they are missing, too few, or of other photographs."""
-    note, names = folder / "photographs.json", [file.name for file in files]
+    note, names = folder / "photographs.json", _photographs(files)
     if note.exists() and json.loads(note.read_text(encoding="utf-8")) != names:
         log(f"{folder}: made of other photographs, so made again")
         shutil.rmtree(folder)
@@ -200,6 +215,11 @@ def _files(work: Path, folders: Sequence[Path]) -> tuple[list[Path], list[Path]]
     if not learn or not held:
         raise RequestError(f"{work}: {len(learn)} photographs to learn from and {len(held)} to hold out, expected some")
     return learn, held
+
+
+def _photographs(files: Sequence[Path]) -> list[list[Any]]:
+    """Names and sizes in bytes: what tells one set of photographs from another."""
+    return [[file.name, file.stat().st_size] for file in files]
 
 
 def _tenth(path: Path) -> bool:

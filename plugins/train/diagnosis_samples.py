@@ -17,7 +17,7 @@ from diffplugin.plugins.train import everyday
 from diffplugin.plugins.train.common import Pixels
 from diffplugin.plugins.train.degradations import DEGRADATIONS, FAMILIES
 from diffplugin.plugins.train.imaging import Degradation, Picture
-from diffplugin.runtime.request.views import pixel_views
+from diffplugin.runtime.request.views import pixel_views, reduced
 
 TASKS = tuple(DEGRADATIONS)
 _NAMES = tuple(FAMILIES)
@@ -37,6 +37,8 @@ ARISES = ("dehaze", "derain", "desnow", "highlight", "lowlight", "deblur", "face
 _EXCLUDE = frozenset(("deblur", "face"))  # the second contains the first: together they are the second
 _INVISIBLE, _VISIBLE = 1.2, 3.0  # levels of change below which nothing should be done, above which something should
 _WEAK, _ENOUGH = 0.12, 0.4  # the same as parts of a degradation
+_PLAIN = 0.5  # share of the samples that are photographs as they are, with a short side of at most
+_LARGEST = 1280
 _SIDES = ((0.2, 96, 200), (0.45, 200, 448), (0.25, 448, 700), (0.1, 700, 1000))  # share of the pictures, short sides
 
 
@@ -50,29 +52,53 @@ class Sample:
 
 
 def draw(photo: Pixels, rng: np.random.Generator) -> Sample:
-    """A sample of a photo: clean (0.36), with one degradation (0.46), or with two, of any family."""
-    image = _part(photo, rng).astype(np.float32) / np.float32(255)
+    """A sample of a photo: clean (0.36), with one degradation (0.46), or with two, of any family.
+
+    Half of them are the photo at its own size and one family at full strength; the others are parts and sizes of it,
+    with what ordinary photographs go through, and weaker degradations.
+    """
     kind = rng.random()
     count = 0 if kind < 0.36 else 1 if kind < 0.82 else 2
+    if rng.random() < _PLAIN:
+        return _plain(photo, count, rng)
+    image = _part(photo, rng).astype(np.float32) / np.float32(255)
     if not count and rng.random() < 0.12:
         image = everyday.DRAWN[int(rng.integers(len(everyday.DRAWN)))](image, rng)
     elif rng.random() < 0.45:
         image = everyday.PLAIN[int(rng.integers(len(everyday.PLAIN)))](image, rng)
-    tasks = _pair(rng) if count == 2 else tuple(rng.choice(TASKS, count))
-    image, wanted, strengths = degraded(image, tasks, rng)
-    pixels = (everyday.uploaded(image, rng) * 255 + 0.5).astype(np.uint8)
+    image, wanted, strengths = degraded(image, _tasks(count, rng), rng)
+    return _seen(everyday.uploaded(image, rng), wanted, strengths)
+
+
+def _plain(photo: Pixels, count: int, rng: np.random.Generator) -> Sample:
+    """The photo or its mirror image, with ``count`` degradations of one family at full strength."""
+    photo = reduced(photo, _LARGEST)
+    image = (photo[:, ::-1] if rng.random() < 0.5 else photo).astype(np.float32) / np.float32(255)
+    family = _NAMES[int(rng.integers(len(_NAMES)))]
+    return _seen(*degraded(image, _tasks(count, rng), rng, full=family))
+
+
+def _seen(image: Picture, wanted: NDArray[np.float32], strengths: NDArray[np.float32]) -> Sample:
+    pixels = (image * 255 + 0.5).astype(np.uint8)
     return Sample(views=pixel_views(pixels), wanted=wanted, strengths=strengths)
 
 
 def degraded(
-    image: Picture, tasks: Sequence[str], rng: np.random.Generator
+    image: Picture, tasks: Sequence[str], rng: np.random.Generator, *, full: str | None = None
 ) -> tuple[Picture, NDArray[np.float32], NDArray[np.float32]]:
-    """The picture with the degradations of ``tasks`` in the order in which they arise; what is wanted, how strongly."""
+    """The picture with the degradations of ``tasks`` in the order in which they arise; what is wanted, how strongly.
+
+    Args:
+        full: the family of them all, at full strength; None: of any family each, some of them weaker.
+    """
     wanted, levels = (np.zeros(len(TASKS), np.float32) for _ in range(2))
     for task in sorted(tasks, key=ARISES.index):
         i = TASKS.index(task)
-        family = _NAMES[int(rng.integers(len(_NAMES)))]
-        made, wanted[i] = _some(image, task, FAMILIES[family][task], rng)
+        if full is None:
+            family = _NAMES[int(rng.integers(len(_NAMES)))]
+            made, wanted[i] = _some(image, task, FAMILIES[family][task], rng)
+        else:
+            made, wanted[i] = FAMILIES[full][task](image, rng), 1.0
         if task == "lowlight":  # what is there already is less visible in the dark
             levels *= float(made.mean() / max(image.mean(), 1e-3))
         levels[i] = 255 * float(np.sqrt(np.mean((made - image) ** 2)))
@@ -126,11 +152,11 @@ _WEAKER: dict[str, Callable[[Picture, np.random.Generator], tuple[Picture, float
 }
 
 
-def _pair(rng: np.random.Generator) -> tuple[str, ...]:
+def _tasks(count: int, rng: np.random.Generator) -> tuple[str, ...]:
     while True:
-        pair = tuple(rng.choice(TASKS, 2, replace=False))
-        if set(pair) != _EXCLUDE:
-            return pair
+        tasks = tuple(rng.choice(TASKS, count, replace=False))
+        if set(tasks) != _EXCLUDE:
+            return tasks
 
 
 def _part(photo: Pixels, rng: np.random.Generator) -> Pixels:

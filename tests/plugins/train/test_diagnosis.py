@@ -136,15 +136,12 @@ def test_samples_are_made_again_where_they_are_too_few_or_of_other_photographs(t
     assert "other photographs" in said[-2] and not np.array_equal(other, one)
 
 
-def test_the_stage_writes_what_the_exporter_reads(tmp_path: Path) -> None:
+def test_the_stage_writes_what_the_exporter_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "photos").mkdir()
-    rows = []
-    for i, split in enumerate(["train"] * 12 + ["val"]):
-        Image.fromarray(_photo(seed=i)).save(tmp_path / f"photos/p_{i}.png")
-        fields = {"package": "p", "source": "s", "licence": "CC0", "holder": "h", "split": split}
-        rows.append({"file": f"p_{i}.png", **fields})
-    (tmp_path / "photos.json").write_text(json.dumps(rows))
-    arguments = ["diagnosis", "--work", str(tmp_path), "--steps", "1", "--samples", "20"]
+    _index(tmp_path, 12)
+    arguments = ["diagnosis", "--work", str(tmp_path), "--steps", "1", "--samples", "6"]
     assert cli.main(arguments) == 0
     folder = tmp_path / "checkpoint/pre-trained/diagnosis"
     before = (folder / "model.safetensors").read_bytes()
@@ -154,3 +151,30 @@ def test_the_stage_writes_what_the_exporter_reads(tmp_path: Path) -> None:
     logits, strengths = read.load("diagnosis")(torch.zeros(VIEWS, 3, 128, 128))
     assert logits.shape == strengths.shape == (1, 8) and torch.isfinite(logits).all()
     assert cli.main([*arguments[:-1], "0"]) == 2
+
+    # a state of other data or of another network is not gone on with
+    capsys.readouterr()
+    state = (tmp_path / "run/diagnosis.pt").read_bytes()
+    assert cli.main([*arguments[:-1], "7"]) == 2 and "samples was 6, now 7" in capsys.readouterr().err
+    _index(tmp_path, 13)
+    assert cli.main(arguments) == 2 and "photographs number was" in capsys.readouterr().err
+    _index(tmp_path, 12)
+    with monkeypatch.context() as patched:
+        patched.setitem(CONFIG, "hidden", 64)
+        assert cli.main(arguments) == 2
+        said = capsys.readouterr().err
+        assert "diagnosis.pt: network hidden was 128, now 64" in said and "--restart" in said, said
+        assert (tmp_path / "run/diagnosis.pt").read_bytes() == state
+        assert (folder / "model.safetensors").read_bytes() == before
+        assert cli.main([*arguments, "--restart"]) == 0
+    assert json.loads((folder / "config.json").read_text())["hidden"] == 64
+
+
+def _index(work: Path, learn: int) -> None:
+    """``learn`` photographs to learn from, and one held out."""
+    rows = []
+    for i, split in enumerate(["val"] + ["train"] * learn):
+        Image.fromarray(_photo(seed=i)).save(work / f"photos/p_{i}.png")
+        fields = {"package": "p", "source": "s", "licence": "CC0", "holder": "h", "split": split}
+        rows.append({"file": f"p_{i}.png", **fields})
+    (work / "photos.json").write_text(json.dumps(rows))
