@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from diffplugin.command import DONE, Parser, add_common_options, execute, path, positive
 from diffplugin.errors import MissingDependency, RequestError
-from diffplugin.plugins.train import plugin_cli
+from diffplugin.plugins.train import distill_cli, plugin_cli
 from diffplugin.plugins.train.shared_options import add_photo_folders
 
 STAGES = ("autoencoder", "decoder", "pool", "denoiser")
@@ -55,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
 
     plugin = commands.add_parser("plugin", parents=[shared], help="one Task-Plugin over a frozen base (paper Eq. 3)")
     plugin_cli.add_plugin(plugin)
+    few = "a plugin of one, two or four steps, from one of many"
+    distill_cli.add_distill(commands.add_parser("distill", parents=[shared], help=few))
     selector = commands.add_parser("selector", parents=[shared], help="the selector, for the plugins that are there")
     plugin_cli.add_selector(selector)
 
@@ -183,6 +185,7 @@ _COMMANDS = {
     "photos": _photos,
     "base": _base,
     "plugin": plugin_cli.run_plugin,
+    "distill": distill_cli.run_distill,
     "selector": plugin_cli.run_selector,
     "diagnosis": _diagnosis,
     "tiny-vae": _tiny_vae,

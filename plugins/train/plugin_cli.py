@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffplugin.command import path
 from diffplugin.errors import RequestError
+
+if TYPE_CHECKING:
+    from diffplugin.plugins.train.settings import Recipe
 
 # options of a recipe under an older or shorter name
 _SHORT = {
@@ -61,12 +65,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="take hub ids from the local cache only")
 
 
-def add_plugin(parser: argparse.ArgumentParser) -> None:
-    """Everything of ``dp-train plugin``."""
-    from diffplugin.plugins.train.settings import PAPER, RECIPES, SMALL, option_types
-
-    parser.add_argument("task", help="id of the plugin, for example derain")
-    add_model(parser)
+def add_pairs(parser: argparse.ArgumentParser) -> None:
+    """What a plugin learns from, and what is shown of it."""
     parser.add_argument(
         "--pairs",
         "--train-data-file-list",
@@ -75,6 +75,47 @@ def add_plugin(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--root", "--data-root", type=path, metavar="DIR", help="where the CSV's relative paths start")
     parser.add_argument("--degradation", metavar="TASK", help="degrade photos as for this task (default: the id)")
+    parser.add_argument("--report-to", default="tensorboard", choices=("tensorboard", "wandb", "none"))
+    parser.add_argument(
+        "--validation-pictures",
+        type=int,
+        default=4,
+        metavar="N",
+        help="held-out pairs for curves and the final score (default: 4)",
+    )
+    parser.add_argument("--restart", action="store_true", help="remove a state made from other inputs, and begin anew")
+
+
+def add_numbers(
+    parser: argparse.ArgumentParser, chosen: Iterable[str], recipes: Sequence[Recipe], taken: Sequence[str] = ()
+) -> None:
+    """Options for these fields of a recipe; the help shows the defaults of ``recipes``. Short names in ``taken`` mean
+    something else in this command."""
+    from diffplugin.plugins.train.settings import option_types
+
+    numbers = parser.add_argument_group("recipe", f"defaults: {' / '.join(recipe.name for recipe in recipes)}")
+    types = option_types()
+    for field in chosen:
+        kind, choices = types[field]
+        values = [getattr(recipe, field) for recipe in recipes]
+        shown = " / ".join("–" if value is None else f"{value}" for value in values)
+        text = f"{_HELP[field]} ({shown})"
+        names = (f"--{field.replace('_', '-')}", *(name for name in _SHORT.get(field, ()) if name not in taken))
+        if kind is bool:
+            numbers.add_argument(*names, action=argparse.BooleanOptionalAction, default=None, help=text)
+        elif choices:
+            numbers.add_argument(*names, choices=choices, help=text)
+        else:
+            numbers.add_argument(*names, type=kind, metavar="N" if kind is int else "X", help=text)
+
+
+def add_plugin(parser: argparse.ArgumentParser) -> None:
+    """Everything of ``dp-train plugin``."""
+    from diffplugin.plugins.train.settings import PAPER, RECIPES, SMALL, option_types
+
+    parser.add_argument("task", help="id of the plugin, for example derain")
+    add_model(parser)
+    add_pairs(parser)
     parser.add_argument("--card", type=path, metavar="TOML", help="plugin card (default: the shipped one of that id)")
     parser.add_argument("--start", type=path, metavar="DIR", help="folder with tpb.pt and scb/ to begin with")
     parser.add_argument(
@@ -92,29 +133,8 @@ def add_plugin(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache-latents", action="store_true", help="encode all pairs once, and keep latents and CLIP features on disk"
     )
-    parser.add_argument("--report-to", default="tensorboard", choices=("tensorboard", "wandb", "none"))
-    parser.add_argument(
-        "--validation-pictures",
-        type=int,
-        default=4,
-        metavar="N",
-        help="held-out pairs for curves and the final score (default: 4)",
-    )
-    parser.add_argument("--restart", action="store_true", help="remove a state made from other inputs, and begin anew")
     parser.add_argument("--dry-run", action="store_true", help="say what would run and how much memory it takes")
-    numbers = parser.add_argument_group("recipe", "defaults: paper / small")
-    for field, (kind, choices) in option_types().items():
-        option = f"--{field.replace('_', '-')}"
-        both = [getattr(recipe, field) for recipe in (PAPER, SMALL)]
-        shown = " / ".join("–" if value is None else f"{value}" for value in both)
-        text = f"{_HELP[field]} ({shown})"
-        names = (option, *_SHORT.get(field, ()))
-        if kind is bool:
-            numbers.add_argument(*names, action=argparse.BooleanOptionalAction, default=None, help=text)
-        elif choices:
-            numbers.add_argument(*names, choices=choices, help=text)
-        else:
-            numbers.add_argument(*names, type=kind, metavar="N" if kind is int else "X", help=text)
+    add_numbers(parser, option_types(), (PAPER, SMALL))
 
 
 def add_selector(parser: argparse.ArgumentParser) -> None:

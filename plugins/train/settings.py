@@ -142,6 +142,7 @@ SMALL = Recipe(
     clean_share=0.2,
 )
 RECIPES: Mapping[str, Recipe] = {"paper": PAPER, "small": SMALL}
+DISTILL = replace(SMALL, name="distill", learning_rate=3e-4)  # of a student, which begins as its teacher
 _LEAST: dict[str, float] = {
     **dict.fromkeys(("resolution", "train_batch_size", "gradient_accumulation_steps", "max_train_steps"), 1),
     **dict.fromkeys(("num_train_epochs", "checkpointing_steps", "validation_steps", "views"), 1),
@@ -164,9 +165,16 @@ def recipe(name: str | None, widths: Sequence[int], overrides: Mapping[str, Any]
     Raises:
         RequestError: a number out of its range; all of them at once.
     """
-    chosen = replace(
-        RECIPES[name] if name else default_recipe(widths), **{k: v for k, v in overrides.items() if v is not None}
-    )
+    return overridden(RECIPES[name] if name else default_recipe(widths), overrides)
+
+
+def overridden(given: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """A recipe with what the user set (None: nothing).
+
+    Raises:
+        RequestError: a number out of its range; all of them at once.
+    """
+    chosen = replace(given, **{k: v for k, v in overrides.items() if v is not None})
     faults = []
     for key, least in _LEAST.items():
         value = getattr(chosen, key)

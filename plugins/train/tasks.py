@@ -90,7 +90,7 @@ def train(
         return None
     name = "_".join((task, *(k for k in (settings.variant, settings.loss) if k not in ("released", "latent"))))
     state = chosen.work / "run" / f"plugin_{name}.pt"
-    key = _key(read, opened, settings, card, start)
+    key = inputs_of(read, opened, settings, card, start)
     with run.main_process_first():
         taken = record.claim(state, key, restart=settings.restart and run.is_main_process)
         if not taken and run.is_main_process:
@@ -111,7 +111,7 @@ def train(
     )
     loop.fit(
         objective,
-        _arguments(settings, steps, run.num_processes),
+        training_arguments(settings, steps, run.num_processes),
         state,
         name=name,
         seed=recipe.seed,
@@ -187,7 +187,7 @@ def configs_of(read: Checkpoint) -> dict[str, dict[str, Any]]:
     return parts | {"unet": unet, "vision": read.vision_config, "scb": plugin.scb_config(unet)}
 
 
-def _key(
+def inputs_of(
     read: Checkpoint, opened: data.Opened, settings: Settings, card: PluginCard, start: Path | None
 ) -> dict[str, object]:
     """Everything that makes a state another training's."""
@@ -203,7 +203,8 @@ def _key(
     }
 
 
-def _arguments(settings: Settings, steps: int, processes: int) -> loop.TrainingArguments:
+def training_arguments(settings: Settings, steps: int, processes: int) -> loop.TrainingArguments:
+    """The recipe's, for so many steps and processes."""
     recipe = settings.recipe
     return loop.TrainingArguments(
         steps=steps,
