@@ -20,7 +20,7 @@ def test_the_papers_recipe_is_the_default_over_stable_diffusions_widths() -> Non
 
 def test_the_papers_recipe_reaches_the_optimiser_as_published() -> None:
     """Section 4.1: AdamW, constant 1e-5, batch 64 on four GPUs; beta, decay and scaling as the release sets them."""
-    made = tasks._arguments(Settings(recipe=PAPER), steps=100, processes=4)
+    made = tasks.training_arguments(Settings(recipe=PAPER), steps=100, processes=4)
     assert made.betas == (0.9, 0.999) and made.weight_decay == 1e-2 and made.epsilon == 1e-8
     assert {made.rate(step) for step in (0, 1, 50, 99)} == {1e-5 * 64}, "constant, times batch and processes"
     assert made.ema is None and made.clip == 1.0 and made.clip_parts == ("model.tpb.", "model.scb.")
