@@ -19,7 +19,7 @@ STEPS = {
     "pool": 24,
     "denoiser": 9000,
     "plugin": 1000,
-    "diagnosis": 1600,
+    "diagnosis": 5000,
     "selector": 20_000,
     "tiny-vae": 8000,
 }

@@ -11,7 +11,9 @@ from diffplugin.runtime.request.diagnosis import ALTERNATIVES
 
 CLEAN = 0.97  # share of clean samples that must be left alone
 _GRID = (*(round(0.3 + 0.05 * i, 2) for i in range(14)), 0.97, 0.98, 0.99)
-_STARTS = (0.5, 0.3, 0.7, 0.9)  # from one alone, the search stays where the first tasks used up the clean samples
+# What a clean sample left alone is worth beside a right set of a degraded one. A bar instead would end the search where
+# the first tasks have used up the clean samples.
+_WORTH = (0.5, 0.7, 1.0, 1.3, 1.6, 2.0, 2.5, 3.0, 4.0, 6.0, 9.0, 15.0, 30.0)
 Values = NDArray[np.floating]
 
 
@@ -23,23 +25,33 @@ def calibrate(logits: Values, wanted: Values) -> float:
 
 def choose_thresholds(logits: Values, wanted: Values, tasks: Sequence[str]) -> tuple[list[float], dict[str, float]]:
     """(a threshold for each task, the shares of :func:`right_sets`): the most right sets of degraded samples with at
-    least :data:`CLEAN` of the clean ones left alone, task by task in three rounds, the best of several starts."""
+    least :data:`CLEAN` of the clean ones left alone; where nothing reaches that, the most clean ones."""
     chances = 1 / (1 + np.exp(-logits))
+    ends = [_best(chances, wanted, worth, tasks) for worth in _WORTH]
+    found = [right_sets(chances, wanted, thresholds, tasks) for thresholds in ends]
 
-    def score(values: Sequence[float]) -> float:
-        found = right_sets(chances, wanted, values, tasks)
-        return found["one"] + 0.5 * found["two"] + 20 * min(found["clean"] - CLEAN, 0)
+    def score(i: int) -> tuple[float, float]:
+        return min(found[i]["clean"], CLEAN), found[i]["one"] + 0.5 * found[i]["two"]
 
-    ends = []
-    for start in _STARTS:
-        thresholds = [start] * len(tasks)
-        for _ in range(3):
-            for i in range(len(tasks)):
-                options = [[*thresholds[:i], value, *thresholds[i + 1 :]] for value in _GRID]
-                thresholds = max(options, key=lambda values: (score(values), -abs(values[i] - 0.5)))
-        ends.append(thresholds)
-    best = max(ends, key=score)
-    return best, right_sets(chances, wanted, best, tasks)
+    best = max(range(len(ends)), key=score)
+    return ends[best], found[best]
+
+
+def _best(chances: Values, wanted: Values, worth: float, tasks: Sequence[str]) -> list[float]:
+    """Task by task, until no other threshold is better."""
+    thresholds = [0.5] * len(tasks)
+    for _ in range(6):
+        before = list(thresholds)
+        for i in range(len(tasks)):
+
+            def score(value: float, i: int = i) -> tuple[float, float]:
+                found = right_sets(chances, wanted, [*thresholds[:i], value, *thresholds[i + 1 :]], tasks)
+                return found["one"] + 0.5 * found["two"] + worth * found["clean"], -abs(value - 0.5)
+
+            thresholds[i] = max(_GRID, key=score)
+        if thresholds == before:
+            break
+    return thresholds
 
 
 def right_sets(chances: Values, wanted: Values, thresholds: Sequence[float], tasks: Sequence[str]) -> dict[str, float]:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 from diffplugin.export.checkpoints import Checkpoint
-from diffplugin.plugins.networks.diagnosis import Diagnosis
+from diffplugin.plugins.networks.diagnosis import STATISTICS, Diagnosis, local_statistics
 from diffplugin.plugins.train import cli, diagnosis_samples, everyday
 from diffplugin.plugins.train.degradations import FAMILIES
 from diffplugin.plugins.train.diagnosis import CONFIG, cumulative_chances, make
@@ -74,6 +75,33 @@ def test_folding_the_norms_changes_nothing() -> None:
     views = torch.randn(VIEWS, 3, 128, 128)
     for a, b in zip(model(views), plain(views), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_local_statistics_tell_blur_and_glare() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.random((128, 128, 3)).astype(np.float32) * 0.8
+    along = ndimage.uniform_filter1d(image, 9, axis=1)
+    glare = image.copy()
+    glare[40:48, 64:72] = 1
+    stack = np.stack((image, along, glare)).transpose(0, 3, 1, 2) * 2 - 1
+    sharp, moved, bright = local_statistics(torch.from_numpy(stack)).numpy()
+    assert sharp.shape == (STATISTICS, 16, 16)
+    lost = (sharp - moved).mean(axis=(1, 2))
+    print(lost)
+    assert lost[0] > 1.5 * lost[1] > 0, "along the motion, more than across it"
+    assert lost[0] > lost[4] > lost[8], "the finest detail most of all"
+    clipped = bright[-3:] - sharp[-3:]
+    assert clipped[:, 5, 8].min() > 0.9 and np.count_nonzero(clipped) == 3, "in the square of the glare alone"
+
+
+def test_the_network_without_statistics_is_still_read() -> None:
+    older = Diagnosis({**CONFIG, "statistics": 0})
+    assert not [name for name in older.state_dict() if name.startswith("statistics")]
+    newer = Diagnosis(CONFIG)
+    newer.load_state_dict(older.state_dict(), strict=False)
+    views = torch.randn(VIEWS, 3, 128, 128)
+    for a, b in zip(older(views), newer(views), strict=True):
+        torch.testing.assert_close(a, b, msg="at first they add nothing")
 
 
 def test_thresholds_spare_clean_photos() -> None:
