@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,13 +23,15 @@ from diffplugin.export.checkpoints import Checkpoint
 from diffplugin.plugins import cards
 from diffplugin.plugins.cards import PluginCard
 from diffplugin.plugins.networks.vae import Autoencoder
-from diffplugin.plugins.train import data, evaluate, layout, loop, memory, plugin, pool, record, tasks, validation
-from diffplugin.plugins.train.common import Pixels, gaussian
+from diffplugin.plugins.train import data, distill_scores, layout, loop, memory, plugin, pool, record, tasks, validation
+from diffplugin.plugins.train.common import gaussian
 from diffplugin.plugins.train.coring import cored
 from diffplugin.plugins.train.settings import Settings
 from diffplugin.runtime.sampling.loop import step_weights
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
 from diffplugin.runtime.sampling.samplers import StepTable, unipc
+
+_SAMPLES_SEED = 9000  # of kept batches, beside their numbers
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,32 @@ def _weighted(weights: list[float], *tensors: Tensor) -> Tensor:
     return sum(more, first)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """Crops with all that the teacher and its student begin with, and what the teacher made of them.
+
+    Attributes:
+        given, truth, target: inputs, ground truths and the teacher's images, float32 [n, 3, H, W] in [-1, 1].
+        cond, noise: latents of the inputs, and the start noise, float32 [n, 4, h, w].
+        known: what the decoder makes of ``cond``.
+        tokens: the TPB's [n, 256, D].
+    """
+
+    given: Tensor
+    truth: Tensor
+    target: Tensor
+    cond: Tensor
+    noise: Tensor
+    known: Tensor
+    tokens: Tensor
+
+
 class Distillation(nn.Module):
     """The loss: minus the PSNR of the student's picture to the teacher's, as the runtime shows either.
 
     A share ``truth`` of it is minus the PSNR to the ground truth. The student's SCB (``model.scb``) alone learns: the
-    selector compares requests with the TPB's tokens, so the student needs no new selector.
+    selector compares requests with the TPB's tokens, so the student needs no new selector. ``samples``: so many batches
+    are drawn, restored by the teacher once and kept in memory; 0: every step has a new one.
     """
 
     def __init__(
@@ -87,9 +109,11 @@ class Distillation(nn.Module):
         teacher: PluginCard,
         student: PluginCard,
         truth: float = 0.0,
+        samples: int = 0,
     ) -> None:
         super().__init__()
-        self.model, self.vae, self.draw, self.truth = model, vae, draw, truth
+        self.model, self.vae, self.draw, self.truth, self.samples = model, vae, draw, truth, samples
+        self._kept: dict[int, Lesson] = {}
         self.taught = copy.deepcopy(model.scb)
         self.requires_grad_(False)
         model.scb.requires_grad_(True)
@@ -97,54 +121,35 @@ class Distillation(nn.Module):
         self.student = Sampled.of(model.scb, student, schedule)
 
     def forward(self, step: int, rng: np.random.Generator) -> Tensor:
+        lesson = self._lesson(rng)
+        made = self.shown(self.student, lesson)
+        loss = (1 - self.truth) * plugin.picture_loss(made, lesson.target)
+        return loss + self.truth * plugin.picture_loss(made, lesson.truth) if self.truth else loss
+
+    def _lesson(self, rng: np.random.Generator) -> Lesson:
+        if not self.samples:
+            return self._taught(rng)
+        number = int(rng.integers(self.samples))
+        if number not in self._kept:  # what it holds depends on its number alone: a resumed training goes on alike
+            self._kept[number] = self._taught(np.random.default_rng((_SAMPLES_SEED, number)))
+        return self._kept[number]
+
+    @torch.no_grad()
+    def _taught(self, rng: np.random.Generator) -> Lesson:
         crops, device = self.draw(rng), self.model.metric.device
         given, truth = crops.given.to(device), crops.truth.to(device)
-        with torch.no_grad():
-            cond, tokens = self.vae.encode(given).float(), self.model.tokens(crops.pixels.to(device))
-            known = self.vae.decode(cond).float()
-            noise = gaussian(cond.shape, rng).to(device)
-            target = self.shown(self.teacher, given, known, tokens, cond, noise)
-        made = self.shown(self.student, given, known, tokens, cond, noise)
-        loss = (1 - self.truth) * plugin.picture_loss(made, target)
-        return loss + self.truth * plugin.picture_loss(made, truth) if self.truth else loss
+        cond, tokens = self.vae.encode(given).float(), self.model.tokens(crops.pixels.to(device))
+        known, noise = self.vae.decode(cond).float(), gaussian(cond.shape, rng).to(device)
+        lesson = Lesson(given=given, truth=truth, cond=cond, tokens=tokens, known=known, noise=noise, target=given)
+        return dataclasses.replace(lesson, target=self.shown(self.teacher, lesson))
 
-    def shown(self, by: Sampled, given: Tensor, known: Tensor, tokens: Tensor, cond: Tensor, noise: Tensor) -> Tensor:
-        """The image [n, 3, H, W] that the runtime shows of ``given``, neither clipped nor rounded; ``known`` is what
-        the decoder makes of the input's latent ``cond``."""
-        made = self.vae.decode(final_latents(self.model, by, tokens, cond, noise)).float()
+    def shown(self, by: Sampled, lesson: Lesson) -> Tensor:
+        """The image [n, 3, H, W] that the runtime shows, neither clipped nor rounded."""
+        made = final_latents(self.model, by, lesson.tokens, lesson.cond, lesson.noise)
+        image = self.vae.decode(made).float()
         if by.card.output == "decoded":
-            return made
-        return given + cored(made - known, by.card.coring, by.card.coring_peak)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """Where a student was written, and mean PSNR, dB, of ``count`` held-out pictures.
-
-    Attributes:
-        to_teacher: of the student's pictures to the teacher's; ``untrained``: of the teacher's own weights, run for as
-            few steps as the student.
-        given, teacher, untrained_truth, student: of inputs and results to the ground truth.
-    """
-
-    place: Path
-    count: int = 0
-    to_teacher: float = 0.0
-    untrained: float = 0.0
-    given: float = 0.0
-    teacher: float = 0.0
-    untrained_truth: float = 0.0
-    student: float = 0.0
-
-    def __str__(self) -> str:
-        if not self.count:
-            return f"{self.place}; no held-out pictures asked for"
-        return (
-            f"{self.place}; {self.count} held-out pictures, in PyTorch: to the teacher's {self.untrained:.2f} (its "
-            f"weights at so few steps) -> {self.to_teacher:.2f} dB (student); to the truth: input {self.given:.2f}, "
-            f"teacher {self.teacher:.2f}, its weights at so few steps {self.untrained_truth:.2f}, student "
-            f"{self.student:.2f} dB"
-        )
+            return image
+        return lesson.given + cored(image - lesson.known, by.card.coring, by.card.coring_peak)
 
 
 def cards_of(card: PluginCard, *, teacher_steps: int | None, steps: int) -> tuple[PluginCard, PluginCard]:
@@ -174,14 +179,16 @@ def train(
     teacher: PluginCard,
     student: PluginCard,
     truth: float = 0.0,
+    samples: int = 0,
     log: tasks.Log = print,
-) -> Outcome | None:
+) -> distill_scores.Outcome | None:
     """Distil plugin ``task`` of ``read``, or go on; writes ``out`` in the released layout, with the student's card.
 
     Args:
         out: the student's folder, ``.../<task>``.
         teacher, student: how they are sampled; either's ``steps_first`` are its steps.
         truth: share of the loss that looks at the ground truth; 0 to 1.
+        samples: as :class:`Distillation` takes them.
 
     Returns:
         None in all processes but the first.
@@ -206,6 +213,7 @@ def train(
     key = tasks.inputs_of(read, opened, settings, student, folder) | {
         "teacher": record.text_key(cards.card_to_toml(teacher)),
         "truth_share": truth,
+        "samples": samples,
     }
     with run.main_process_first():
         taken = record.claim(state, key, restart=settings.restart and run.is_main_process)
@@ -222,10 +230,12 @@ def train(
     vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.gradient_checkpointing:
         memory.checkpoint_blocks(model)
-    objective = Distillation(model, vae, draw, schedule=schedule, teacher=teacher, student=student, truth=truth)
+    objective = Distillation(
+        model, vae, draw, schedule=schedule, teacher=teacher, student=student, truth=truth, samples=samples
+    )
     objective.to(run.device)
-    held = _held(chosen, settings, opened) if run.is_main_process else ([], [])
-    compared = Comparison(partial(validation.restore, model, vae, schedule), held, teacher, student)
+    held = distill_scores.held_out(chosen, opened, recipe.resolution) if run.is_main_process else ([], [])
+    compared = distill_scores.Comparison(partial(validation.restore, model, vae, schedule), held, teacher, student)
     arguments = tasks.training_arguments(settings, steps, run.num_processes)
     loop.fit(objective, arguments, state, name=name, seed=recipe.seed, report=compared.report if held[0] else None)
     if not run.is_main_process:
@@ -233,54 +243,3 @@ def train(
     layout.write_branches(out, read.scb_config(task), tpb=model.tpb.state_dict(), scb=model.scb.state_dict())
     layout.write_lines(out / "card.toml", cards.card_to_toml(student))
     return compared.outcome(out)
-
-
-def _held(chosen: data.Data, settings: Settings, opened: data.Opened) -> data.Held:
-    """Inputs and ground truths that no training sees: of the user's pairs, else of the test photos."""
-    if chosen.pairs is not None or not chosen.shown:
-        return opened.squares(settings.recipe.resolution, chosen.shown)
-    clean = evaluate.test_photos(chosen.work, settings.recipe.resolution, chosen.shown)
-    return data.degraded(clean, chosen.degradation, evaluate.SEED)
-
-
-class Comparison:
-    """Held-out pictures, restored by the teacher once and by the student when asked."""
-
-    def __init__(
-        self, restore: Callable[..., list[Pixels]], held: data.Held, teacher: PluginCard, student: PluginCard
-    ) -> None:
-        """``restore(pictures, card)``: by the weights of the moment, which still are the teacher's."""
-        self.restore, self.student = restore, student
-        self.bad, self.clean = held
-        self.taught = restore(self.bad, teacher) if self.bad else []
-        self.untrained = restore(self.bad, student) if self.bad else []
-
-    def report(self, step: int) -> dict[str, Any]:
-        """What the curves show; the picture: input, teacher's, student's, ground truth."""
-        made = self.restore(self.bad, self.student)
-        shown = np.concatenate([column[0] for column in (self.bad, self.taught, made, self.clean)])
-        return {
-            "psnr/teacher": _psnr(made, self.taught),
-            "psnr/truth": _psnr(made, self.clean),
-            "pictures": shown,
-        }
-
-    def outcome(self, place: Path) -> Outcome:
-        """The final scores."""
-        if not self.bad:
-            return Outcome(place=place)
-        made = self.restore(self.bad, self.student)
-        return Outcome(
-            place=place,
-            count=len(self.bad),
-            to_teacher=_psnr(made, self.taught),
-            untrained=_psnr(self.untrained, self.taught),
-            given=_psnr(self.bad, self.clean),
-            teacher=_psnr(self.taught, self.clean),
-            untrained_truth=_psnr(self.untrained, self.clean),
-            student=_psnr(made, self.clean),
-        )
-
-
-def _psnr(made: list[Pixels], wanted: list[Pixels]) -> float:
-    return evaluate.scores(made, wanted).psnr

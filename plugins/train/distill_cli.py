@@ -38,6 +38,13 @@ def add_distill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--truth-share", type=float, default=0.0, metavar="X", help="of the loss: to the ground truth (default: 0)"
     )
+    parser.add_argument(
+        "--samples",
+        type=positive,
+        default=0,
+        metavar="N",
+        help="batches that the teacher restores once and that are kept in memory (default: every step has a new one)",
+    )
     plugin_cli.add_model(parser)
     plugin_cli.add_pairs(parser)
     plugin_cli.add_numbers(parser, _NUMBERS, (DISTILL,), taken=("--steps",))
@@ -76,6 +83,7 @@ def run_distill(args: argparse.Namespace) -> None:
         teacher=teacher,
         student=student,
         truth=args.truth_share,
+        samples=args.samples,
         log=lambda line: print(line, flush=True),
     )
     if outcome is not None:

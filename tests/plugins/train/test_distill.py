@@ -79,9 +79,14 @@ def test_the_loss_sees_what_the_runtime_shows(output: Any) -> None:
     given = common.to_tensor(photo[None])
     with torch.no_grad():
         cond = objective.vae.encode(given)
-        tokens = objective.model.tokens(pool.clip_pixels(pool.shrink(photo)[None]))
-        noise = torch.from_numpy(normal(42, tuple(cond.shape)))
-        image = objective.shown(objective.student, given, objective.vae.decode(cond), tokens, cond, noise)
+        lesson = distill.Lesson(
+            **dict.fromkeys(("given", "truth", "target"), given),
+            cond=cond,
+            noise=torch.from_numpy(normal(42, tuple(cond.shape))),
+            known=objective.vae.decode(cond),
+            tokens=objective.model.tokens(pool.clip_pixels(pool.shrink(photo)[None])),
+        )
+        image = objective.shown(objective.student, lesson)
     found = ((image[0].clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).numpy()
     error = np.abs(found - want).max()
     assert error < 0.51, f"{error} levels: more than rounding"
@@ -123,6 +128,16 @@ def test_a_share_of_the_loss_looks_at_the_truth() -> None:
         with torch.no_grad():
             found.append(objective(0, loop.generator(0, 0)).item())
     assert found[2] == pytest.approx(0.75 * found[0] + 0.25 * found[1]) and abs(found[0] - found[1]) > 1, found
+
+
+def test_kept_samples_are_taught_once() -> None:
+    teacher = card(steps_first=3, start="noise", first_t=999)
+    objective, again = (toy(teacher, replace(teacher, steps_first=1)) for _ in range(2))
+    objective.samples = again.samples = 2
+    losses = [objective(i, loop.generator(0, i)).item() for i in range(12)]
+    assert len(set(losses)) == 2, f"{losses}: two samples, and weights that stay"
+    resumed = [again(i, loop.generator(0, i)).item() for i in range(6, 12)]
+    assert resumed == losses[6:], "what a sample holds depends on its number alone"
 
 
 @pytest.fixture(scope="module")
