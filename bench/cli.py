@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffplugin.bench import compare, fidelity, measure, plots, report
+from diffplugin.bench import classic, compare, fidelity, measure, megapixels, megapixels_report, plots, report
 from diffplugin.bench.contenders import BASELINE, CONTENDERS, get_contender
 from diffplugin.bench.models import EMBEDDED, parse_model
 from diffplugin.bench.work import parse_work
@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
             action=argparse.BooleanOptionalAction,
             help="run the whole first picture cold, not its first step alone (default: for the embedded model)",
         )
+    _add_megapixels(commands.add_parser("megapixels", help="restore whole photos of any size, beside classic filters"))
     add = commands.add_parser("fidelity", help="restore degraded photographs: how true the results stay")
     _common(add)
     add.add_argument("--side", type=int, default=256, metavar="N", help="of the square pictures, px (default: 256)")
@@ -61,6 +62,31 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("after", type=path, metavar="AFTER")
     add_common_options(parser)
     return parser
+
+
+def _add_megapixels(add: argparse.ArgumentParser) -> None:
+    add.add_argument("--model", default=EMBEDDED, metavar="embedded[:BUNDLE]|full:DIR", help="default: embedded")
+    add.add_argument(
+        "--size",
+        action="append",
+        default=[],
+        metavar="MP|WxH",
+        help="of a photo: megapixels at 4:3, or pixels; repeatable (default: 512x512 and 1)",
+    )
+    add.add_argument("--photo", type=path, metavar="FILE", help="this photo as it is, without truth")
+    add.add_argument("--plugin", default="", metavar="ID", help="default: the bundle's first")
+    add.add_argument(
+        "--contender",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"of dp-bench list; repeatable (default: {', '.join(megapixels.DEFAULTS)})",
+    )
+    add.add_argument("--rounds", type=int, default=1, metavar="N", help="samples of each contender (default: 1)")
+    add.add_argument("--threads", type=int, metavar="N", help="default: all usable cores")
+    add.add_argument("--timeout", type=float, default=3600, metavar="S", help="of one sample (default: 3600)")
+    add.add_argument("--out", type=path, required=True, metavar="DIR", help="folder for the results")
+    add.add_argument("--resume", action="store_true", help="go on with an interrupted run in --out")
 
 
 def _common(add: argparse.ArgumentParser) -> None:
@@ -77,7 +103,12 @@ def _check_packages(args: argparse.Namespace) -> None:
     Raises:
         MissingDependency: what draws the plots, or brings the photographs, is not installed.
     """
-    needed = {"run": ("matplotlib",), "report": ("matplotlib",), "fidelity": ("skimage",)}.get(args.command, ())
+    needed = {
+        "run": ("matplotlib",),
+        "report": ("matplotlib",),
+        "fidelity": ("skimage",),
+        "megapixels": ("skimage",),
+    }.get(args.command, ())
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         raise MissingDependency(f"dp-bench needs the package {missing[0]}: pip install 'diffplugin[bench]'")
 
@@ -129,7 +160,39 @@ def _list(args: argparse.Namespace) -> int:
     width = max(map(len, CONTENDERS))
     for contender in CONTENDERS.values():
         say(f"{contender.name:<{width}}  {contender.what}")
+    for name, what in classic.FILTERS.items():
+        say(f"{name:<{width}}  megapixels alone: {what}")
     return DONE
+
+
+def _megapixels(args: argparse.Namespace) -> int:
+    result = megapixels.run(_megapixel_rows(args), args.out, resume=args.resume, log=_log(args))
+    write_text(args.out / "results.md", megapixels_report.markdown(result))
+    say(f"{args.out / 'results.md'}")
+    return DONE if megapixels_report.rows(result) else FAILED
+
+
+def _megapixel_rows(args: argparse.Namespace) -> megapixels.Megapixels:
+    model = parse_model(args.model)
+    for name in args.contender:
+        if name not in classic.FILTERS:
+            get_contender(name)
+    if args.photo and args.size:
+        raise RequestError("--photo has its own size: leave --size out")
+    for what, value in (("rounds", args.rounds), ("threads", args.threads or 1)):
+        if value < 1:
+            raise RequestError(f"{what} is {value}, expected at least 1")
+    sizes = [megapixels.parse_size(text) for text in args.size or ("512x512", "1")]
+    return megapixels.Megapixels(
+        model=model,
+        works=(megapixels.size_of(args.photo),) if args.photo else tuple(sizes),
+        plugin=megapixels.checked_plugin(model, args.plugin),
+        contenders=tuple(dict.fromkeys(args.contender or megapixels.DEFAULTS)),
+        rounds=args.rounds,
+        threads=args.threads,
+        timeout=args.timeout,
+        photo=args.photo,
+    )
 
 
 def _prepare(args: argparse.Namespace) -> int:
@@ -192,6 +255,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "list": _list,
     "prepare": _prepare,
     "run": _run,
+    "megapixels": _megapixels,
     "fidelity": _fidelity,
     "report": _report,
     "compare": _compare,

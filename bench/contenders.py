@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from diffplugin.errors import EngineUnavailable, RequestError
 
 if TYPE_CHECKING:
     from diffplugin.bench.models import Model
     from diffplugin.bench.peers import PeerBuilder
+    from diffplugin.bundle import Bundle
     from diffplugin.engines.choice import EngineName, Precision
     from diffplugin.runtime.planning.quality import QualityName
     from diffplugin.runtime.restorer import Restorer
@@ -28,6 +29,8 @@ class Contender:
         quality: of :func:`diffplugin.load`.
         peer: "module:class" of the peer's builder, made with (model, precision); "" for ours.
         concurrency: of :func:`diffplugin.load`; only matters where the work is several pictures.
+        steps: of every picture, as a card of a distilled plugin asks for; None: as the quality makes of the run's.
+        tiny: with the bundle's tiny autoencoder; else without, even where the quality would take it.
     """
 
     name: str
@@ -37,6 +40,8 @@ class Contender:
     quality: QualityName = "exact"
     peer: str = ""
     concurrency: int | None = 1
+    steps: int | None = None
+    tiny: bool = False
 
 
 def _ours(
@@ -45,7 +50,7 @@ def _ours(
     engine: EngineName,
     precision: Precision,
     quality: QualityName = "exact",
-    concurrency: int | None = 1,
+    **more: Any,
 ) -> Contender:
     return Contender(
         name=f"diffplugin {name}",
@@ -53,7 +58,7 @@ def _ours(
         engine=engine,
         precision=precision,
         quality=quality,
-        concurrency=concurrency,
+        **more,
     )
 
 
@@ -65,12 +70,17 @@ _ALL = (
     _ours("f32", "this project, OpenVINO, float32", "openvino", "fp32"),
     _ours("ort f32", "this project, ONNX Runtime, float32", "onnxruntime", "fp32"),
     _ours("ort f32 concurrent", "the same, as many pictures at once as cores", "onnxruntime", "fp32", concurrency=None),
+    _ours("ort balanced", "ONNX Runtime, float32 and quality=balanced", "onnxruntime", "fp32", "balanced"),
+    _ours("ort fast", "ONNX Runtime, float32 and quality=fast", "onnxruntime", "fp32", "fast"),
     _ours("ncnn f32", "this project, ncnn, float32; a bundle of dp-export --engine ncnn", "ncnn", "fp32"),
     _ours("ncnn bf16", "the same, bfloat16", "ncnn", "bf16"),
     _ours("bf16", "this project, OpenVINO, bfloat16, quality=high", "openvino", "bf16", "high"),
     _ours("int8", "this project, OpenVINO, post-training int8, quality=high", "openvino", "int8", "high"),
     _ours("balanced", "int8 and quality=balanced", "openvino", "int8", "balanced"),
     _ours("fast", "int8 and quality=fast", "openvino", "int8", "fast"),
+    _ours("fast one step", "the same with a card of one step", "openvino", "int8", "fast", steps=1),
+    _ours("fast tiny", "fast with a tiny autoencoder (dp-export --tiny-vae)", "openvino", "int8", "fast", tiny=True),
+    _ours("fast tiny one step", "both", "openvino", "int8", "fast", tiny=True, steps=1),
     _ours("balanced f32", "float32 and quality=balanced", "openvino", "fp32", "balanced"),
     _ours("fast f32", "float32 and quality=fast", "openvino", "fp32", "fast"),
     _ours("balanced bf16", "bfloat16 and quality=balanced", "openvino", "bf16", "balanced"),
@@ -111,17 +121,18 @@ def open_restorer(contender: Contender, model: Model, threads: int | None = None
         BundleError: the model has no bundle for it.
     """
     import diffplugin
+    from diffplugin.bundle import open_bundle
 
+    bundle = open_bundle(model.bundle)
     if contender.engine:
         return diffplugin.load(
-            model.bundle,
+            _with_autoencoder(bundle, tiny=contender.tiny),
             engine=contender.engine,
             precision=contender.precision,
             threads=threads,
             quality=contender.quality,
             concurrency=contender.concurrency,
         )
-    from diffplugin.bundle import open_bundle
     from diffplugin.engines.base import check_precision
     from diffplugin.runtime.restorer import Restorer
 
@@ -129,9 +140,18 @@ def open_restorer(contender: Contender, model: Model, threads: int | None = None
     if reason := builder.unavailable_reason():
         raise EngineUnavailable(reason)
     check_precision(builder, contender.precision)
-    return Restorer(
-        open_bundle(model.bundle), builder, contender.precision, threads=threads, cache=model.artefacts / "compiled"
-    )
+    return Restorer(bundle, builder, contender.precision, threads=threads, cache=model.artefacts / "compiled")
+
+
+def _with_autoencoder(bundle: Bundle, *, tiny: bool) -> Bundle:
+    """The bundle with its tiny autoencoder, or as if it had none."""
+    manifest = bundle.manifest
+    if not tiny:
+        kept = {key: entry for key, entry in manifest.graphs.items() if not key.startswith("tiny_")}
+        return replace(bundle, manifest=replace(manifest, graphs=kept))
+    if "tiny_decoder" not in manifest.graphs:
+        raise EngineUnavailable("the bundle has no tiny autoencoder; export it with --tiny-vae DIR")
+    return bundle
 
 
 def peer_builder(contender: Contender, model: Model) -> PeerBuilder:

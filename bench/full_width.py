@@ -5,7 +5,7 @@ Nothing may be learned from its pictures; time and memory are those of the real 
 for the bundle:
 
     python -m diffplugin.bench.full_width DIR
-    dp-export --base DIR/base --clip DIR/clip --plugins DIR/pre-trained --out DIR/bundle
+    dp-export --base DIR/base --clip DIR/clip --plugins DIR/pre-trained --tiny-vae DIR/tiny-vae --out DIR/bundle
     dp-bench run --model full:DIR --out bench/results/NAME
 """
 
@@ -168,8 +168,10 @@ def make(out: Path, *, plugins: tuple[str, ...] = ("deblur",), seed: int = 0) ->
     from diffplugin.export.checkpoints.configs import read_config
     from diffplugin.plugins.networks.clip import TextEncoder, VisionEncoder
     from diffplugin.plugins.networks.taskplugin import SelectorHeads, SpatialComplementBranch, TaskPromptBranch
+    from diffplugin.plugins.networks.tiny_vae import TinyAutoencoder
     from diffplugin.plugins.networks.unet import UNet
     from diffplugin.plugins.networks.vae import Autoencoder
+    from diffplugin.plugins.train.tiny_vae import config
 
     torch.manual_seed(seed)
     base, clip = out / "base", out / "clip"
@@ -189,6 +191,10 @@ def make(out: Path, *, plugins: tuple[str, ...] = ("deblur",), seed: int = 0) ->
     selector = out / "pre-trained" / "plugin_selector"
     selector.mkdir(parents=True, exist_ok=True)
     torch.save({"model": SelectorHeads(768, 768).state_dict()}, selector / "PromptTunner.pt")
+    tiny = config(VAE, width=64, blocks=3)  # TAESD's widths
+    save_file(
+        TinyAutoencoder(tiny).state_dict(), _write(out / "tiny-vae", tiny) / "diffusion_pytorch_model.safetensors"
+    )
 
 
 if __name__ == "__main__":

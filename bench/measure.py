@@ -149,7 +149,7 @@ def run(bench: Bench, out: Path, *, resume: bool = False, prepared: bool = False
     """
     file = out / SAMPLES
     head: Record = {"format": FORMAT, "conditions": bench.conditions(), "environment": environment()}
-    records = _begin(file, head, resume=resume)
+    records = begin(file, head, resume=resume)
     inputs = write_inputs(out / SCRATCH, bench.work, head["conditions"]["plugin"])
     (out / SCRATCH / ".gitignore").write_text("*\n", encoding="utf-8")
 
@@ -226,7 +226,7 @@ def _told(sample: Record) -> str:
     return f"{sample['wall_s']:.2f} s, first step after {sample['first_step_s']:.1f} s{note}"
 
 
-def _begin(file: Path, head: Record, *, resume: bool) -> list[Record]:
+def begin(file: Path, head: Record, *, resume: bool) -> list[Record]:
     """Records of an interrupted run, without its failures; or none, and a new file."""
     if file.is_file() and not resume:
         raise RequestError(f"{file}: exists; add --resume to go on with it, or name another --out")

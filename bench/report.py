@@ -15,11 +15,13 @@ _STAGES = (
     "clip_vision",
     "tpb",
     "vae_encoder",
+    "tiny_encoder",
     "scb",
     "unet",
     "unet_shallow",
     "sampler",
     "vae_decoder",
+    "tiny_decoder",
     "finish",
 )
 

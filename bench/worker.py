@@ -37,9 +37,10 @@ def _named(trial: Trial) -> tuple[Contender, Model]:
     return get_contender(trial["contender"]), parse_model(trial["model"])
 
 
-def _steps(restorer: Restorer, steps: int) -> int:
-    """Steps of this contender where exact quality takes ``steps``: less work may mean fewer of them."""
-    return min(steps, restorer.quality.steps or steps)
+def _steps(restorer: Restorer, trial: Trial) -> int:
+    """Steps of this contender where exact quality takes the trial's: less work may mean fewer of them."""
+    steps: int = trial["steps"]
+    return _named(trial)[0].steps or min(steps, restorer.quality.steps or steps)
 
 
 def measure(trial: Trial) -> Result:
@@ -69,7 +70,7 @@ def measure(trial: Trial) -> Result:
         return bool(first_step) and not trial.get("first")
 
     with restorer:
-        steps = _steps(restorer, trial["steps"])
+        steps = _steps(restorer, trial)
         first = trial["pictures"][0]
         try:
             restorer.restore(first["source"], plugins=[first["plugin"]], steps=steps, progress=progress, cancelled=stop)
@@ -168,7 +169,7 @@ def restore(trial: Trial) -> Result:
     """Pictures only, for fidelity. Trial: as :func:`measure`, without the cold start."""
     walls = []
     with _opened(trial) as restorer:
-        steps = _steps(restorer, trial["steps"])
+        steps = _steps(restorer, trial)
         for picture in trial["pictures"]:
             began = time.perf_counter()
             made = restorer.restore(picture["source"], plugins=[picture["plugin"]], steps=steps)
