@@ -163,7 +163,7 @@ def cards_of(card: PluginCard, *, teacher_steps: int | None, steps: int) -> tupl
     teacher = dataclasses.replace(card, steps_first=teacher_steps or card.steps_first)
     if teacher.steps_first <= steps:
         raise RequestError(
-            f"{card.id}: the teacher runs {teacher.steps_first} steps, expected more than the student's {steps}; "
+            f"{card.id}: the teacher's steps are {teacher.steps_first}, expected more than the student's {steps}; "
             "give it more with --teacher-steps"
         )
     return teacher, dataclasses.replace(card, steps_first=steps, steps_chained=steps)

@@ -190,7 +190,7 @@ def test_what_cannot_be_distilled_is_said_in_one_line(
     folder = Path(options[options.index("--teacher") + 1])
     for more, message in (
         (["--steps", "3"], "invalid choice: 3 (choose from 1, 2, 4)"),
-        (["--steps", "4"], "the teacher runs 3 steps, expected more than the student's 4; give it more"),
+        (["--steps", "4"], "the teacher's steps are 3, expected more than the student's 4; give it more"),
         (["--truth-share", "1.5"], "--truth-share is 1.5, expected 0 to 1"),
         (["--teacher", str(tmp_path / "nowhere")], "nowhere"),
         (["--out", str(folder.parent)], "is the teacher's own folder"),
