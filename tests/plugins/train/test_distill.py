@@ -120,6 +120,18 @@ def test_a_student_as_its_teacher_has_nothing_to_learn() -> None:
     assert found == pytest.approx(10 * np.log10(plugin.UNSEEN)), found
 
 
+def test_gradients_reach_the_whole_scb_in_bf16() -> None:
+    """The teacher's steps come first, without gradients: autocast must not keep what they cast for the student."""
+    teacher = card(steps_first=3, start="noised_input", first_t=600)
+    objective = toy(teacher, replace(teacher, steps_first=2))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = objective(0, loop.generator(0, 0))
+    loss.backward()
+    silent = [name for name, p in objective.model.scb.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not silent, silent
+    assert all(p.grad is None for name, p in objective.named_parameters() if not name.startswith("model.scb."))
+
+
 def test_a_share_of_the_loss_looks_at_the_truth() -> None:
     teacher = card(steps_first=3, start="input", first_t=150)
     objective = toy(teacher, replace(teacher, steps_first=1))
