@@ -30,7 +30,8 @@ class Diagnosis(nn.Module):
 
     One encoder sees all views, and beside its own filters :func:`local_statistics`. The features of the whole, and the
     largest and the mean of the pieces of each size, go through two linear layers. Several photos at once:
-    [b x 9, ...] -> [b, tasks]; fewer pieces of each size: pooled alike.
+    [b x 9, ...] -> [b, tasks]; fewer pieces of each size: pooled alike. The answer is the mean of those for the views
+    and for their mirror images: of equal right, and the two err in different places.
 
     Args:
         config: ``widths`` of stem and levels, ``blocks`` of each level, ``statistics``: width between the local
@@ -63,7 +64,8 @@ class Diagnosis(nn.Module):
         return torch.cat((x.mean(dim=(2, 3)), x.amax(dim=(2, 3))), dim=1)
 
     def forward(self, views: Tensor, pieces: int = 4) -> tuple[Tensor, Tensor]:
-        return self.decide(self.encode(views), pieces)
+        logits, strengths = self.decide(self.encode(torch.cat((views, views.flip(3)))), pieces)
+        return _mean_of_halves(logits), _mean_of_halves(strengths)
 
     def decide(self, features: Tensor, pieces: int) -> tuple[Tensor, Tensor]:
         """Features of all views -> logits and strengths."""
@@ -86,6 +88,11 @@ class Diagnosis(nn.Module):
                 plain[f"{name}.weight"] = conv.weight * scale[:, None, None, None]
                 plain[f"{name}.bias"] = (conv.bias - norm.running_mean) * scale + norm.bias
         return plain
+
+
+def _mean_of_halves(rows: Tensor) -> Tensor:
+    half = len(rows) // 2
+    return (rows[:half] + rows[half:]) / 2
 
 
 def local_statistics(views: Tensor) -> Tensor:

@@ -94,6 +94,18 @@ def test_local_statistics_tell_blur_and_glare() -> None:
     assert clipped[:, 5, 8].min() > 0.9 and np.count_nonzero(clipped) == 3, "in the square of the glare alone"
 
 
+def test_the_mirror_image_gets_the_same_answer() -> None:
+    torch.manual_seed(0)
+    model = Diagnosis(CONFIG).eval()
+    one, other = (torch.randn(VIEWS, 3, 128, 128) for _ in range(2))
+    both = model(torch.cat((one, other)))
+    for k, views in enumerate((one, other)):
+        for made, same, of_two in zip(model(views), model(views.flip(3)), both, strict=True):
+            torch.testing.assert_close(made, same, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(made[0], of_two[k], atol=1e-5, rtol=1e-5)
+    assert (model.decide(model.encode(one), 4)[0] - model(one)[0]).abs().max() > 1e-3, "each alone differs"
+
+
 def test_the_network_without_statistics_is_still_read() -> None:
     older = Diagnosis({**CONFIG, "statistics": 0})
     assert not [name for name in older.state_dict() if name.startswith("statistics")]
