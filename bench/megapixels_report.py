@@ -8,7 +8,7 @@ from typing import Any
 
 from diffplugin.bench.contenders import CONTENDERS
 from diffplugin.bench.megapixels import graph_name
-from diffplugin.bench.report import GIB, _cell, _environment, table
+from diffplugin.bench.report import GIB, cell, environment_text, table
 from diffplugin.bench.stats import spread, usable
 
 Result = Mapping[str, Any]
@@ -93,7 +93,7 @@ def markdown(result: Result) -> str:
     )
     sections = [
         f"# Megapixels: {conditions['model']}, {conditions['plugin']}",
-        _environment(result["environment"]),
+        environment_text(result["environment"]),
         intro,
         _main(rows(result)),
         "## Floor",
@@ -115,14 +115,14 @@ def _main(made: Sequence[Mapping[str, Any]]) -> str:
             (
                 row["work"],
                 row["contender"],
-                _cell(row["cpu_s"]),
-                _cell(row["wall_s"]),
-                _cell(row["peak_gib"]),
-                _cell(row["psnr_exact_db"], 1),
+                cell(row["cpu_s"]),
+                cell(row["wall_s"]),
+                cell(row["peak_gib"]),
+                cell(row["psnr_exact_db"], 1),
                 truth,
-                _cell(row["gmac"], 1),
-                _cell(row["floor_s"]),
-                _cell(row["gap"], 1),
+                cell(row["gmac"], 1),
+                cell(row["floor_s"]),
+                cell(row["gap"], 1),
             )
         )
     return table(head, lines)
@@ -158,11 +158,11 @@ def _parts(result: Result) -> str:
                     row["work"],
                     row["contender"],
                     part["part"],
-                    _cell(part["runs"]),
-                    _cell(part["gmac"]),
-                    _cell(part["cpu_s"]),
-                    _cell(floor),
-                    _cell(part["cpu_s"] / floor if floor else None, 1),
+                    cell(part["runs"]),
+                    cell(part["gmac"]),
+                    cell(part["cpu_s"]),
+                    cell(floor),
+                    cell(part["cpu_s"] / floor if floor else None, 1),
                 )
             )
     head = ("photo", "contender", "part", "runs", "GMAC", "CPU s", "floor, CPU s", "gap")

@@ -88,7 +88,7 @@ def in_order(stages: Iterable[str]) -> list[str]:
     return [*(s for s in _STAGES if s in there), *(s for s in there if s not in _STAGES)]
 
 
-def _cell(value: Any, digits: int = 2) -> str:
+def cell(value: Any, digits: int = 2) -> str:
     if value is None:
         return "–"
     if hasattr(value, "text"):
@@ -107,7 +107,7 @@ def markdown(result: Result, fidelity: Mapping[str, Mapping[str, float]] | None 
     conditions, made = result["conditions"], rows(result)
     parts = [
         f"# {conditions['model']}, {conditions['work']}, {conditions['steps']} steps",
-        _environment(result["environment"]),
+        environment_text(result["environment"]),
         f"Plugin {conditions['plugin']}, {conditions['threads'] or 'all'} threads, {conditions['rounds']} rounds, "
         f"contenders in turn, a process per sample. Medians (lowest–highest) of samples that nobody else disturbed; "
         f"ratios against {conditions['baseline']}, taken within each round.",
@@ -124,7 +124,7 @@ def markdown(result: Result, fidelity: Mapping[str, Mapping[str, float]] | None 
     return "\n\n".join(parts) + "\n"
 
 
-def _environment(found: Mapping[str, Any]) -> str:
+def environment_text(found: Mapping[str, Any]) -> str:
     flags = ", ".join(found.get("cpu_flags", ())) or "none of interest"
     packages = ", ".join(
         f"{p} {found[p]}"
@@ -143,9 +143,9 @@ def _speed(made: Sequence[Mapping[str, Any]]) -> str:
         (
             row["contender"],
             str(row["steps"]),
-            _cell(row["picture_s"]),
-            _cell(row["ratio"], 3),
-            _cell(row["cpu_s"], 1),
+            cell(row["picture_s"]),
+            cell(row["ratio"], 3),
+            cell(row["cpu_s"], 1),
             f"{row['rounds']} ({row['contended']})",
         )
         for row in made
@@ -166,9 +166,9 @@ def _start(made: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         (
             row["contender"],
-            *(_cell(row[key], 1) for key in ("first_start_s", "load_s", "first_step_s", "first_picture_s")),
-            _cell(row["peak_gib"], 1),
-            _cell(row["anonymous_gib"], 1),
+            *(cell(row[key], 1) for key in ("first_start_s", "load_s", "first_step_s", "first_picture_s")),
+            cell(row["peak_gib"], 1),
+            cell(row["anonymous_gib"], 1),
         )
         for row in made
     ]
@@ -190,9 +190,9 @@ def _fidelity(
         error = row["unet_error"]
         line = [
             row["contender"],
-            _cell(row["picture_s"]),
+            cell(row["picture_s"]),
             "–" if error is None else f"{error:.1e}",
-            _cell(row["psnr_db"], 1),
+            cell(row["psnr_db"], 1),
         ]
         if trained:
             own = trained.get(row["contender"])
@@ -247,7 +247,7 @@ def fidelity_markdown(result: Result) -> str:
         "\n\n".join(
             (
                 f"# Fidelity: {conditions['model']}, {conditions['steps']} steps, {conditions['side']} px",
-                _environment(result["environment"]),
+                environment_text(result["environment"]),
                 f"Photographs: {', '.join(conditions['photos'])}, degraded for each plugin; "
                 f"f32 is {conditions['reference']}. "
                 "GMSD (Xue et al., 2014) is a perceptual distance, lower is better; LPIPS's weights cannot be shipped.",
