@@ -127,7 +127,11 @@ def prepare(bench: Bench, name: str, log: Log) -> Record:
     trial = {"contender": name, "model": bench.model.spec, "threads": bench.threads}
     plugin = bench.conditions()["plugin"]
     if contender.peer:
-        for key in ("clip_vision", f"tpb/{plugin}", "vae_encoder", f"scb/{plugin}", "unet", "vae_decoder"):
+        keys = ["clip_vision", f"tpb/{plugin}", "vae_encoder", f"scb/{plugin}", "unet"]
+        keys.append(
+            f"head/{plugin}" if open_bundle(bench.model.bundle).card(plugin).output == "head" else "vae_decoder"
+        )
+        for key in keys:
             made = worker(trial | {"kind": "export", "key": key}, bench.timeout)
             if "error" in made:
                 return made

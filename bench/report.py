@@ -22,6 +22,7 @@ _STAGES = (
     "sampler",
     "vae_decoder",
     "tiny_decoder",
+    "head",
     "finish",
 )
 

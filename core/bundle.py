@@ -149,7 +149,13 @@ class Bundle:
             raise BundleDamaged(f"{path}: was replaced while it was loaded; load the bundle again")
 
     def card(self, plugin: str) -> PluginCard:
-        return load_card(self.file(f"plugins/{plugin}/card.toml"), expected_id=plugin)
+        card = load_card(self.file(f"plugins/{plugin}/card.toml"), expected_id=plugin)
+        if card.output == "head" and f"head/{plugin}" not in self.manifest.graphs:
+            raise BundleError(
+                f'{self.path}: the card of {plugin} says output = "head", but the bundle has no graph head/{plugin}: '
+                "export the bundle again"
+            )
+        return card
 
     def compounds(self) -> dict[str, Compound]:
         """The table of compound tasks: the shipped one, extended by the bundle's own if it has one."""

@@ -68,7 +68,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """The contract of one graph. ``graph`` is its kind; plugins' graphs share a kind (``tpb``, ``scb``).
+    """The contract of one graph. ``graph`` is its kind; plugins' graphs share a kind (``tpb``, ``scb``, ``head``).
 
     ``factor``: picture pixels per latent pixel, if the graph has both kinds of sides (``H = h * factor``).
     """
@@ -108,6 +108,9 @@ def graph_specs(dims: ModelDims) -> dict[str, GraphSpec]:
     ``diagnosis`` is optional: from views of a photo to each task's logit (how probable it is that the photo needs it)
     and strength (how much of that degradation it has, 0 to 1). So are ``tiny_encoder`` and ``tiny_decoder``, which
     stand for the autoencoder at a fraction of its work.
+
+    ``head`` belongs to a plugin whose card says so: it takes the decoder's place
+    (:class:`diffplugin.plugins.networks.head.ChangeHead`).
 
     ``step`` is a whole step of the sampler's loop around the UNet, so that an engine needs one launch per step. Its
     ``weights`` are, in this order: start (latents, cond, noise), denoise (x, eps), correct (last, x, x0, x0_1, x0_2),
@@ -171,6 +174,7 @@ def graph_specs(dims: ModelDims) -> dict[str, GraphSpec]:
             tuple(_tensor(name, "f32", 1, c, "h", "w") for name in ("next_latents", "next_last", "next_x0")),
         ),
         GraphSpec("vae_decoder", (latents,), (image,), dims.factor),
+        GraphSpec("head", (image, latents, cond), (_tensor("change", "f32", 1, 3, "H", "W"),), dims.factor),
         GraphSpec("tiny_encoder", (image,), (cond,), dims.factor),
         GraphSpec("tiny_decoder", (latents,), (image,), dims.factor),
     )

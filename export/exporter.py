@@ -83,6 +83,12 @@ def _checked(checkpoint: Checkpoint, cards: Path | None, log: Log) -> dict[str, 
     chosen: dict[str, PluginCard] = {}
     try:
         chosen = _cards(checkpoint, cards)
+        parts = checkpoint.plugin_parts()
+        faults += [
+            f'{place}: its card says output = "head", but {place / "head/config.json"} is missing'
+            for plugin, place in checkpoint.plugins.items()
+            if chosen[plugin].output == "head" and f"head/{plugin}" not in parts
+        ]
         if cards is not None:
             compound_table(cards)
     except CheckpointError as error:

@@ -122,10 +122,10 @@ _DERIVED: dict[str, Callable[[Checkpoint], nn.Module]] = {"step": lambda checkpo
 
 
 def graph_keys(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Graphs of a bundle, in the order of export: ``unet``, …, ``tpb/<id>``, ``scb/<id>``."""
+    """Graphs of a bundle, in the order of export: ``unet``, …, ``tpb/<id>``, ``scb/<id>``, ``head/<id>``."""
     parts = {"selector": "selector", "diagnosis": "diagnosis", "tiny_encoder": "tiny_vae", "tiny_decoder": "tiny_vae"}
     shared = [kind for kind in _SHARED if kind not in parts or getattr(checkpoint, parts[kind]) is not None]
-    return (*shared, *(f"{branch}/{plugin}" for plugin in checkpoint.plugins for branch in ("tpb", "scb")))
+    return (*shared, *checkpoint.plugin_parts())
 
 
 def kind_of(key: str) -> str:
@@ -141,4 +141,6 @@ def module_for(checkpoint: Checkpoint, key: str) -> nn.Module:
             return checkpoint.tpb(plugin)
         if kind == "scb":
             return Scb(checkpoint.scb(plugin))
+        if kind == "head":
+            return checkpoint.head(plugin)
         return (_SHARED | _DERIVED)[kind](checkpoint).eval()

@@ -27,7 +27,7 @@ from diffplugin.spec import GraphSpec, graph_specs
 if TYPE_CHECKING:
     from diffplugin.export.checkpoints import Checkpoint
 
-KINDS = ("vae_encoder", "scb", "unet", "unet_shallow", "vae_decoder")
+KINDS = ("vae_encoder", "scb", "unet", "unet_shallow", "vae_decoder", "head")
 # pnnx takes a side that is the same in both examples for fixed: no two levels of these latent sides (h, w) are alike.
 _EXAMPLES = ((11, 26), (24, 17))
 _PROOF = (17, 30)  # latent sides of the comparison, beside those of dp-export --size

@@ -103,7 +103,7 @@ class Chain:
 # Order in which a restoration makes its tensors.
 _ORDER = (
     *("diagnosis", "clip_vision", "tpb", "clip_text", "selector", "vae_encoder"),
-    *("scb", "unet", "unet_shallow", "step", "vae_decoder", "tiny_encoder", "tiny_decoder"),
+    *("scb", "unet", "unet_shallow", "step", "vae_decoder", "head", "tiny_encoder", "tiny_decoder"),
 )
 
 

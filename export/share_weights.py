@@ -12,10 +12,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffplugin.bundle import default_bundle
+from diffplugin.bundle import default_bundle, open_bundle
 from diffplugin.errors import DiffPluginError, RequestError
 from diffplugin.export.checkpoints.shared_weights import SUFFIX as SHARED
 from diffplugin.export.checkpoints.shared_weights import read_shared, write_shared
+from diffplugin.export.checkpoints.weights import read_tensors
 from diffplugin.export.embedded import embedded_checkpoint_folder
 
 # Files of the embedded checkpoint without suffix, and the graphs that contain their weights.
@@ -25,20 +26,30 @@ _FILES = {
     "base/text_encoder/model": ("onnx/clip_text.onnx",),
     "clip/model": ("onnx/clip_vision.onnx",),
 }
+_BRANCHES = ("scb", "head")  # of a plugin: pre-trained/<id>/<branch>/, plugins/<id>/<branch>.onnx
+_PLAIN = (".safetensors", ".bin")
+
+
+def _files(bundle: Path) -> dict[str, tuple[str, ...]]:
+    plugins = open_bundle(bundle).manifest.plugins
+    return _FILES | {
+        f"pre-trained/{plugin}/{branch}/diffusion_pytorch_model": (f"plugins/{plugin}/{branch}.onnx",)
+        for plugin in plugins
+        for branch in _BRANCHES
+    }
 
 
 def share(checkpoint: Path, bundle: Path) -> Iterator[tuple[Path, int, int]]:
     """Replace the plain files of a checkpoint: (file, bytes before, bytes now) of each. Files that are shared already
     stay."""
-    from safetensors.numpy import load_file
-
-    for stem, graphs in _FILES.items():
-        plain, path = checkpoint / f"{stem}.safetensors", checkpoint / f"{stem}{SHARED}"
-        if plain.is_file():
-            before = plain.stat().st_size
-            write_shared(path, load_file(plain), bundle, graphs)
-            plain.unlink()
-            yield path, before, path.stat().st_size
+    for stem, graphs in _files(bundle).items():
+        path = checkpoint / f"{stem}{SHARED}"
+        for plain in (checkpoint / f"{stem}{suffix}" for suffix in _PLAIN):
+            if plain.is_file():
+                before = plain.stat().st_size
+                write_shared(path, {name: value.numpy() for name, value in read_tensors(plain).items()}, bundle, graphs)
+                plain.unlink()
+                yield path, before, path.stat().st_size
 
 
 def copy_plain(checkpoint: Path, out: Path) -> None:

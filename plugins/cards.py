@@ -21,7 +21,7 @@ from diffplugin.errors import CheckpointError, RequestError
 from diffplugin.integrity import read_text
 
 Start = Literal["noised_input", "input", "noise"]
-Output = Literal["decoded", "residual"]
+Output = Literal["decoded", "residual", "head"]
 MIN_WORK_SIZE = 64  # pixels
 TRAIN_STEPS = 1000  # Stable Diffusion's training schedule
 MAX_BYTES = 2**16  # of a card; the shipped ones have less than 1 kB
@@ -64,6 +64,8 @@ class PluginCard:
         steps_chained: steps where it follows another plugin.
         output: "decoded": what the decoder makes of the final latent z, as released. "residual": x + D(z) - D(E(x)),
             the input x changed by what the plugin changed, so that the detail that the autoencoder cannot carry stays.
+            "head": x + H(x, z, E(x)), the change made by the plugin's own network H instead of the decoder
+            (:class:`diffplugin.plugins.networks.head.ChangeHead`).
         coring: with ``residual``, the level of 255 at which a change counts half: a change c is taken times
             c^2 / (c^2 + coring^2), the gain of a Wiener filter whose noise has this deviation, so that the plugin's
             faint and unsure changes leave the picture as it is. 0: all changes count.

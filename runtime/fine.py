@@ -21,8 +21,8 @@ AtFull = Callable[[Levels], Levels]  # restores pixels as they are; sides in mul
 SAMPLE = 64  # pixels of a side of a sample
 _EDGE = 8  # pixels of a sample on every side that are not judged: beside them is another sample
 # Detail that a change at full size must have, root mean square, for the copy to have missed it: levels of 255, and of
-# the change that the copy gave. Chosen on two photos of 8 megapixels with faults of two sizes (docs/speed.md).
-_DETAIL, _SHARE = 0.3, 0.05
+# the change that the copy gave. Chosen on four photos with faults of two sizes (docs/speed.md).
+_DETAIL, _SHARE = 0.3, 0.02
 
 
 def refined(

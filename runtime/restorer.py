@@ -274,6 +274,8 @@ class Restorer:
         stages(plan.chain[0], image)
         for plugin in chosen:
             self._pool.get(f"scb/{plugin}")
+            if self.cards[plugin].output == "head":
+                self._pool.get(f"head/{plugin}")
         if self.device is not None and plan.loop == "device":  # a graph is captured for a plugin, too
             for plugin in chosen[1 : self.device.kept]:
                 stages(self._plan(size, RestoreOptions(plugins=(plugin,)), (plugin,)).chain[0], image)

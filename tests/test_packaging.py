@@ -103,7 +103,7 @@ def test_the_wheel_has_every_module_and_no_training_weights(wheel: Path) -> None
     embedded = {name.removeprefix("core/") for name in repository_files() if name.startswith("core/embedded/")}
     assert {name.removeprefix("diffplugin/") for name in names if name.startswith("diffplugin/embedded/")} == embedded
     assert "diffplugin/py.typed" in names
-    assert wheel.stat().st_size < 32e6, f"{wheel.stat().st_size} bytes; 30.1 million are expected"
+    assert wheel.stat().st_size < 37e6, f"{wheel.stat().st_size} bytes; 35.5 million are expected"
 
 
 CHECKPOINT = "from diffplugin.export.embedded import embedded_checkpoint_folder as f; print(f())"

@@ -156,7 +156,9 @@ def _request(restorer: Restorer, photo: Any, plugin: str, steps: int) -> tuple[C
         time=time_features(table.t, restorer.bundle.manifest),
         weights=np.stack(weights),
     )
-    return CaptureKey(plugin=plugin, steps=steps, h=height, w=width, batch=stage.scb_batch), request
+    return CaptureKey(
+        plugin=plugin, steps=steps, h=height, w=width, batch=stage.scb_batch, head=stage.output == "head"
+    ), request
 
 
 def profile(trial: Trial) -> Result:

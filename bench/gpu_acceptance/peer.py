@@ -17,7 +17,7 @@ from diffplugin.bench.peers_torch import plain_module
 from diffplugin.bundle import Bundle, open_bundle
 from diffplugin.export.checkpoints import Checkpoint
 from diffplugin.export.measures import psnr
-from diffplugin.runtime.execution.residual import residual_output
+from diffplugin.runtime.execution.residual import changed_image, residual_output
 from diffplugin.runtime.photos.pixels import clip_pixels, from_tensor, reflected, to_tensor
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
 from diffplugin.runtime.sampling.samplers import step_table
@@ -49,6 +49,7 @@ class TorchPipeline:
 
         keys = {"vision": "clip_vision", "tpb": f"tpb/{plugin}", "scb": f"scb/{plugin}"}
         keys |= {key: key for key in ("vae_encoder", "unet", "vae_decoder")}
+        keys |= {"head": f"head/{plugin}"} if self._card.output == "head" else {}
         self._networks = {name: network(key) for name, key in keys.items()}
 
     @torch.inference_mode()
@@ -63,6 +64,10 @@ class TorchPipeline:
         cond = self._run("vae_encoder", stages, self._enter(image)).float()
         noise = torch.from_numpy(normal(seed, tuple(cond.shape))).to(self._device)
         latents = self._loop(steps, tokens, cond, noise, stages)
+        if self._card.output == "head":
+            change = self._run("head", stages, self._enter(image), self._half(latents), self._half(cond))
+            made = changed_image(image, change.float().cpu().numpy())
+            return from_tensor(made[..., border : border + height, border : border + width])
         made = self._run("vae_decoder", stages, self._half(latents)).float().cpu().numpy()
         if self._card.output == "residual":
             own = self._run("vae_decoder", stages, self._half(cond)).float().cpu().numpy()

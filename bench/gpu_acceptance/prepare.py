@@ -159,7 +159,7 @@ def _export(
     for file in (out / "plugins").rglob("*.onnx"):
         file.unlink()
     plugins = tuple(p for p in manifest.plugins if p in only) if only else manifest.plugins
-    kept = {*_SHARED, *(f"{kind}/{plugin}" for plugin in plugins for kind in ("tpb", "scb"))}
+    kept = {*_SHARED, *(f"{kind}/{plugin}" for plugin in plugins for kind in ("tpb", "scb", "head"))}
     for variant, entries in variants.items():
         for key in set(entries) - kept:
             (out / entries[key].file).unlink()

@@ -22,6 +22,7 @@ from diffplugin.export.tokenizer import end_and_largest, has_tokenizer
 from diffplugin.manifest import Diagnosed
 from diffplugin.plugins.networks.clip import TextEncoder, VisionEncoder
 from diffplugin.plugins.networks.diagnosis import Diagnosis
+from diffplugin.plugins.networks.head import ChangeHead
 from diffplugin.plugins.networks.taskplugin import SelectorHeads, SpatialComplementBranch, TaskPromptBranch
 from diffplugin.plugins.networks.tiny_vae import TinyAutoencoder
 from diffplugin.plugins.networks.unet import UNet
@@ -50,13 +51,13 @@ _UNUSED = {
 class Checkpoint:
     """The locations of the parts of one model. Networks are read on request, so that only one need be in memory.
 
-    A part is ``unet``, ``vae``, ``text_encoder``, ``clip_vision``, ``tpb/<id>``, ``scb/<id>``, ``selector``,
-    ``diagnosis`` or ``tiny_vae``.
+    A part is ``unet``, ``vae``, ``text_encoder``, ``clip_vision``, ``tpb/<id>``, ``scb/<id>``, ``head/<id>``,
+    ``selector``, ``diagnosis`` or ``tiny_vae``.
 
     Attributes:
         base: diffusers folder of Stable Diffusion 1.x, or a single file in the original layout.
         clip: CLIP folder (vision).
-        plugins: Task-Plugin folders by id, each with ``tpb.pt`` and ``scb/``.
+        plugins: Task-Plugin folders by id, each with ``tpb.pt``, ``scb/`` and, of some, ``head/``.
         selector: ``PromptTunner.pt``, or None.
         diagnosis: folder of the network that sees what a photo needs (``config.json``, ``model.safetensors``), or None.
         tiny_vae: folder of a tiny autoencoder for the base's latents (diffusers ``AutoencoderTiny``), or None.
@@ -86,9 +87,17 @@ class Checkpoint:
 
     def parts(self) -> tuple[str, ...]:
         """All parts, in the order of export."""
-        plugins = (f"{branch}/{plugin}" for plugin in self.plugins for branch in ("tpb", "scb"))
         optional = (part for part in ("selector", *_FOLDERS) if getattr(self, part) is not None)
-        return (*BASE_PARTS, "clip_vision", *plugins, *optional)
+        return (*BASE_PARTS, "clip_vision", *self.plugin_parts(), *optional)
+
+    def plugin_parts(self) -> tuple[str, ...]:
+        """The parts of the plugins; a change head is optional."""
+        return tuple(
+            f"{branch}/{plugin}"
+            for plugin, place in self.plugins.items()
+            for branch in ("tpb", "scb", "head")
+            if branch != "head" or exists(place / "head" / "config.json")
+        )
 
     def source(self, part: str) -> WeightFiles:
         """The weight files of a part.
@@ -107,7 +116,7 @@ class Checkpoint:
             return find_weights(self._folder(kind))
         if kind == "tpb":
             return WeightFiles((self.plugins[plugin] / "tpb.pt",))
-        return find_weights(self.clip if kind == "clip_vision" else self.plugins[plugin] / "scb")
+        return find_weights(self.clip if kind == "clip_vision" else self.plugins[plugin] / kind)
 
     def tensors(self, part: str) -> Tensors:
         """The tensors of a part under present names.
@@ -146,8 +155,8 @@ class Checkpoint:
             return combined if exists(combined) and not exists(apart) else apart
         if kind in _FOLDERS:
             return self._folder(kind) / "config.json"
-        if kind in ("clip_vision", "scb"):
-            return (self.clip if kind == "clip_vision" else self.plugins[plugin] / "scb") / "config.json"
+        if kind in ("clip_vision", "scb", "head"):
+            return (self.clip if kind == "clip_vision" else self.plugins[plugin] / kind) / "config.json"
         if self.single:
             return self.base
         return self.base / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
@@ -241,6 +250,10 @@ class Checkpoint:
             ours, theirs = dict(time_settings(scb)), dict(time_settings(unet))
             for key, value in ours.items():
                 yield f"{plugin} scb {key}", value, "unet's", theirs[key]
+            if f"head/{plugin}" in self.plugin_parts():
+                head = self.config(f"head/{plugin}")
+                yield f"{plugin} head latent_channels", head["latent_channels"], "vae's", dims.latent_channels
+                yield f"{plugin} head factor", head["factor"], "vae factor", dims.factor
 
     def blank(self, part: str) -> nn.Module:
         """A part's network without storage: its weights come from the file and are not in memory twice.
@@ -261,6 +274,7 @@ class Checkpoint:
                 "text_encoder": TextEncoder,
                 "clip_vision": VisionEncoder,
                 "scb": SpatialComplementBranch,
+                "head": ChangeHead,
                 "diagnosis": Diagnosis,
             }
             return make[kind](self.config(part))
@@ -305,6 +319,9 @@ class Checkpoint:
 
     def scb(self, plugin: str) -> SpatialComplementBranch:
         return self.load(f"scb/{plugin}")  # type: ignore[no-any-return]
+
+    def head(self, plugin: str) -> ChangeHead:
+        return self.load(f"head/{plugin}")  # type: ignore[no-any-return]
 
     def selector_threshold(self) -> float:
         """Score above which a plugin is selected, chosen when the heads were trained; the release has none: 0.

@@ -10,7 +10,7 @@ versions that wrote the published files to today's (a test compares them with th
 - ``text_encoder``, ``clip_vision``: transformers, ``CLIPTextConfig`` and ``CLIPVisionConfig``
 - ``preprocessor``: transformers, ``CLIPImageProcessor``
 - ``scb``: Diff-Plugin's ``SCBNet.__init__``, which has the defaults of diffusers' ``ControlNetModel``
-- ``diagnosis``: this project's own
+- ``diagnosis``, ``head``: this project's own
 
 Settings with a single allowed value are those that Stable Diffusion 1.x fixes: any other value means another network.
 """
@@ -179,6 +179,12 @@ _DIAGNOSIS = {
     "statistics": Setting(0, whole(0, MAX_WIDTH)),
     "hidden": Setting(128, whole(1, MAX_WIDTH)),
 }
+_HEAD = {
+    "latent_channels": Setting(4, whole(1, 64)),
+    "factor": Setting(8, whole(2, 64)),
+    "widths": Setting([32, 64, 64], of_each(3, whole(1, MAX_WIDTH))),
+    "blocks": Setting([2, 1, 2], of_each(3, whole(0, 64))),
+}
 TABLES = {
     "unet": _UNET,
     "vae": _VAE,
@@ -188,6 +194,7 @@ TABLES = {
     "scb": _SCB,
     "preprocessor": _PREPROCESSOR,
     "diagnosis": _DIAGNOSIS,
+    "head": _HEAD,
 }
 # Where a file names its class, the ones whose settings these are.
 _CLASSES = {

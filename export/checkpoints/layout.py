@@ -21,7 +21,8 @@ def find(base: Path, clip: Path, plugins: Path, wanted: Iterable[str] = ()) -> C
     Args:
         base: a diffusers folder, or a single file in the original layout.
         clip: a CLIP folder.
-        plugins: the released tree ``pre-trained/<task>/{tpb.pt,scb/}`` with ``plugin_selector/PromptTunner.pt``.
+        plugins: the released tree ``pre-trained/<task>/{tpb.pt,scb/}`` (some with ``head/``) with
+            ``plugin_selector/PromptTunner.pt``.
 
     Raises:
         CheckpointError: naming every folder or file that is missing, at once.

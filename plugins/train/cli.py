@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from diffplugin.command import DONE, Parser, add_common_options, execute, path, positive
 from diffplugin.errors import MissingDependency, RequestError
-from diffplugin.plugins.train import distill_cli, plugin_cli
+from diffplugin.plugins.train import distill_cli, head_cli, plugin_cli
 from diffplugin.plugins.train.shared_options import add_photo_folders
 
 STAGES = ("autoencoder", "decoder", "pool", "denoiser")
@@ -21,8 +21,10 @@ STEPS = {
     "plugin": 1000,
     "diagnosis": 5000,
     "selector": 20_000,
+    "head": 2500,
     "tiny-vae": 8000,
 }
+VIEWS = 2000  # that a head learns from
 SAMPLES = 10_000  # pictures that the diagnosis learns from
 # plugins that the recipe finishes on pictures: steps and rate; one that does much already forgets it at a high rate
 FINISHED = {"deblur": (1200, "8e-4")}
@@ -57,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     plugin_cli.add_plugin(plugin)
     few = "a plugin of one, two or four steps, from one of many"
     distill_cli.add_distill(commands.add_parser("distill", parents=[shared], help=few))
+    head = commands.add_parser("head", parents=[shared], help="a plugin's change head, which takes the decoder's place")
+    head_cli.add_head(head)
     selector = commands.add_parser("selector", parents=[shared], help="the selector, for the plugins that are there")
     plugin_cli.add_selector(selector)
 
@@ -175,6 +179,8 @@ def _recipe(args: argparse.Namespace) -> None:
             count, rate = FINISHED[task]
             finish = ["--start", str(pretrained / task), "--loss", "picture", "--lr", rate]
             _run([*plugin, *finish, *steps(count)])
+        views = max(round(args.scale * VIEWS), 1) if args.steps is None else min(args.steps * 4, VIEWS)
+        _run(["head", task, *shared, "--views", str(views), *steps(STEPS["head"])])
     _run(["selector", *every, *steps(STEPS["selector"])])
     # few steps see few samples
     samples = round(args.scale * SAMPLES) if args.steps is None else min(args.steps * 20, SAMPLES)
@@ -186,6 +192,7 @@ _COMMANDS = {
     "base": _base,
     "plugin": plugin_cli.run_plugin,
     "distill": distill_cli.run_distill,
+    "head": head_cli.run_head,
     "selector": plugin_cli.run_selector,
     "diagnosis": _diagnosis,
     "tiny-vae": _tiny_vae,

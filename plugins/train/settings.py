@@ -36,7 +36,8 @@ class Recipe:
         ema_decay: exponential average of the weights, kept in place of the last ones; None: no average.
         eq3: the published objective; without: the small model's (:class:`diffplugin.plugins.train.plugin.Times`).
         crop: side of the window of ``resolution`` to train on; 0: all of it. Only without ``eq3``.
-        views: random views of every pair that are encoded once. Only without ``eq3``, or with cached latents.
+        views: random views of every pair that are encoded once, only without ``eq3``, or with cached latents; of a
+            change head: views in all.
         start_share, noised_share, least_t: the small model's timesteps; None: from the card.
         weighted: the latent's error counts as it shows in the picture.
         harder_share: of the samples that are degraded on the fly: by the harder family (:mod:`.harder`); with ``eq3``
@@ -142,6 +143,21 @@ SMALL = Recipe(
     clean_share=0.2,
 )
 RECIPES: Mapping[str, Recipe] = {"paper": PAPER, "small": SMALL}
+HEAD = replace(  # of a change head
+    SMALL,
+    name="head",
+    train_batch_size=16,
+    crop=128,
+    max_train_steps=2500,
+    views=2000,
+    learning_rate=1e-3,
+    adam_weight_decay=1e-4,
+    ema_decay=0.998,
+    checkpointing_steps=500,
+    validation_steps=500,
+    harder_share=0.35,
+    clean_share=0.12,
+)
 DISTILL = replace(SMALL, name="distill", learning_rate=3e-4)  # of a student, which begins as its teacher
 _LEAST: dict[str, float] = {
     **dict.fromkeys(("resolution", "train_batch_size", "gradient_accumulation_steps", "max_train_steps"), 1),

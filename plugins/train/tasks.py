@@ -128,12 +128,16 @@ def train(
 def choose_card(task: str, file: Path | None, *, ours: bool) -> PluginCard:
     """``ours``: over the small base and on its photos, whose cards take fewer steps.
 
+    The card of a plugin with a change head becomes a residual's: what learns here is what comes before a head, which
+    ``dp-train head`` trains afterwards.
+
     Raises:
         RequestError: no shipped card of that name.
         CheckpointError: a faulty file.
     """
     if file is not None:
-        return cards.load_card(file, expected_id=task)
+        card = cards.load_card(file, expected_id=task)
+        return dataclasses.replace(card, output="residual") if card.output == "head" else card
     shipped = cards.shipped_cards()
     if task not in shipped:
         raise RequestError(f"{task}: no shipped card of that name ({', '.join(shipped)}); give one with --card")

@@ -26,6 +26,39 @@ from diffplugin.runtime.sampling.start_noise import normal
 
 if TYPE_CHECKING:
     from diffplugin.plugins.cards import PluginCard
+    from diffplugin.plugins.networks.head import ChangeHead
+
+
+@torch.no_grad()
+def final_latents(
+    model: Denoiser,
+    vae: Autoencoder,
+    schedule: NoiseSchedule,
+    given: Sequence[Pixels],
+    card: PluginCard,
+    *,
+    noise: NDArray[np.float32],
+    seen: Sequence[Pixels] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(latents of equally large inputs [n, 4, h, w], what the plugin makes of them), both scaled, as the runtime's loop
+    does with this card.
+
+    Args:
+        noise: standard normal [n, 4, h, w].
+        seen: pictures for the vision encoder; None: the inputs.
+    """
+    here, there = device_of(model), device_of(vae)
+    dtype = vae.quant_conv.weight.dtype
+    cond = torch.cat([vae.encode(to_tensor(p[None]).to(there, dtype)).float() for p in given]).to(here)
+    tokens = torch.cat([model.tokens(clip_pixels(shrink(p)[None]).to(here)) for p in (seen or given)])
+    table = unipc(schedule, card.steps_first, card.first_t)
+
+    def denoise(i: int, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        t = torch.full((len(given),), float(table.t[i]), device=here)
+        return model(torch.from_numpy(latents).to(here), t, tokens, cond).float().cpu().numpy()  # type: ignore[no-any-return]
+
+    made = sample(table, denoise, noise, cond.cpu().numpy(), start=card.start, renoise_from_t=card.renoise_from_t)
+    return cond, torch.from_numpy(made).to(here)
 
 
 @torch.no_grad()
@@ -37,26 +70,28 @@ def restore(
     card: PluginCard,
     *,
     seed: int = 42,
+    head: ChangeHead | None = None,
 ) -> list[Pixels]:
     """Restore equally large pictures (sides a multiple of 16) as the runtime does with this card: its sampler, noise
-    and steps."""
-    here, there = device_of(model), device_of(vae)
-    given = [to_tensor(p[None]).to(there) for p in pictures]
-    dtype = vae.quant_conv.weight.dtype
-    cond = torch.cat([vae.encode(image.to(dtype)).float() for image in given]).to(here)
-    tokens = torch.cat([model.tokens(clip_pixels(shrink(p)[None]).to(here)) for p in pictures])
-    table = unipc(schedule, card.steps_first, card.first_t)
-    noise = np.repeat(normal(seed, (1, *cond.shape[1:])), len(pictures), axis=0)
+    and steps. ``head``: of a card whose output it is."""
+    there, dtype = device_of(vae), vae.quant_conv.weight.dtype
+    factor = 2 ** (len(vae.encoder.down_blocks) - 1)
+    sides = (side // factor for side in pictures[0].shape[:2])
+    noise = np.repeat(normal(seed, (1, vae.post_quant_conv.in_channels, *sides)), len(pictures), axis=0)
+    cond, latents = final_latents(model, vae, schedule, pictures, card, noise=noise)
+    given = torch.cat([to_tensor(p[None]).to(there) for p in pictures])
+    if card.output == "head" and head is not None:
+        images = given + head(given, latents.to(there), cond.to(there)).float()
+    else:
+        images = torch.cat([vae.decode(z[None].to(there, dtype)).float() for z in latents])
+        if card.output == "residual":
+            change = images - torch.cat([vae.decode(z[None].to(there, dtype)).float() for z in cond])
+            images = given + cored(change, card.coring, card.coring_peak)
+    return to_pixels(images)
 
-    def denoise(i: int, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-        t = torch.full((len(pictures),), float(table.t[i]), device=here)
-        return model(torch.from_numpy(latents).to(here), t, tokens, cond).float().cpu().numpy()  # type: ignore[no-any-return]
 
-    latents = sample(table, denoise, noise, cond.cpu().numpy(), start=card.start, renoise_from_t=card.renoise_from_t)
-    images = torch.cat([vae.decode(torch.from_numpy(z[None]).to(there, dtype)).float() for z in latents])
-    if card.output == "residual":
-        change = images - torch.cat([vae.decode(z[None].to(there, dtype)).float() for z in cond])
-        images = torch.cat(given) + cored(change, card.coring, card.coring_peak)
+def to_pixels(images: torch.Tensor) -> list[Pixels]:
+    """[n, 3, H, W] about [-1, 1] -> uint8 [H, W, 3] each."""
     values = (images.clamp(-1, 1) / 2 + 0.5) * 255
     return [np.ascontiguousarray(v.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()) for v in values]
 

@@ -88,7 +88,7 @@ def plan_lines(plan: Plan) -> list[str]:
 def _stage(stage: Stage) -> str:
     """``deblur (20 steps, from the noised input)``."""
     level = "" if stage.first_t == TRAIN_STEPS - 1 else f" at t = {stage.first_t}"
-    kept = ", added to the input as a residual" if stage.output == "residual" else ""
+    kept = _KEPT[stage.output]
     levels = [f"{stage.coring}"] * bool(stage.coring) + [f"{stage.coring_peak} nearby"] * bool(stage.coring_peak)
     kept += f" (cored at {', '.join(levels)} levels)" if levels else ""
     return f"{stage.plugin} ({stage.steps} steps, from {_START[stage.start]}{level}{kept})"
@@ -106,6 +106,11 @@ def _work(plan: Plan) -> str:
     return f"{steps} steps: UNet whole at {whole}, outer blocks at {outer}, SCB at {scb}{pieces}{tiny} ({plan.quality})"
 
 
+_KEPT = {
+    "decoded": "",
+    "residual": ", added to the input as a residual",
+    "head": ", the input changed by the plugin's head",
+}
 _START = {"noised_input": "the noised input", "input": "the input", "noise": "noise"}
 
 

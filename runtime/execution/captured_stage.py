@@ -1,4 +1,5 @@
-"""One plugin over one image on a device: encode, SCB, steps and decode as one graph that is captured and replayed.
+"""One plugin over one image on a device: encode, SCB, steps, and decoder or change head as one graph that is captured
+and replayed.
 
 The loop is that of ``runtime.sampling.loop.sample``: its arithmetic is in the graph ``step``, its bookkeeping in
 addresses. Latents and history rotate through buffers that are bound, never copied; the inputs of a request (image,
@@ -32,6 +33,7 @@ class CaptureKey:
     Attributes:
         h, w: latent sides.
         batch: timesteps that the SCB takes at once; it runs just before the steps that need it.
+        head: the plugin's head ends the stage, with the change of the image; else the decoder, with an image.
     """
 
     plugin: str
@@ -39,6 +41,12 @@ class CaptureKey:
     h: int
     w: int
     batch: int = 1
+    head: bool = False
+
+    @property
+    def last(self) -> str:
+        """The graph that ends the stage."""
+        return f"head/{self.plugin}" if self.head else "vae_decoder"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,7 +110,9 @@ class CapturedStage:
             raise
 
     def _make(self, engine: Callable[[str], DeviceEngine]) -> None:
-        key, sides = self.key, {"h": self.key.h, "w": self.key.w}
+        key, factor = self.key, engine("vae_encoder").spec.factor
+        sides = {"h": key.h, "w": key.w}
+        whole = {"H": key.h * factor, "W": key.w * factor}
         self._contexts: list[DeviceContext] = []
 
         def context(name: str, sizes: Mapping[str, int]) -> DeviceContext:
@@ -111,9 +121,8 @@ class CapturedStage:
             self._contexts.append(made)
             return made
 
-        self._step, self._decoder = context("step", sides), context("vae_decoder", sides)
-        height, width = self._decoder.shape("image")[2:]
-        self._encoder = context("vae_encoder", {"H": height, "W": width})
+        self._step, self._last = context("step", sides), context(key.last, sides | (whole if key.head else {}))
+        self._encoder = context("vae_encoder", whole)
         groups = dict.fromkeys(min(key.batch, key.steps - first) for first in range(0, key.steps, key.batch))
         self._scb = {size: context(f"scb/{key.plugin}", {"n": size, **sides}) for size in groups}
         self._allocate()
@@ -129,7 +138,7 @@ class CapturedStage:
         self._slice = _bytes(step, RESIDUALS[1])
         if key.batch > 1 and self._slice % ALIGNMENT:
             raise EngineError(f"scb/{key.plugin}: residuals of {self._slice} bytes cannot be cut out of a batch")
-        image, latent = _bytes(self._decoder, "image"), _bytes(step, "latents")
+        image, latent = _bytes(self._encoder, "image"), _bytes(step, "latents")
         sizes = {"image": image, "tokens": _bytes(step, "tokens")}
         rotating = ("latents0", "latents1", "last0", "last1", "x00", "x01", "x02")
         sizes |= dict.fromkeys(("cond", "noise", *rotating), latent)
@@ -150,7 +159,10 @@ class CapturedStage:
         at = self._at
         fixed: list[tuple[DeviceContext, dict[str, int]]] = [
             (self._encoder, {"image": at["image"], "cond": at["cond"]}),
-            (self._decoder, {"latents": at[f"latents{(self.key.steps - 1) % 2}"], "image": at["restored"]}),
+            (self._last, {"latents": at[f"latents{(self.key.steps - 1) % 2}"]}),
+            (self._last, {"image": at["image"], "cond": at["cond"], "change": at["restored"]})
+            if self.key.head
+            else (self._last, {"image": at["restored"]}),
             (self._step, {name: at[name] for name in ("cond", "noise", "tokens", RESIDUALS[0])}),
         ]
         entering = {name: at[name] for name in ("tokens", "cond", *RESIDUALS)}
@@ -169,7 +181,7 @@ class CapturedStage:
             yield _Enqueue("scb", self._scb[size], moving)
             for place in range(size):
                 yield _Enqueue("step", self._step, self._of_step(first + place, place))
-        yield _Enqueue("vae_decoder", self._decoder, {})
+        yield _Enqueue(self.key.last, self._last, {})
 
     def _of_step(self, i: int, place: int) -> dict[str, int]:
         """Addresses of step ``i``, the ``place``-th of its SCB batch. History that does not exist yet has weight 0:
@@ -198,7 +210,8 @@ class CapturedStage:
         return self._executable is not None
 
     def restore(self, inputs: StageInputs, *, replay: bool = True) -> Array | None:
-        """The restored image [1,3,H,W], float32, nominally in [-1, 1]; None: this object was closed meanwhile.
+        """The restored image [1,3,H,W], float32, nominally in [-1, 1], or its change where the head ends the stage;
+        None: this object was closed meanwhile.
 
         Args:
             replay: launch the captured graph, capturing it first if needed; False: plain enqueues.
@@ -215,7 +228,7 @@ class CapturedStage:
             else:
                 for run in self._program:
                     self._enqueue(run)
-            restored = np.empty(self._decoder.shape("image"), np.float32)
+            restored = np.empty(self._encoder.shape("image"), np.float32)
             self._driver.download(restored, self._at["restored"], self._stream)
             self._driver.synchronize(self._stream)
             if replay and self._executable is None and self.plain_reason is None:

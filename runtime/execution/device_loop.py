@@ -107,8 +107,11 @@ class DeviceLoop:
             return f"quality {plan.quality} reuses features between steps"
         factor = self._pool.bundle.manifest.dims.factor
         sides = {"h": height, "w": width}
-        needed = {"step": sides, "vae_decoder": sides, "vae_encoder": {"H": height * factor, "W": width * factor}}
-        needed |= {f"scb/{stage.plugin}": sides | {"n": 1} for stage in plan.chain}
+        whole = {"H": height * factor, "W": width * factor}
+        needed = {"step": sides, "vae_encoder": whole}
+        for stage in plan.chain:
+            needed[f"scb/{stage.plugin}"] = sides | {"n": 1}
+            needed |= {f"head/{stage.plugin}": sides | whole} if stage.output == "head" else {"vae_decoder": sides}
         try:
             lacking = [key for key, sizes in needed.items() if not self._engine(key).has(sizes)]
         except BundleError as error:  # it has no graph of this kind
@@ -134,7 +137,8 @@ class DeviceLoop:
     def restore(
         self, run: Run, stage: Stage, image: Array, *, table: StepTable, time: Array, tokens: Array
     ) -> Array | None:
-        """One plugin over one image [1,3,H,W]; None: the device has too little free memory.
+        """One plugin over one image [1,3,H,W], or the change of it where the stage's output is its head's; None: the
+        device has too little free memory.
 
         It cannot be cancelled after its launch: cancelling is checked before. Its steps are counted at the end.
 
@@ -146,7 +150,14 @@ class DeviceLoop:
         height, width = run.noise.shape[2:]
         weights = [step_weights(table, i, stage.start, stage.renoise_from_t) for i in range(stage.steps)]
         request = StageInputs(image=image, noise=run.noise, tokens=tokens, time=time, weights=np.stack(weights))
-        key = CaptureKey(plugin=stage.plugin, steps=stage.steps, h=height, w=width, batch=stage.scb_batch)
+        key = CaptureKey(
+            plugin=stage.plugin,
+            steps=stage.steps,
+            h=height,
+            w=width,
+            batch=stage.scb_batch,
+            head=stage.output == "head",
+        )
         try:
             restored = self._run(key, request)
         except DeviceMemoryFull as error:

@@ -36,9 +36,14 @@ def residual_output(image: Array, restored: Array, reconstructed: Array, coring:
         if peaks is not None:
             gain = gain * _gain(_enlarged(peaks, y, band.shape[2], width), coring_peak, 4)
         band *= gain
-    changed += image
-    np.clip(changed, -1, 1, out=changed)
-    return changed
+    return changed_image(image, changed)
+
+
+def changed_image(image: Array, change: Array) -> Array:
+    """``image`` + ``change``, clipped to [-1, 1], in the place of ``change``. Both float32 [n,3,H,W]."""
+    change += image
+    np.clip(change, -1, 1, out=change)
+    return change
 
 
 def _gain(amount: Array, level: int, order: int) -> Any:

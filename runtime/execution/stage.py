@@ -1,4 +1,4 @@
-"""One plugin over one picture, whole or in pieces: encode, denoise, decode."""
+"""One plugin over one picture, whole or in pieces: encode, denoise, decode or let the plugin's head make the change."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffplugin.errors import NotFinite
-from diffplugin.runtime.execution.residual import residual_output
+from diffplugin.runtime.execution.residual import changed_image, residual_output
 from diffplugin.runtime.execution.run import Run
 from diffplugin.runtime.planning.plan import Stage
 from diffplugin.runtime.planning.tiles import Tile, blend, blend_weights
 from diffplugin.runtime.sampling.loop import sample
 from diffplugin.runtime.sampling.samplers import StepTable
-from diffplugin.spec import RESIDUALS, Array
+from diffplugin.spec import RESIDUALS, Array, TensorSpec
 
 if TYPE_CHECKING:
     from diffplugin.runtime.execution.device_loop import DeviceLoop
@@ -32,8 +32,8 @@ def restore_stage(
     tokens: Array,
     device: DeviceLoop | None = None,
 ) -> Array:
-    """One plugin: picture [1,3,H,W] in [-1, 1] in, picture out (nominally in that range; clipped to it if the output is
-    a residual).
+    """One plugin: picture [1,3,H,W] in [-1, 1] in, picture out (nominally in that range; clipped to it if
+    the output is a change of the input).
 
     UNet and SCB see one piece of the global latents at a time; the model outputs are blended and the sampler updates
     the whole latent, so that pieces never drift apart (arXiv:2302.08113).
@@ -54,6 +54,8 @@ def restore_stage(
             restored = device.restore(run, stage, image, table=table, time=time, tokens=tokens)
         if restored is not None and stage.output == "residual":  # the loop keeps its latents to itself
             restored = _changed(stage, image, restored, decode(run, encode(run, image)))
+        elif restored is not None and stage.output == "head":
+            restored = changed_image(image, restored)
     if restored is None:
         restored = _from_host(run, stage, image, table, time, tokens)
     check_restored(restored, image, f"{stage.plugin}, {run.pool.builder.name} at {run.pool.precision}")
@@ -83,6 +85,8 @@ def _from_host(run: Run, stage: Stage, image: Array, table: StepTable, time: Arr
             on_step=on_step,
         )
     run.seen(plugin, "z0", latents)
+    if stage.output == "head":
+        return changed_image(image, change(run, plugin, image, latents, cond))
     restored = decode(run, latents, tiny=stage.tiny)
     if stage.output != "residual":
         return restored
@@ -95,29 +99,42 @@ def _changed(stage: Stage, image: Array, restored: Array, reconstructed: Array) 
 
 def encode(run: Run, image: Array, *, tiny: bool = False) -> Array:
     """Scaled latent [1,4,h,w] of a picture [1,3,H,W] in [-1, 1], piece by piece."""
-    return _piecewise(run, "tiny_encoder" if tiny else "vae_encoder", image, run.factor, 1)
+    return _piecewise(run, "tiny_encoder" if tiny else "vae_encoder", image)
 
 
 def decode(run: Run, latents: Array, *, tiny: bool = False) -> Array:
     """Picture [1,3,H,W] of scaled latents [1,4,h,w], piece by piece."""
-    return _piecewise(run, "tiny_decoder" if tiny else "vae_decoder", latents, 1, run.factor)
+    return _piecewise(run, "tiny_decoder" if tiny else "vae_decoder", latents)
 
 
-def _piecewise(run: Run, key: str, array: Array, scale_in: int, scale_out: int) -> Array:
-    """A graph of one input and one output over the pieces of ``array``; its sides are latent sides x ``scale_in``."""
+def change(run: Run, plugin: str, image: Array, latents: Array, cond: Array) -> Array:
+    """What a plugin's head adds to the image: [1,3,H,W] of image [1,3,H,W] and scaled latents [1,4,h,w], piece by
+    piece."""
+    return _piecewise(run, f"head/{plugin}", image, latents, cond)
+
+
+def _piecewise(run: Run, key: str, *arrays: Array) -> Array:
+    """A graph of one output over the pieces of its inputs; sides are latent sides, or those of the picture."""
     spec = run.pool.bundle.spec(key)
-    entering, leaving = spec.inputs[0], spec.outputs[0]
+    leaving = spec.outputs[0]
+
+    def scale(tensor: TensorSpec) -> int:
+        return run.factor if "H" in tensor.axes else 1
 
     def one(tile: Tile) -> Array:
         run.check_cancelled()
-        piece = np.ascontiguousarray(tile.scaled(scale_in).cut(array))
-        return run.pool.run(key, {entering.name: piece}, run.clock)[leaving.name]
+        inputs = {
+            tensor.name: np.ascontiguousarray(tile.scaled(scale(tensor)).cut(array))
+            for tensor, array in zip(spec.inputs, arrays, strict=True)
+        }
+        return run.pool.run(key, inputs, run.clock)[leaving.name]
 
     if len(run.tiles) == 1:
         return one(run.tiles[0])
-    h, w = (side // scale_in * scale_out for side in array.shape[-2:])
-    placed = [tile.scaled(scale_out) for tile in run.tiles]
-    grid = None if run.grid is None else [tile.scaled(scale_out) for tile in run.grid]
+    enlarged = scale(leaving)
+    h, w = (side // scale(spec.inputs[0]) * enlarged for side in arrays[0].shape[-2:])
+    placed = [tile.scaled(enlarged) for tile in run.tiles]
+    grid = None if run.grid is None else [tile.scaled(enlarged) for tile in run.grid]
     shape = (1, int(leaving.axes[1]), h, w)
     return blend((one(tile) for tile in run.tiles), placed, blend_weights(placed, h, w, grid), shape)
 

@@ -27,7 +27,11 @@ VAE_BYTES = 300_000
 # 8-bit pictures that come and go. Measured on the embedded model in pieces (ONNX Runtime, one thread): 1280x1280 told
 # 0.50 GiB, used 0.39; 2304x2304 told 0.75, used 0.69.
 _TENSOR_BYTES, _PIXEL_BYTES = 12, 6
-PHOTO_BYTES = {"decoded": 3 * _TENSOR_BYTES + _PIXEL_BYTES, "residual": 4 * _TENSOR_BYTES + _PIXEL_BYTES}
+PHOTO_BYTES = {
+    "decoded": 3 * _TENSOR_BYTES + _PIXEL_BYTES,
+    "residual": 4 * _TENSOR_BYTES + _PIXEL_BYTES,
+    "head": 3 * _TENSOR_BYTES + _PIXEL_BYTES,
+}
 # Where the change of a smaller copy is carried to the photo: its pixels before and after, and bands of floats.
 CARRY_BYTES = 8
 # Weights that belong to these widths, bytes in float32. A network of other widths has the square of their ratio.

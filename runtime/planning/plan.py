@@ -31,12 +31,13 @@ class Stage:
 
     Attributes:
         first_t: timestep of the first step.
-        output, coring, coring_peak: "decoded" or "residual", and which changes count (``plugins.cards.PluginCard``).
+        output, coring, coring_peak: how the picture is made, and which changes count (``plugins.cards.PluginCard``).
         full_steps: steps that run the whole UNet, the first among them; the others run only its outermost blocks.
         scb_steps: steps whose residuals are computed, the first and the last among them.
         work_size, piece_size, guided, fine: of its card.
         scb_batch: timesteps that the SCB takes at once; more than 1 only on a device.
-        tiny: the tiny autoencoder encodes and decodes; the output is then a residual, which hides most of its error.
+        tiny: the tiny autoencoder encodes and decodes; the output is then a residual, which hides most of its error,
+            or the head's change.
     """
 
     plugin: str
@@ -180,7 +181,7 @@ def plan_stages(
                 start=card.start,
                 first_t=card.first_t,
                 renoise_from_t=card.renoise_from_t,
-                output="residual" if tiny else card.output,
+                output="residual" if tiny and card.output == "decoded" else card.output,
                 coring=card.coring,
                 coring_peak=card.coring_peak,
                 tiny=tiny,
@@ -203,6 +204,7 @@ def chain_footprint(manifest: Manifest, chain: Sequence[Stage], shares: Shares) 
     keys = ["clip_vision", "unet", *(["unet_shallow"] if deep else [])]
     keys += [f"{autoencoder}_encoder", f"{autoencoder}_decoder"]
     keys += [f"{kind}/{stage.plugin}" for stage in chain for kind in ("tpb", "scb")]
+    keys += [f"head/{stage.plugin}" for stage in chain if stage.output == "head"]
     weights = {key: manifest.graphs[key].weights_bytes for key in keys}
     kept = kept_bytes(manifest.dims, deep=deep, residuals=shared)
     picture = max((PHOTO_BYTES[stage.output] for stage in chain), default=0)

@@ -15,13 +15,14 @@ from diffplugin.bundle import (
     cache_folder,
     default_bundle,
     graph_files,
+    list_files,
     open_bundle,
 )
 from diffplugin.engines.onnxruntime import OnnxRuntimeBuilder
 from diffplugin.errors import BundleDamaged, BundleError, ForeignEngine
 from diffplugin.integrity import sha256
 from diffplugin.manifest import MANIFEST, EngineEntry, Manifest, fingerprint
-from diffplugin.plugins.cards import shipped_cards
+from diffplugin.plugins.cards import card_to_toml, shipped_cards
 
 Write = Callable[..., Manifest]
 Edit = Callable[[Path, Callable[[dict[str, Any]], object]], None]
@@ -116,3 +117,13 @@ def test_step_has_the_weights_of_the_unet(tmp_path: Path) -> None:
     for name in ("unet.onnx", "unet.onnx.data", "step.onnx"):
         (tmp_path / name).write_bytes(name.encode())
     assert graph_files(tmp_path / "step.onnx") == (tmp_path / "step.onnx", tmp_path / "unet.onnx.data")
+
+
+def test_a_card_whose_head_is_not_there_is_refused(folder: Path) -> None:
+    bundle = open_bundle(folder)
+    card = folder / "plugins/derain/card.toml"
+    card.write_text(card_to_toml(replace(bundle.card("derain"), output="head")), encoding="utf-8")
+    with pytest.raises(
+        BundleError, match=r'card of derain says output = "head", but the bundle has no graph head/dera'
+    ):
+        Bundle(folder, replace(bundle.manifest, files=list_files(folder))).card("derain")

@@ -67,7 +67,7 @@ def test_the_selector_is_checked_too_and_a_restorer_says_so(embedded: Bundle) ->
         diffplugin.load(embedded, engine="onnxruntime", threads=1) as restorer,
         pytest.raises(BundleDamaged, match=r"vae_decoder\.onnx: contents changed"),
     ):
-        restorer.restore(photo, plugins=["derain"])
+        restorer.restore(photo, plugins=["lowlight"])
 
 
 def test_a_file_is_hashed_once_and_again_when_it_changes(
@@ -290,13 +290,13 @@ print(time.perf_counter() - began)
 
 
 def test_checking_a_bundle_again_costs_little(cache: Path) -> None:
-    """24 graphs, 30 MB: hashed in the first process, looked up in the second."""
+    """30 graphs, 36 MB: hashed in the first process, looked up in the second."""
     taken = []
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", _HASHES], capture_output=True, text=True, check=True)
         taken.append(float(done.stdout))
     print(f"first {taken[0]:.3f} s, again {taken[1]:.3f} s")
-    assert len(json.loads((cache / "hashes.json").read_text())) == 24
+    assert len(json.loads((cache / "hashes.json").read_text())) == 30
     assert taken[1] < 2, taken
 
 

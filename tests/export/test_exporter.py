@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from diffplugin.export.maintenance import verify
 from diffplugin.export.measures import psnr, relative_error
 from diffplugin.export.parity import Comparison, check
 from diffplugin.export.prebuild import parse_size
+from diffplugin.plugins.cards import card_to_toml, shipped_cards
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,16 @@ def test_a_plugin_without_a_card_is_refused(checkpoint: Checkpoint, tmp_path: Pa
     colour = Checkpoint(checkpoint.base, checkpoint.clip, {"colourise": checkpoint.plugins["deblur"]}, None)
     with pytest.raises(CheckpointError, match=r"no card for colourise.*--cards"):
         export_bundle(colour, tmp_path / "bundle", name="x")
+
+
+def test_a_card_that_asks_for_a_missing_head_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    card = replace(shipped_cards()["deblur"], output="head")
+    (tmp_path / "cards").mkdir()
+    (tmp_path / "cards/deblur.toml").write_text(card_to_toml(card), encoding="utf-8")
+    with pytest.raises(
+        CheckpointError, match=r'deblur: its card says output = "head", but .*head/config\.json is miss'
+    ):
+        export_bundle(checkpoint, tmp_path / "bundle", name="x", cards=tmp_path)
 
 
 def test_own_cards_and_compounds_travel_with_the_bundle(

@@ -110,6 +110,7 @@ class FakeModel(OnnxBuilder):
             "diagnosis": _diagnosis,
             "vae_encoder": lambda x: {"cond": _pool(x["image"])},
             "vae_decoder": lambda x: {"image": _grow(x["latents"])},
+            "head": lambda x: {"change": _grow(x["latents"] - x["cond"])},
             "scb": lambda x: _residuals(x, PLUGINS[plugin]),
             "unet": lambda x: {"eps": self.towards(x, x["residual_1"]), "deep": _deep(x)},
             "unet_shallow": lambda x: {"eps": self.towards(x, x["residual_1"])},
@@ -193,7 +194,7 @@ def fake_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def fake_bundle(fake_folder: Path) -> Bundle:
     kinds = ("clip_text", "clip_vision", "selector", "diagnosis", "vae_encoder", "unet", "unet_shallow", "vae_decoder")
-    keys = (*kinds, *(f"{kind}/{plugin}" for plugin in PLUGINS for kind in ("tpb", "scb")))
+    keys = (*kinds, *(f"{kind}/{plugin}" for plugin in PLUGINS for kind in ("tpb", "scb", "head")))
     manifest = Manifest(
         created_with="test",
         name="fake",

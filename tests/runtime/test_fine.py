@@ -57,7 +57,9 @@ def test_only_pieces_with_fine_faults_run(dtype: type[Any]) -> None:
 
 def test_what_the_copy_found_is_left_to_it() -> None:
     photo, run = _photo(np.uint8, Tile(0, 0, HEIGHT, WIDTH), 1), AtFull()
-    carried = np.clip(photo.astype(np.int64) + 60, 0, 255).astype(np.uint8)  # a change beside which the detail is small
+    carried = np.clip(photo.astype(np.int64) + 150, 0, 255).astype(
+        np.uint8
+    )  # a change beside which the detail is small
     assert refined(photo, carried, _pieces(), BORDER, 3, run) is carried
     clean = _photo(np.uint8, Tile(0, 0, 0, 0), 1)
     assert refined(clean, clean, _pieces(), BORDER, 3, run) is clean

@@ -31,6 +31,7 @@ FUSED = {
     "unet": (11, 0, 35, 24),
     "unet_shallow": (0, 0, 11, 10),
     "step": (11, 0, 35, 24),
+    "head/derain": (0, 0, 0, 0),
     "vae_decoder": (0, 0, 17, 0),
 }
 

@@ -131,6 +131,16 @@ def test_parts_that_contradict_each_other_are_named(copy: Path) -> None:
         _ = _find(copy).dims
 
 
+def test_a_head_for_another_autoencoder_is_named(copy: Path) -> None:
+    place = copy / "pre-trained/deblur/head"
+    place.mkdir()
+    (place / "config.json").write_text(json.dumps({"factor": 4, "latent_channels": 16}))
+    with pytest.raises(
+        CheckpointError, match=r"deblur head latent_channels is 16, vae's is 4; deblur head factor is 4"
+    ):
+        _ = _find(copy).dims
+
+
 def test_a_folder_without_configs_is_refused(copy: Path) -> None:
     (copy / "stable-diffusion" / "unet" / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="is this a Stable Diffusion"):

@@ -12,7 +12,7 @@ pytest.importorskip("torch", reason="needs the extra [export]")
 
 from safetensors.numpy import load_file, save_file
 
-from diffplugin.bundle import default_bundle
+from diffplugin.bundle import default_bundle, open_bundle
 from diffplugin.errors import BundleError, CheckpointError
 from diffplugin.export.checkpoints.shared_weights import SUFFIX, read_shared
 from diffplugin.export.checkpoints.weights import choose_weights, read_tensors
@@ -22,14 +22,24 @@ from diffplugin.export.share_weights import copy_plain, share
 UNET = "base/unet/diffusion_pytorch_model"
 
 
+def _shared_stems() -> set[str]:
+    """The base's four networks, and the branches of the plugins."""
+    bundle = open_bundle(default_bundle())
+    branches = {key.partition("/")[::2] for key in bundle.manifest.graphs if key.startswith(("scb/", "head/"))}
+    stems = {f"pre-trained/{plugin}/{branch}/diffusion_pytorch_model" for branch, plugin in branches}
+    return stems | {UNET, "base/vae/diffusion_pytorch_model", "base/text_encoder/model", "clip/model"}
+
+
 def test_plain_files_come_back_byte_for_byte(tmp_path: Path) -> None:
     """A copy with plain files, shared again, and a plain copy of that."""
     first, second = tmp_path / "first", tmp_path / "second"
     copy_plain(embedded_checkpoint_folder(), first)
     assert not list(first.rglob(f"*{SUFFIX}"))
     plain = {path.relative_to(first): path.read_bytes() for path in first.rglob("*") if path.is_file()}
-    sizes = {path.name: (before, now) for path, before, now in share(first, default_bundle())}
-    assert len(sizes) == 2 and sum(now for _, now in sizes.values()) < 0.1 * sum(before for before, _ in sizes.values())
+    sizes = {path: (before, now) for path, before, now in share(first, default_bundle())}
+    assert len(sizes) == len(_shared_stems()) and sum(now for _, now in sizes.values()) < 0.1 * sum(
+        before for before, _ in sizes.values()
+    )
     assert not list(first.rglob("unet/*model.safetensors")), "the plain file is gone"
     copy_plain(first, second)
     assert {path.relative_to(second): path.read_bytes() for path in second.rglob("*") if path.is_file()} == plain
@@ -39,8 +49,7 @@ def test_the_embedded_checkpoint_holds_nothing_twice() -> None:
     """After an export: python -m diffplugin.export.share_weights."""
     checkpoint = embedded_checkpoint_folder()
     shared = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob(f"*{SUFFIX}")}
-    names = (UNET, "base/vae/diffusion_pytorch_model", "base/text_encoder/model", "clip/model")
-    assert shared == {f"{name}{SUFFIX}" for name in names}
+    assert shared == {f"{stem}{SUFFIX}" for stem in _shared_stems()}
     assert not (checkpoint / f"{UNET}.safetensors").exists()
     own, whole = load_file(checkpoint / f"{UNET}{SUFFIX}"), read_tensors(checkpoint / f"{UNET}{SUFFIX}")
     assert sum(a.nbytes for a in own.values()) < 0.05 * sum(t.nbytes for t in whole.values())

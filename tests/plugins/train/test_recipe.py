@@ -44,6 +44,7 @@ def test_recipe_makes_a_checkpoint_and_does_nothing_twice(work: Path, capsys: py
     parts = (read.unet(), read.autoencoder(), read.vision_encoder(), read.text_encoder(), read.selector_heads())
     assert all(torch.isfinite(value).all() for part in parts for value in part.state_dict().values())
     assert cards.registry(tree)["dehaze"].licence == base.LICENCE
+    assert cards.registry(tree)["dehaze"].output == "head" and "head/dehaze" in read.plugin_parts()
     generic = Path(tree / recipe.GENERIC / "tpb.pt").read_bytes()
     assert generic != (tree / "pre-trained/derain/tpb.pt").read_bytes(), "the plugin learned nothing of its own"
     before = {path: path.read_bytes() for path in (*tree.rglob("*.safetensors"), *tree.rglob("*.json"))}
@@ -141,7 +142,7 @@ def test_a_plugin_is_finished_on_pictures(work: Path, capsys: pytest.CaptureFixt
 def test_recipe_takes_a_part_of_every_stage_and_finishes_deblurring(work: Path) -> None:
     assert cli.main(["recipe", "--work", str(work), "--scale", "0.0002", "--tasks", "deblur"]) == 0
     states = {p.stem: torch.load(p, weights_only=True)["step"] for p in (work / "run").glob("*.pt")}
-    once = ("decoder", "plugin_deblur", "plugin_deblur_picture", "diagnosis")
+    once = ("decoder", "plugin_deblur", "plugin_deblur_picture", "head_deblur", "diagnosis")
     assert states == {**dict.fromkeys(once, 1), "vae": 2, "denoiser": 2, "selector": 4}, states
     assert [p.name for p in (work / "pool").iterdir()] == ["shard000"]
 

@@ -94,6 +94,18 @@ def test_residuals_and_lower_starts_too(
     assert error <= 1e-4, error
 
 
+def test_a_head_ends_the_stage_in_the_place_of_the_decoder(
+    on_device: Restorer, plain: Restorer, floats: Floats, driver: FakeDriver
+) -> None:
+    plugin = next(name for name, card in on_device.cards.items() if card.output == "head")
+    (device, mine), (_, theirs) = (floats(r, smooth_photo(), plugins=[plugin], steps=3) for r in (on_device, plain))
+    assert device.plan.loop == "device"
+    work = [call[1] for call in driver.calls if call[0] == "enqueue"]
+    assert f"head/{plugin}" in work and "vae_decoder" not in work
+    error = max(float(np.abs(a - b).max()) for a, b in zip(mine, theirs, strict=True))
+    assert error <= 1e-4, error
+
+
 def test_a_plan_says_what_runs(on_device: Restorer) -> None:
     plan, _ = on_device.plan(smooth_photo(), plugins=["derain", "lowlight"], steps=9)
     assert plan.loop == "device" and [s.scb_batch for s in plan.chain] == [3, 1], "9 in batches of up to 4, then 1"

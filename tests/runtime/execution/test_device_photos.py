@@ -121,7 +121,7 @@ def test_progress_counts_every_step_once_they_are_done(on_device: Restorer) -> N
 
 def test_a_picture_that_is_not_finite_is_refused(on_device: Restorer, library: FakeTensorRt) -> None:
     on_device.restore(smooth_photo(), plugins=["derain"], steps=2)
-    library.poisoned = {"vae_decoder"}
+    library.poisoned = {"head/derain"}
     with pytest.raises(NotFinite, match=r"derain, tensorrt-fake at fp32: 23040 of 23040 values"):
         on_device.restore(smooth_photo(), plugins=["derain"], steps=2)
     library.poisoned = set()

@@ -110,6 +110,30 @@ def test_outer_blocks_get_the_deep_feature_of_their_own_piece_and_last_whole_ste
     assert len(made) == 3 * pieces and used == [*first, *first, *second, *second]
 
 
+@pytest.mark.parametrize("size", [(64, 80), (300, 200)], ids=["one piece", "pieces"])
+def test_a_head_changes_the_photo_and_nothing_is_decoded(
+    restorer: Restorer, model: FakeModel, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    """The fake head adds what the plugin added to the latents, as a residual of the fake decoder does."""
+    made = {}
+    for output in ("head", "residual"):
+        monkeypatch.setitem(restorer.cards, "derain", replace(restorer.cards["derain"], output=output))
+        made[output] = restorer.restore(_photo(*size), plugins=["derain"], steps=3)
+        if output == "head":
+            assert model.runs("head/derain") == len(made[output].plan.tiles) and "vae_decoder" not in model.loads
+    assert np.abs(made["head"].array.astype(int) - made["residual"].array).max() <= 1
+    assert np.abs(made["head"].array.astype(int) - _photo(*size)).mean() > 20
+
+
+def test_prepare_loads_the_heads_of_all_plugins(
+    restorer: Restorer, model: FakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for plugin in ("derain", "deblur"):
+        monkeypatch.setitem(restorer.cards, plugin, replace(restorer.cards[plugin], output="head"))
+    restorer.prepare((80, 64))
+    assert {"head/derain", "head/deblur"} <= set(model.loads) and "head/lowlight" not in model.loads
+
+
 def test_residuals_between_two_runs_are_interpolated_in_the_timestep(less: Less, model: FakeModel) -> None:
     calls = iter(range(100))
 
