@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diffplugin.errors import CheckpointError
+from diffplugin.errors import CheckpointError, RequestError
 from diffplugin.export.checkpoints import Checkpoint
 from diffplugin.export.measures import psnr
 from diffplugin.plugins import cards
 from diffplugin.plugins.cards import PluginCard
 from diffplugin.plugins.networks.head import ChangeHead
 from diffplugin.plugins.networks.vae import Autoencoder
-from diffplugin.plugins.train import data, layout, loop, plugin, record, validation
+from diffplugin.plugins.train import data, layout, loop, plugin, record, tasks, validation
 from diffplugin.plugins.train.common import Pixels, to_tensor
 from diffplugin.plugins.train.pairs import Draw
 from diffplugin.plugins.train.plugin import picture_loss
@@ -30,7 +30,9 @@ SHARD = 100  # views of a file
 _BATCH = 4  # views that are sampled at once
 _MARGIN = 8  # pixels at a view's edges that are not trained on: there the autoencoder pads with zeros
 _ARRAYS = ("given", "truth", "latents", "cond")
-Sampled = Callable[[Sequence[Pixels], Sequence[Pixels], NDArray[np.float32]], tuple[Tensor, Tensor]]
+Latents = tuple[NDArray[np.float16], NDArray[np.float16]]  # of inputs, and what the plugin makes of them
+# (inputs, the pictures that they are parts of, noise) -> latents
+Sampled = Callable[[Sequence[Pixels], Sequence[Pixels], NDArray[np.float32]], Latents]
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -49,36 +51,44 @@ def head_card(card: PluginCard) -> PluginCard:
     return dataclasses.replace(card, output="head", coring=0, coring_peak=0)
 
 
-def write_views(
-    folder: Path, draw: Draw, sampled: Sampled, *, count: int, side: int, factor: int, channels: int = 4
-) -> None:
+def write_views(folder: Path, draw: Draw, sampled: Sampled, shape: Mapping[str, Any], *, count: int, side: int) -> None:
     """Views of ``side`` pixels with their latents, in shards; those that are there already are kept.
 
     A shard holds ``given`` and ``truth`` u8 [n, side, side, 3], ``latents`` and ``cond`` f16 [n, 4, h, w].
     """
-    for number in range(-(-count // SHARD)):
-        path = folder / f"shard{number:03d}.npz"
+    factor = shape["factor"]
+    for first in range(0, count, SHARD):
+        path = folder / f"shard{first // SHARD:03d}.npz"
         if path.exists():
             continue
-        rng = np.random.default_rng((number, side))
+        rng, last = np.random.default_rng((first // SHARD, side)), min(first + SHARD, count)
         made: dict[str, list[NDArray[Any]]] = {name: [] for name in _ARRAYS}
-        while len(made["given"]) < min(SHARD, count - number * SHARD):
+        for start in range(first, last, _BATCH):
             wholes, given = [], []
-            for _ in range(_BATCH):
+            for _ in range(min(_BATCH, last - start)):
                 bad, clean = draw(rng)
                 top, left = (int(v) // factor * factor for v in rng.integers(0, np.array(bad.shape[:2]) - side + 1))
                 window = np.s_[top : top + side, left : left + side]
                 wholes.append(bad)
                 given.append(np.ascontiguousarray(bad[window]))
                 made["truth"].append(clean[window])
-            noise = rng.standard_normal((_BATCH, channels, side // factor, side // factor), dtype=np.float32)
-            cond, latents = sampled(given, wholes, noise)
-            made["given"] += given
-            made["cond"] += list(cond.cpu().numpy().astype(np.float16))
-            made["latents"] += list(latents.cpu().numpy().astype(np.float16))
+            cond, latents = sampled(given, wholes, _noise(rng, given, shape))
+            for name, values in (("given", given), ("cond", cond), ("latents", latents)):
+                made[name] += list(values)
         arrays = {name: np.stack(values) for name, values in made.items()}
         layout.place(path, lambda part, arrays=arrays: _save(part, arrays))  # type: ignore[misc]
-        print(f"{folder.name}: {(number + 1) * SHARD} of {count} views", flush=True)
+        print(f"{folder.name}: {last} of {count} views", flush=True)
+
+
+def _noise(rng: np.random.Generator, given: Sequence[Pixels], shape: Mapping[str, Any]) -> NDArray[np.float32]:
+    sides = (side // shape["factor"] for side in given[0].shape[:2])
+    return rng.standard_normal((len(given), shape["latent_channels"], *sides), dtype=np.float32)
+
+
+def _held(sampled: Sampled, given: list[Pixels], truth: list[Pixels], shape: Mapping[str, Any]) -> Arrays:
+    """Pictures to look at, as a shard."""
+    cond, latents = sampled(given, given, _noise(np.random.default_rng(data.VALIDATION_SEED), given, shape))
+    return {"given": np.stack(given), "truth": np.stack(truth), "latents": latents, "cond": cond}
 
 
 def _save(part: Path, arrays: Arrays) -> None:
@@ -149,74 +159,53 @@ def train(task: str, chosen: data.Data, settings: Settings, read: Checkpoint) ->
 
     Raises:
         CheckpointError: the plugin has no card, or a part does not fit.
-        RequestError: no pairs, or a state of another training.
+        RequestError: no pairs, a resolution that the autoencoder cannot take, or a state of another training.
         ImageError: a faulty picture.
     """
-    recipe, precision = settings.recipe, settings.recipe.mixed_precision
-    place = read.plugins[task]
+    recipe, place = settings.recipe, read.plugins[task]
     if not (place / "card.toml").is_file():
         raise CheckpointError(f"{place / 'card.toml'}: missing; a head is trained for the card's own start and steps")
     card = cards.load_card(place / "card.toml", expected_id=task)
-    device = loop.accelerator().device
-    vae, model = read.autoencoder().to(device), plugin.from_checkpoint(read, task).to(device)
-    channels = vae.post_quant_conv.in_channels
-    factor, schedule = data.vae_factor(vae), NoiseSchedule.from_config(dict(read.config("scheduler")))
+    run = loop.accelerator(loop.TrainingArguments(steps=1, peak=1.0, precision=recipe.mixed_precision, trackers=()))
+    vae, model = read.autoencoder().to(run.device), plugin.from_checkpoint(read, task).to(run.device)
+    shape, schedule = config(vae), NoiseSchedule.from_config(dict(read.config("scheduler")))
+    if recipe.resolution % shape["factor"]:
+        raise RequestError(f"--resolution is {recipe.resolution}, expected a multiple of {shape['factor']}")
     opened = data.open_pairs(chosen, released=False, harder=recipe.harder_share)
-    files = [
-        f for part in ("unet", "vae", "clip_vision", f"scb/{task}", f"tpb/{task}") for f in read.source(part).files
-    ]
-    key = {
-        "pairs": opened.source.key(),
-        "model": record.weights_key(*files),
-        "sampled": [card.start, card.first_t, card.renoise_from_t, card.steps_first],
-        **{name: getattr(recipe, name) for name in ("resolution", "harder_share", "clean_share")},
-        **data.own_degradation(chosen, task),
-    }
 
-    def sampled(given: Sequence[Pixels], seen: Sequence[Pixels], noise: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return validation.final_latents(model, vae, schedule, given, card, noise=noise, seen=seen)
-
-    def looked_at(bad: list[Pixels], clean: list[Pixels]) -> Arrays:
-        noise = np.random.default_rng(data.VALIDATION_SEED)
-        shape = (len(bad), channels, *(side // factor for side in bad[0].shape[:2]))
-        cond, latents = sampled(bad, bad, noise.standard_normal(shape, dtype=np.float32))
-        both = {"latents": latents.cpu().numpy().astype(np.float16), "cond": cond.cpu().numpy().astype(np.float16)}
-        return {"given": np.stack(bad), "truth": np.stack(clean), **both}
+    def sampled(given: Sequence[Pixels], seen: Sequence[Pixels], noise: NDArray[np.float32]) -> Latents:
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=recipe.mixed_precision == "bf16"):
+            both = validation.final_latents(model, vae, schedule, given, card, noise=noise, seen=seen)
+        cond, latents = (x.cpu().numpy().astype(np.float16) for x in both)
+        return cond, latents
 
     folder, state = chosen.work / "heads" / task, chosen.work / "run" / f"head_{task}.pt"
-    record.claim(folder, key, restart=settings.restart)
-    names = ("learning_rate", "lr_scheduler", "lr_warmup_steps", "max_grad_norm", "ema_decay", "seed", "views", "crop")
-    learned = {name: getattr(recipe, name) for name in (*names, "train_batch_size")}
-    record.claim(state, key | learned, restart=settings.restart)
-    draw = data.drawn(chosen, opened, recipe)
-    write_views(folder, draw, sampled, count=recipe.views, side=recipe.resolution, factor=factor, channels=channels)
-    shards = [dict(np.load(path)) for path in sorted(folder.glob("shard*.npz"))[: -(-recipe.views // SHARD)]]
+    key = tasks.inputs_of(read, opened, settings, head_card(card), place)
+    views = {name: getattr(recipe, name) for name in ("resolution", "harder_share", "clean_share", "views")}
+    restart = settings.restart and run.is_main_process
+    with run.main_process_first():
+        taken = record.claim(folder, key | {"recipe": views}, restart=restart)
+        record.claim(state, key, restart=restart)
+        if run.is_main_process:
+            if not taken:
+                data.check(opened)
+            draw = data.drawn(chosen, opened, recipe)
+            write_views(folder, draw, sampled, shape, count=recipe.views, side=recipe.resolution)
+    shards = [dict(np.load(path)) for path in sorted(folder.glob("shard*.npz"))]
     bad, clean = opened.squares(recipe.resolution, 4 * chosen.shown)
     torch.manual_seed(recipe.seed)
-    shape = config(vae)
     head = ChangeHead(shape)
-    side = recipe.crop or recipe.resolution
+    side = min(recipe.crop or recipe.resolution, recipe.resolution)
     loop.fit(
-        Changing(head, shards, factor=factor, batch=recipe.train_batch_size, side=side),
-        loop.TrainingArguments(
-            steps=recipe.steps(0, 1),
-            peak=recipe.learning_rate,
-            schedule=recipe.lr_scheduler,
-            warmup=recipe.lr_warmup_steps,
-            ema=recipe.ema_decay,
-            clip=recipe.max_grad_norm,
-            weight_decay=recipe.adam_weight_decay,
-            every=recipe.checkpointing_steps,
-            validate=recipe.validation_steps,
-            precision=precision,
-            trackers=settings.trackers,
-        ),
+        Changing(head, shards, factor=shape["factor"], batch=recipe.train_batch_size, side=side),
+        tasks.training_arguments(settings, recipe.steps(len(opened.kept), run.num_processes), run.num_processes),
         state,
         name=f"head {task}",
         seed=recipe.seed,
-        report=quality(head, looked_at(bad, clean), looked_at(clean, clean)) if bad else None,
+        report=quality(head, *(_held(sampled, given, clean, shape) for given in (bad, clean))) if bad else None,
     )
+    if not run.is_main_process:
+        return
     layout.write_json(place / "head/config.json", shape)
     layout.write_tensors(place / "head/diffusion_pytorch_model.safetensors", head.state_dict())
     layout.write_lines(place / "card.toml", cards.card_to_toml(head_card(card)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from diffplugin.command import path, positive
-from diffplugin.errors import RequestError
 from diffplugin.plugins.train import plugin_cli
 
 STEPS = (1, 2, 4)  # that a student may have
@@ -53,10 +52,9 @@ def add_distill(parser: argparse.ArgumentParser) -> None:
 def run_distill(args: argparse.Namespace) -> None:
     """``dp-train distill``."""
     from diffplugin.export.checkpoints import Checkpoint
-    from diffplugin.plugins.train import data, distill, settings, tasks
+    from diffplugin.plugins.train import distill, settings, tasks
 
-    if args.validation_pictures < 0:
-        raise RequestError(f"--validation-pictures is {args.validation_pictures}, expected 0 or more")
+    chosen = plugin_cli.data_of(args)
     recipe = settings.overridden(settings.DISTILL, {field: getattr(args, field) for field in _NUMBERS})
     tree = args.work / "checkpoint"
     folder = args.teacher or tree / "pre-trained" / args.task
@@ -66,16 +64,10 @@ def run_distill(args: argparse.Namespace) -> None:
     base, clip = plugin_cli.local_model(args)
     outcome = distill.train(
         args.task,
-        data.Data(
-            work=args.work,
-            pairs=args.pairs,
-            root=args.root,
-            degradation=args.degradation or args.task,
-            shown=args.validation_pictures,
-        ),
+        chosen,
         settings.Settings(
             recipe=recipe,
-            trackers=() if args.report_to == "none" else (args.report_to,),
+            trackers=plugin_cli.trackers_of(args),
             restart=args.restart,
         ),
         Checkpoint(base or tree / "base", clip or tree / "clip", {args.task: folder}, None),

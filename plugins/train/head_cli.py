@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from diffplugin.command import path
-from diffplugin.errors import RequestError
 from diffplugin.plugins.train import plugin_cli
 
 # numbers of a recipe that a head's training takes
@@ -32,26 +31,19 @@ def add_head(parser: argparse.ArgumentParser) -> None:
 def run_head(args: argparse.Namespace) -> None:
     """``dp-train head``."""
     from diffplugin.export.checkpoints import Checkpoint
-    from diffplugin.plugins.train import change_head, data, settings
+    from diffplugin.plugins.train import change_head, settings
 
-    if args.validation_pictures < 0:
-        raise RequestError(f"--validation-pictures is {args.validation_pictures}, expected 0 or more")
+    chosen = plugin_cli.data_of(args)
     recipe = settings.overridden(settings.HEAD, {field: getattr(args, field) for field in _NUMBERS})
     tree = args.work / "checkpoint"
     place = args.plugin or tree / "pre-trained" / args.task
     base, clip = plugin_cli.local_model(args)
     change_head.train(
         args.task,
-        data.Data(
-            work=args.work,
-            pairs=args.pairs,
-            root=args.root,
-            degradation=args.degradation or args.task,
-            shown=args.validation_pictures,
-        ),
+        chosen,
         settings.Settings(
             recipe=recipe,
-            trackers=() if args.report_to == "none" else (args.report_to,),
+            trackers=plugin_cli.trackers_of(args),
             restart=args.restart,
         ),
         Checkpoint(base or tree / "base", clip or tree / "clip", {args.task: place}, None),

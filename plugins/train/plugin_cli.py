@@ -11,6 +11,7 @@ from diffplugin.command import path
 from diffplugin.errors import RequestError
 
 if TYPE_CHECKING:
+    from diffplugin.plugins.train.data import Data
     from diffplugin.plugins.train.settings import Recipe
 
 # options of a recipe under an older or shorter name
@@ -178,13 +179,36 @@ def local_model(args: argparse.Namespace) -> tuple[Path | None, Path | None]:
     return base, clip
 
 
-def run_plugin(args: argparse.Namespace) -> None:
-    """``dp-train plugin``."""
-    from diffplugin.export.checkpoints import Checkpoint
-    from diffplugin.plugins.train import data, settings, tasks, variants
+def data_of(args: argparse.Namespace) -> Data:
+    """What :func:`add_pairs` took.
+
+    Raises:
+        RequestError: a negative number of pictures.
+    """
+    from diffplugin.plugins.train.data import Data
 
     if args.validation_pictures < 0:
         raise RequestError(f"--validation-pictures is {args.validation_pictures}, expected 0 or more")
+    return Data(
+        work=args.work,
+        pairs=args.pairs,
+        root=args.root,
+        degradation=args.degradation or args.task,
+        shown=args.validation_pictures,
+    )
+
+
+def trackers_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """Where curves and pictures go."""
+    return () if args.report_to == "none" else (args.report_to,)
+
+
+def run_plugin(args: argparse.Namespace) -> None:
+    """``dp-train plugin``."""
+    from diffplugin.export.checkpoints import Checkpoint
+    from diffplugin.plugins.train import settings, tasks, variants
+
+    chosen = data_of(args)
     if args.variant not in variants.VARIANTS:
         raise RequestError(f"--variant {args.variant}: expected one of {', '.join(variants.VARIANTS)}")
     base, clip = local_model(args)
@@ -192,25 +216,19 @@ def run_plugin(args: argparse.Namespace) -> None:
     start = {args.task: args.start} if args.start else {}
     read = Checkpoint(base or tree / "base", clip or tree / "clip", start, None)
     card = tasks.choose_card(args.task, args.card, ours=base is None and args.pairs is None)
-    chosen = settings.recipe(
+    recipe = settings.recipe(
         args.recipe,
         read.config("unet").get("block_out_channels", ()),
         {field: getattr(args, field) for field in settings.option_types()},
     )
     outcome = tasks.train(
         args.task,
-        data.Data(
-            work=args.work,
-            pairs=args.pairs,
-            root=args.root,
-            degradation=args.degradation or args.task,
-            shown=args.validation_pictures,
-        ),
+        chosen,
         settings.Settings(
-            recipe=chosen,
+            recipe=recipe,
             variant=args.variant,
             loss=args.loss,
-            trackers=() if args.report_to == "none" else (args.report_to,),
+            trackers=trackers_of(args),
             cache_latents=args.cache_latents,
             restart=args.restart,
             dry_run=args.dry_run,

@@ -51,7 +51,7 @@ MEASURED = {
     "selector": 3e-7,
     "vae_encoder": 4.3e-4,
     "scb/derain": 7.2e-4,
-    "head/derain": 2.0e-3,
+    "head/derain": 4.3e-4,
     "unet": 4.6e-4,
     "unet_shallow": 3.0e-4,
     "vae_decoder": 5.9e-4,
