@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diffplugin.errors import CheckpointError
 from diffplugin.export.checkpoints import configs, single_file, weights
+from diffplugin.export.checkpoints.agreement import pairs
 from diffplugin.export.checkpoints.settings import MAX_WIDTH
 from diffplugin.export.checkpoints.weights import Tensors, WeightFiles, find_weights, read_tensors, read_weights
 from diffplugin.export.reading import exists, is_file, read_json
@@ -28,7 +29,6 @@ from diffplugin.plugins.networks.tiny_vae import TinyAutoencoder
 from diffplugin.plugins.networks.unet import UNet
 from diffplugin.plugins.networks.vae import Autoencoder
 from diffplugin.runtime.sampling.noise_schedule import NoiseSchedule
-from diffplugin.runtime.sampling.time_features import time_settings
 from diffplugin.spec import ModelDims
 
 SELECTOR_FOLDER, SELECTOR_FILE = "plugin_selector", "PromptTunner.pt"  # the release's own spelling
@@ -226,34 +226,12 @@ class Checkpoint:
             context=text["max_position_embeddings"],
             native_latent=configs.native_latent(unet),
         )
-        faults = [f"{left} is {a}, {right} is {b}" for left, a, right, b in self._pairs(dims) if a != b]
+        faults = [
+            f"{left} is {a}, {right} is {b}" for left, a, right, b in pairs(self.config, self.parts(), dims) if a != b
+        ]
         if faults:
             raise CheckpointError(f"checkpoint parts do not fit each other: {'; '.join(faults)}")
         return dims
-
-    def _pairs(self, dims: ModelDims) -> Iterator[tuple[str, Any, str, Any]]:
-        """Settings that must agree: (name, value, name, value)."""
-        unet, text = self.config("unet"), self.config("text_encoder")
-        yield "unet in_channels", unet["in_channels"], "vae latent_channels", dims.latent_channels
-        yield "text_encoder hidden_size", text["hidden_size"], "unet cross_attention_dim", dims.token_width
-        if self.tiny_vae is not None:
-            tiny = self.config("tiny_vae")
-            yield "tiny_vae latent_channels", tiny["latent_channels"], "vae latent_channels", dims.latent_channels
-            yield "tiny_vae factor", 2 ** (len(tiny["decoder_block_out_channels"]) - 1), "vae factor", dims.factor
-        for plugin in self.plugins:
-            scb = self.scb_config(plugin)
-            yield f"{plugin} scb in_channels", scb["in_channels"], "vae latent_channels", dims.latent_channels
-            yield f"{plugin} scb width", scb["block_out_channels"][0], "unet width", dims.residual_channels
-            yield f"{plugin} scb cross_attention_dim", scb["cross_attention_dim"], "unet's", dims.token_width
-            yield f"{plugin} scb layers_per_block", scb["layers_per_block"], "what three residuals need", 2
-            # one set of time features feeds both networks
-            ours, theirs = dict(time_settings(scb)), dict(time_settings(unet))
-            for key, value in ours.items():
-                yield f"{plugin} scb {key}", value, "unet's", theirs[key]
-            if f"head/{plugin}" in self.plugin_parts():
-                head = self.config(f"head/{plugin}")
-                yield f"{plugin} head latent_channels", head["latent_channels"], "vae's", dims.latent_channels
-                yield f"{plugin} head factor", head["factor"], "vae factor", dims.factor
 
     def blank(self, part: str) -> nn.Module:
         """A part's network without storage: its weights come from the file and are not in memory twice.

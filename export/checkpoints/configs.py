@@ -10,7 +10,7 @@ versions that wrote the published files to today's (a test compares them with th
 - ``text_encoder``, ``clip_vision``: transformers, ``CLIPTextConfig`` and ``CLIPVisionConfig``
 - ``preprocessor``: transformers, ``CLIPImageProcessor``
 - ``scb``: Diff-Plugin's ``SCBNet.__init__``, which has the defaults of diffusers' ``ControlNetModel``
-- ``diagnosis``, ``head``: this project's own
+- ``diagnosis``, ``head``: this project's own (:mod:`.own_configs`)
 
 Settings with a single allowed value are those that Stable Diffusion 1.x fixes: any other value means another network.
 """
@@ -20,9 +20,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from diffplugin.export.checkpoints import own_configs
 from diffplugin.export.checkpoints.settings import (
     MAX_LAYERS,
-    MAX_LEVELS,
     MAX_WIDTH,
     Setting,
     blocks,
@@ -31,9 +31,7 @@ from diffplugin.export.checkpoints.settings import (
     flag,
     flags,
     heads,
-    name,
     number,
-    of_each,
     off,
     one_of,
     read_settings,
@@ -43,7 +41,6 @@ from diffplugin.export.checkpoints.settings import (
     whole,
     widths,
 )
-from diffplugin.spec import DIAGNOSES
 
 Config = dict[str, Any]
 NATIVE_LATENT = 64  # SD 1.x was trained on 512 x 512 pixels
@@ -170,21 +167,6 @@ _PREPROCESSOR = {
     "size": Setting(None, side("shortest_edge")),
     "crop_size": Setting(None, side("height", "width")),
 }
-# Of each task an id and the probability above which it is restored; the levels of the encoder.
-_DIAGNOSIS = {
-    "tasks": Setting([], of_each(DIAGNOSES, name)),
-    "thresholds": Setting([0.5] * DIAGNOSES, of_each(DIAGNOSES, number(0, 1))),
-    "widths": Setting([16, 32, 64, 128], widths),
-    "blocks": Setting([1, 1, 2], of_each(MAX_LEVELS, whole(0, 16), least=0)),
-    "statistics": Setting(0, whole(0, MAX_WIDTH)),
-    "hidden": Setting(128, whole(1, MAX_WIDTH)),
-}
-_HEAD = {
-    "latent_channels": Setting(4, whole(1, 64)),
-    "factor": Setting(8, whole(2, 64)),
-    "widths": Setting([32, 64, 64], of_each(3, whole(1, MAX_WIDTH))),
-    "blocks": Setting([2, 1, 2], of_each(3, whole(0, 64))),
-}
 TABLES = {
     "unet": _UNET,
     "vae": _VAE,
@@ -193,8 +175,8 @@ TABLES = {
     "clip_vision": _VISION,
     "scb": _SCB,
     "preprocessor": _PREPROCESSOR,
-    "diagnosis": _DIAGNOSIS,
-    "head": _HEAD,
+    "diagnosis": own_configs.DIAGNOSIS,
+    "head": own_configs.HEAD,
 }
 # Where a file names its class, the ones whose settings these are.
 _CLASSES = {
@@ -307,20 +289,6 @@ def _vision(config: Config) -> list[str]:
     return _clip(config)
 
 
-def _diagnosis(config: Config) -> list[str]:
-    tasks, levels = config["tasks"], len(config["widths"]) - 1
-    faults = (
-        []
-        if len(set(tasks)) == DIAGNOSES
-        else [f"tasks are {', '.join(tasks) or 'none'}, expected {DIAGNOSES} different ones"]
-    )
-    if len(config["blocks"]) != levels:
-        faults.append(f"blocks has {len(config['blocks'])} entries, widths has {levels} after the first")
-    if config["statistics"] and levels < 2:
-        faults.append(f"statistics is {config['statistics']}, which needs 2 levels, widths has {levels}")
-    return faults
-
-
 def _divides(name: str, count: int, width: int) -> list[str]:
     return [f"{name} is {count}, which does not divide a width of {width}"] if width % count else []
 
@@ -332,7 +300,7 @@ _WITHIN: dict[str, Callable[[Config], list[str]]] = {
     "tiny_vae": _tiny_vae,
     "text_encoder": _clip,
     "clip_vision": _vision,
-    "diagnosis": _diagnosis,
+    "diagnosis": own_configs.check_diagnosis,
 }
 
 
